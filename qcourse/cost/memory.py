@@ -1,0 +1,61 @@
+"""How many bytes weights take at a given number of bits.
+
+The idea: codes cost bits / 8 bytes each; every scale, and when asymmetric every zero point, comes on top. That is all,
+and it is enough to see why a "4-bit" weight takes 4.125 bits.
+
+Sizes are in bytes; GB is 10^9 bytes, GiB is 2^30. `QuantizedTensor.nbytes` counts a tensor that exists; this file
+predicts.
+"""
+
+
+def bytes_per_parameter(
+    bits: float, group_size: float | None = None, *, scale_bytes: float = 2, zero_bytes: float = 0
+) -> float:
+    """bits / 8 + (scale_bytes + zero_bytes) / group_size.
+
+    Args:
+        bits: bits a code.
+        group_size: parameters that share a scale; None counts no scales at all.
+        scale_bytes: bytes a scale (2 is float16).
+        zero_bytes: bytes a zero point (0 is symmetric; bits / 8 is packed like a code).
+
+    Raises:
+        ValueError: bits or group_size not above 0, scale_bytes or zero_bytes below 0.
+
+    >>> bytes_per_parameter(4, 128)
+    0.515625
+    """
+    _check_positive(bits=bits, group_size=1 if group_size is None else group_size)
+    _check_not_negative(scale_bytes=scale_bytes, zero_bytes=zero_bytes)
+    return bits / 8 + (0 if group_size is None else (scale_bytes + zero_bytes) / group_size)
+
+
+def weight_bytes(count: int, bits: int, *, scales: int = 0, scale_bytes: float = 2, zero_bytes: float = 0) -> float:
+    """ceil(count * bits / 8) + scales * (scale_bytes + zero_bytes): the size of `count` codes with their scales.
+
+    Args:
+        count: how many weights.
+        scales: how many scales (1 a tensor, `out` for one a channel, count / group_size for groups).
+        bits, scale_bytes, zero_bytes: as in `bytes_per_parameter`.
+
+    Raises:
+        ValueError: bits not above 0, another argument below 0.
+
+    >>> weight_bytes(8192 * 4096, 8, scales=8192)
+    33570816
+    """
+    _check_positive(bits=bits)
+    _check_not_negative(count=count, scales=scales, scale_bytes=scale_bytes, zero_bytes=zero_bytes)
+    return -(-count * bits // 8) + scales * (scale_bytes + zero_bytes)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value!r} must be above 0")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value!r} must be 0 or more")

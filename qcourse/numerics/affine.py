@@ -1,0 +1,265 @@
+"""Real numbers to integer codes and back: the affine quantizer.
+
+The idea: choose a scale (the width of one step) and a zero point (the code that stands for 0), then
+
+    codes = saturate(round(x / scale) + zero_point)        x_hat = scale * (codes - zero_point)
+
+Rounding is half to even, the division a true one (not a product with 1/scale), and saturation clips to [qmin, qmax].
+
+Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference"
+(CVPR 2018), section 2.1.
+
+Which values share a scale is the business of `granularity.py`; how codes become bytes, of `packing.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from qcourse.numerics.granularity import Granularity, PerChannel, PerTensor
+from qcourse.numerics.packing import packed_nbytes
+from qcourse.numerics.quantized import Parameters, QuantizedTensor
+from qcourse.numerics.validation import check_finite, check_floating, check_stored_scale
+
+CHUNK = 1 << 19  # values worked on at a time: 2 MiB of float32, so that intermediates stay in the cache
+SCALE_RULES = ("amax", "full", "mse")
+MSE_SHRINKS = tuple(0.97**i for i in range(100))  # the fractions of the full range that "mse" tries: 1 down to 0.05
+
+
+def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
+    """The smallest and largest code of `bits` bits, (qmin, qmax).
+
+    >>> integer_range(4), integer_range(4, signed=False)
+    ((-8, 7), (0, 15))
+    """
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+
+
+@dataclass(frozen=True)
+class IntQuantizer:
+    """The affine quantizer to integers of 2 to 8 bits.
+
+    Args:
+        bits: 2 to 8.
+        symmetric: True: signed codes and zero_point 0. False: codes 0 .. 2^bits - 1 over [min, max], widened to hold 0.
+        granularity: which values share a scale.
+        scale_rule: how a range becomes a scale. "amax": amax / qmax, or (max - min) / (2^bits - 1) when not symmetric.
+            "full": 2 amax / (2^bits - 1), symmetric only; every code is used and the top value clips by half a step.
+            "mse": "amax" on that fraction of the range (of MSE_SHRINKS) which leaves the least squared error.
+        scale_dtype: the floating-point dtype that scales are stored and counted in; codes are made with the stored
+            scale.
+
+    Raises:
+        ValueError: an argument outside the above.
+
+    >>> IntQuantizer(bits=4, symmetric=False)(torch.tensor([0.0, 0.4, 1.5])).codes.tolist()
+    [0, 4, 15]
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    granularity: Granularity = PerTensor()
+    scale_rule: str = "amax"
+    scale_dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or self.bits not in range(2, 9):
+            raise ValueError(f"bits={self.bits!r} must be a whole number from 2 to 8")
+        if self.scale_rule not in SCALE_RULES:
+            raise ValueError(f"scale_rule={self.scale_rule!r} must be one of {', '.join(SCALE_RULES)}")
+        if self.scale_rule == "full" and not self.symmetric:
+            raise ValueError("scale_rule='full' needs symmetric=True; an asymmetric range uses every code anyway")
+        if not self.scale_dtype.is_floating_point:
+            raise ValueError(f"scale_dtype={self.scale_dtype} must be a floating-point dtype")
+
+    @property
+    def qmin(self) -> int:
+        """The smallest code."""
+        return integer_range(self.bits, signed=self.symmetric)[0]
+
+    @property
+    def qmax(self) -> int:
+        """The largest code."""
+        return integer_range(self.bits, signed=self.symmetric)[1]
+
+    def __call__(self, x: Shaped[Tensor, "*shape"]) -> QuantizedTensor:
+        """x quantized on its own range; raises what `fit` raises."""
+        parameters = self.fit(x)
+        return QuantizedTensor(self._encode(x, parameters), parameters, self)  # fit has looked for NaN already
+
+    def fit(self, x: Shaped[Tensor, "*shape"]) -> Parameters:
+        """The scale and zero point for x's own range, by `scale_rule`.
+
+        Raises:
+            TypeError: x is not a floating-point tensor.
+            ValueError: x is empty, has NaN or infinity, or does not suit the granularity; a scale that scale_dtype
+                cannot hold.
+        """
+        check_floating(x)
+        shape = self.granularity.scale_shape(x.shape)
+        rows = self.granularity.rows(x.detach())
+        low, high = _range(rows)
+        check_finite(x, low, high)
+        if self.scale_rule == "mse":
+            shrink = self._least_squares_shrink(rows, low, high)
+            low, high = low * shrink, high * shrink
+        return self.from_range(low.reshape(shape), high.reshape(shape))
+
+    def from_range(self, low: Float[Tensor, "*scales"], high: Float[Tensor, "*scales"]) -> Parameters:
+        """The scale and zero point for the range [low, high] widened to hold 0; where calibrations plug in.
+
+        An all-zero range gets scale 1. A scale that scale_dtype cannot hold raises ValueError.
+        """
+        low, high = low.double().clamp(max=0), high.double().clamp(min=0)
+        if self.symmetric:
+            exact = torch.maximum(-low, high) / (self.qmax + 0.5 * (self.scale_rule == "full"))
+        else:
+            exact = (high - low) / (self.qmax - self.qmin)
+        exact = torch.where(exact == 0, 1.0, exact)
+        scale = exact.to(self.scale_dtype)
+        check_stored_scale(scale, exact)
+        zero_point = torch.zeros_like(low) if self.symmetric else (-low / scale.double()).round()
+        return Parameters(scale, zero_point.clamp(self.qmin, self.qmax).to(self._code_dtype))
+
+    def encode(self, x: Shaped[Tensor, "*shape"], parameters: Parameters) -> Int[Tensor, "*shape"]:
+        """saturate(round(x / scale) + zero_point): int8 when symmetric, uint8 when not.
+
+        Raises:
+            TypeError: x is not a floating-point tensor.
+            ValueError: x is empty or has NaN or infinity; parameters of the wrong shape, a scale that is not positive
+                and finite, a zero point that is not a code.
+        """
+        check_floating(x)
+        self._check_parameters(parameters, self.granularity.scale_shape(x.shape))
+        check_finite(x, *_range(x.detach().reshape(1, -1)))
+        return self._encode(x, parameters)
+
+    def decode(self, codes: Int[Tensor, "*shape"], parameters: Parameters) -> Float[Tensor, "*shape"]:
+        """scale * (codes - zero_point), in float32, or float64 where the scale is."""
+        rows = self.granularity.rows(codes)
+        out = torch.empty(rows.shape, dtype=_wide(parameters.scale.dtype), device=codes.device)
+        for part, scale, zero_point, part_out in _chunks(rows, parameters, out):
+            torch.mul(part.to(out.dtype).sub_(zero_point), scale, out=part_out)
+        return self.granularity.unrows(out, codes.shape)
+
+    def parameter_nbytes(self, parameters: Parameters) -> int:
+        """Bytes of the scales in their dtype and, when not symmetric, of the zero points packed like any code."""
+        zeros = 0 if self.symmetric else packed_nbytes(parameters.zero_point.numel(), self.bits)
+        return parameters.scale.numel() * parameters.scale.element_size() + zeros
+
+    @property
+    def _code_dtype(self) -> torch.dtype:
+        return torch.int8 if self.symmetric else torch.uint8
+
+    def _encode(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """`encode` without its checks; computes in float64 where x or the scale is, else in float32."""
+        rows = self.granularity.rows(x.detach())
+        codes = torch.empty(rows.shape, dtype=self._code_dtype, device=x.device)
+        dtype = torch.promote_types(_wide(x.dtype), _wide(parameters.scale.dtype))
+        for part, scale, zero_point, out in _chunks(rows, parameters, codes):
+            steps = torch.div(part.to(dtype), scale.to(dtype)).round_().add_(zero_point)
+            out.copy_(steps.clamp_(self.qmin, self.qmax))
+        return self.granularity.unrows(codes, x.shape)
+
+    def _least_squares_shrink(self, rows: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " scales"]:
+        """For each row, the fraction of its range that leaves the least squared error."""
+        by_row = replace(self, granularity=PerChannel(0), scale_rule="amax", scale_dtype=torch.float32)
+        least, best = torch.full_like(low, torch.inf), torch.ones_like(low)
+        for shrink in MSE_SHRINKS:
+            parameters = by_row.from_range(shrink * low[:, None], shrink * high[:, None])
+            error = (by_row.decode(by_row._encode(rows, parameters), parameters) - rows).square_().sum(dim=1)
+            best = torch.where(error < least, shrink, best)
+            least = torch.minimum(least, error)
+        return best
+
+    def _check_parameters(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
+        scale, zero_point = parameters.scale, parameters.zero_point
+        if scale.shape != shape or zero_point.shape != shape:
+            raise ValueError(
+                f"scale of shape {tuple(scale.shape)} and zero_point of shape {tuple(zero_point.shape)} must both have "
+                f"the shape {shape} that granularity={self.granularity} gives"
+            )
+        if not (torch.isfinite(scale) & (scale > 0)).all():
+            raise ValueError(f"scale={scale.tolist()} must be positive and finite")
+        if zero_point.dtype.is_floating_point or ((zero_point < self.qmin) | (zero_point > self.qmax)).any():
+            raise ValueError(f"zero_point={zero_point.tolist()} must be whole codes in [{self.qmin}, {self.qmax}]")
+        if self.symmetric and zero_point.any():
+            raise ValueError(f"zero_point={zero_point.tolist()} must be 0 when symmetric=True")
+
+
+def quantize(
+    x: Shaped[Tensor, "*shape"],
+    bits: int = 8,
+    *,
+    symmetric: bool = True,
+    granularity: Granularity = PerTensor(),
+    scale_rule: str = "amax",
+    scale_dtype: torch.dtype = torch.float32,
+    scale: float | Tensor | None = None,
+    zero_point: int | Tensor | None = None,
+) -> QuantizedTensor:
+    """IntQuantizer(bits, ...)(x): saturate(round(x / scale) + zero_point), on x's own range or on the scale given.
+
+    Args:
+        x: finite floating-point values, any shape; float16 and bfloat16 are worked on in float32. Gradients stop here
+            (rounding has none to give).
+        scale: use this scale instead of x's own; with granularity other than PerTensor, broadcast to its shape.
+        zero_point: the code for 0 that goes with `scale`; 0 if left out.
+        bits, symmetric, granularity, scale_rule, scale_dtype: as in `IntQuantizer`.
+
+    Raises:
+        TypeError, ValueError: as `IntQuantizer`, `IntQuantizer.fit`, `IntQuantizer.encode`; zero_point without scale.
+
+    >>> q = quantize(torch.tensor([-0.51, 0.02, 0.33, -0.18, 0.6]), bits=8)
+    >>> q.codes.tolist(), round(q.scale.item(), 6)
+    ([-108, 4, 70, -38, 127], 0.004724)
+    """
+    quantizer = IntQuantizer(bits, symmetric, granularity, scale_rule, scale_dtype)
+    if scale is None:
+        if zero_point is not None:
+            raise ValueError(f"zero_point={zero_point} was given without scale; give both, or neither")
+        return quantizer(x)
+    check_floating(x)
+    shape = granularity.scale_shape(x.shape)
+    zeros = torch.as_tensor(0 if zero_point is None else zero_point, device=x.device)
+    given = Parameters(torch.as_tensor(scale, dtype=scale_dtype, device=x.device).expand(shape), zeros.expand(shape))
+    return QuantizedTensor(quantizer.encode(x, given), given, quantizer)
+
+
+def fake_quantize(x: Shaped[Tensor, "*shape"], bits: int = 8, **options: object) -> Float[Tensor, "*shape"]:
+    """quantize then dequantize, in x's dtype: what x has become once it has been stored in codes.
+
+    Takes and raises what `quantize` does. The result carries no gradient; methods.qat has the version that does.
+
+    >>> fake_quantize(torch.tensor([0.3, 2.6, 7.0]), bits=4).tolist()
+    [0.0, 3.0, 7.0]
+    """
+    return quantize(x, bits, **options).dequantize().to(x.dtype)  # type: ignore[arg-type]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in: float64 stays, everything else becomes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _range(rows: Float[Tensor, "scales size"]) -> tuple[Tensor, Tensor]:
+    """The smallest and largest value of each row; NaN passes through."""
+    if len(rows) == 1:
+        low, high = torch.aminmax(rows)
+        return low[None], high[None]
+    parts = [(part.amin(dim=1), part.amax(dim=1)) for part in rows.split(max(1, CHUNK // rows.shape[1]))]
+    return torch.cat([low for low, _ in parts]), torch.cat([high for _, high in parts])
+
+
+def _chunks(rows: Tensor, parameters: Parameters, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """rows and out in pieces of about CHUNK values, each with the scales and zero points of its rows as a column."""
+    scale, zero_point = parameters.scale.reshape(-1, 1), parameters.zero_point.reshape(-1, 1)
+    if len(rows) == 1:
+        for part, part_out in zip(rows.split(CHUNK, dim=1), out.split(CHUNK, dim=1), strict=True):
+            yield part, scale, zero_point, part_out
+        return
+    count = max(1, CHUNK // rows.shape[1])
+    yield from zip(rows.split(count), scale.split(count), zero_point.split(count), out.split(count), strict=True)
