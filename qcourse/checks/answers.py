@@ -1,0 +1,108 @@
+"""What a learner's function gave back, as plain data, or what went wrong instead.
+
+The idea: an answer is told apart by its exact type and turned into numbers, text, NumPy arrays and tuples of these
+before anything compares it. So a list, a NumPy array and a tensor are equally good, and an object that calls itself
+equal to everything gets nowhere: it is no answer.
+
+`judge.py` compares; this file never sees what is right. It needs torch and NumPy but nothing of qcourse, so that a
+process that holds no reference can carry it alone.
+"""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+STUB = "not written yet"  # what a stub's NotImplementedError says
+LONGEST = 300  # characters kept of an error's message
+
+
+class UnreadableError(TypeError):
+    """The function gave back something that stands for no numbers."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call that gave no answer.
+
+    Args:
+        kinds: the names of the exception's class and of its bases, ("ZeroDivisionError", "ArithmeticError", ...).
+        message: what it said.
+        line: the line of the learner's function that it came from, "" where there is none to show.
+        raised_in: the name of the function that raised it, which may be one that the learner's calls.
+    """
+
+    kinds: tuple[str, ...]
+    message: str = ""
+    line: str = ""
+    raised_in: str = ""
+
+    def is_stub(self, name: str) -> bool:
+        """Whether this is the untouched stub of the function called `name`."""
+        return (self.kinds[0], self.message, self.raised_in) == ("NotImplementedError", STUB, name)
+
+
+def capture(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """function(*args) as plain data, or the Failure it ended in; args are copied, so the caller's stay as they are.
+
+    >>> capture(lambda x: x + 1, (torch.tensor([1, 2]),)).tolist()
+    [2, 3]
+    >>> capture(lambda x: 1 / x, (0,)).message
+    'division by zero'
+    """
+    try:
+        return plain(function(*map(_copied, args)))
+    except KeyboardInterrupt:  # the learner's own stop button
+        raise
+    except BaseException as error:  # exit() too: a learner's error ends the answer, not the notebook
+        said = traceback.TracebackException.from_exception(error, limit=0)  # also where its __str__ is broken
+        kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+        return Failure(kinds, str(said)[:LONGEST], *_place(error))
+
+
+def plain(value: Any) -> Any:
+    """The value as a bool, int, float, str, NumPy array, or a tuple of these.
+
+    Raises:
+        UnreadableError: anything else, subclasses of the above included.
+
+    >>> plain([1, (2.5, True)])
+    (1, (2.5, True))
+    """
+    kind = type(value)  # not isinstance, which an object may answer as it likes
+    if kind in (bool, float, str) or (kind is int and -(1 << 63) <= value < 1 << 64):
+        return value
+    if kind in (list, tuple):
+        return tuple(map(plain, value))
+    if kind is torch.Tensor:
+        value = _to_numpy(value)
+    if (type(value) is np.ndarray or kind in _NUMPY_SCALARS) and value.dtype.kind in "biuf":
+        return np.array(value)  # a copy: the function may go on writing into what it gave back
+    what = "None (is a `return` missing?)" if value is None else f"a value of type {kind.__name__}"
+    raise UnreadableError(f"returned {what}; give back numbers, lists, NumPy arrays or plain tensors")
+
+
+_NUMPY_SCALARS = frozenset(np.sctypeDict.values())
+
+
+def _to_numpy(value: torch.Tensor) -> np.ndarray:
+    value = value.detach().cpu()
+    if value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64):
+        value = value.float()  # bfloat16 and the 8-bit floats, which NumPy does not have
+    return value.numpy()
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return tuple(map(_copied, value)) if isinstance(value, tuple) else value
+
+
+def _place(error: BaseException) -> tuple[str, str]:
+    """The innermost line of the file (or cell) that the learner's function is written in, and who raised the error."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return (f"line {own[-1].lineno}: {own[-1].line}", frames[-1].name) if own else ("", "")

@@ -1,0 +1,62 @@
+"""Arguments and answers written out for a learner: whole where they are small, their place where they are not.
+
+The idea: what is shown of a call can be pasted into a cell and tried.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+LARGEST = 24  # values of an array that are written out
+
+
+def call(name: str, args: tuple[Any, ...]) -> str:
+    """The call, ready to paste where its arguments are small.
+
+    >>> call("quantize", (torch.tensor([0.5, -0.41]), 0.25, 4))
+    'quantize(torch.tensor([0.5, -0.41]), 0.25, 4)'
+    """
+    return f"{name}({', '.join(map(_argument, args))})"
+
+
+def show(value: Any) -> str:
+    """A plain answer, six digits a float.
+
+    >>> show((np.array([[1.0], [0.1 + 0.2]]), 3)), show(np.zeros((8, 8)))
+    ('([[1.0], [0.3]], 3)', 'float64 numbers of shape (8, 8)')
+    """
+    if isinstance(value, tuple):
+        return f"({', '.join(map(show, value))})" if _count(value) <= LARGEST else f"{len(value)} values"
+    if isinstance(value, np.ndarray | np.generic):
+        if value.size > LARGEST:
+            return f"{value.dtype} numbers of shape {value.shape}"
+        return show(value.tolist())
+    if isinstance(value, list):
+        return f"[{', '.join(map(show, value))}]"
+    return repr(float(f"{value:.6g}")) if isinstance(value, float) else repr(value)
+
+
+def pinpoint(answer: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> tuple[str, str]:
+    """What came and what was expected: whole arrays where small, else the first place that is wrong."""
+    if answer.size <= LARGEST:
+        return f"returned {show(answer)}", show(expected)
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    index = ", ".join(map(str, place))
+    return (
+        f"returned {show(answer[place])} at [{index}] ({wrong.sum()} of {wrong.size} values differ)",
+        show(expected[place]),
+    )
+
+
+def _count(value: Any) -> int:
+    return sum(map(_count, value)) if isinstance(value, tuple) else np.size(value)
+
+
+def _argument(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return f"({', '.join(map(_argument, value))})" if isinstance(value, tuple) else show(value)
+    if value.numel() > LARGEST:
+        return f"<{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}>"
+    dtype = "" if value.dtype in (torch.float32, torch.int64) else f", dtype={value.dtype}"
+    return f"torch.tensor({show(value.numpy())}{dtype})"

@@ -1,0 +1,162 @@
+"""The command `qcourse`: the lessons in JupyterLab, progress over all sheets, one sheet checked.
+
+    qcourse lab         JupyterLab, opened at the first lesson
+    qcourse check       the points of every exercise so far
+    qcourse check 01    run your exercises/01_*.ipynb and print each verdict
+
+What stops a reader ends in one sentence.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # heavy imports wait until they are needed, so that `--help` answers at once
+    from nbformat import NotebookNode
+
+FIRST_LESSON = "notebooks/00_start_here.ipynb"
+CELL_TIMEOUT_S = 120
+
+
+def find(pattern: str) -> Path:
+    """The first path that matches in the current folder, the one above, or the repository that qcourse runs from.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for folder in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parent.parent):
+        for path in sorted(folder.glob(pattern)):
+            return path
+    raise FileNotFoundError(f"There is no {pattern} here; run this in the course's folder.")
+
+
+def lab(more: list[str]) -> int:
+    """Start JupyterLab on the course and stay until it ends; `more` is passed on to it."""
+    root = find(FIRST_LESSON).parent.parent
+    command = [
+        *(sys.executable, "-m", "jupyterlab"),
+        f"--ServerApp.root_dir={root}",
+        f"--LabApp.default_url=/lab/tree/{FIRST_LESSON}",
+        "--LabApp.news_url=None",  # nothing asks the network
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+    ]
+    return subprocess.run([*command, *more], check=False).returncode
+
+
+def progress_table() -> str:
+    """The points of every exercise and when they were earned, by sheet."""
+    from qcourse.checks.progress import read_progress
+    from qcourse.checks.registry import load_sheet, sheet_ids
+
+    best = read_progress()
+    lines, total, worth = [], 0, 0
+    for sheet in map(load_sheet, sheet_ids()):
+        earned = [best.get(exercise.id, {"points": 0, "date": "-"}) for exercise in sheet.exercises]
+        points, most = sum(one["points"] for one in earned), sum(exercise.points for exercise in sheet.exercises)
+        lines.append(f"{sheet.id}    {sheet.title:36} {points:3} of {most}")
+        for exercise, one in zip(sheet.exercises, earned, strict=True):
+            lines.append(f"  {exercise.id} {exercise.title:36} {one['points']:3} of {exercise.points:<3} {one['date']}")
+        total, worth = total + points, worth + most
+    return "\n".join([*lines, f"all   {'':36} {total:3} of {worth}"])
+
+
+def check_sheet(sheet_id: str) -> int:
+    """Run the learner's notebook of a sheet and print each verdict as it comes; 0 where all exercises passed.
+
+    Raises:
+        ValueError: there is no such sheet, or the notebook cannot be read.
+        FileNotFoundError: there is no such notebook.
+    """
+    import nbformat
+
+    from qcourse.checks.judge import PASSED
+    from qcourse.checks.registry import load_sheet
+
+    sheet = load_sheet(sheet_id)
+    path = find(f"exercises/{sheet.id}_*.ipynb")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:  # no JSON, or JSON that is no notebook
+        raise ValueError(f"{path} is not a notebook that can be read.") from error
+    print(path, flush=True)
+    passed = set()
+    for words in run_cells(notebook, path.parent):
+        print(words, flush=True)
+        passed |= {exercise.id for exercise in sheet.exercises if words.startswith(f"{exercise.id} {PASSED}")}
+    print(f"{len(passed)} of {len(sheet.exercises)} exercises passed.")
+    return int(len(passed) < len(sheet.exercises))
+
+
+def run_cells(notebook: "NotebookNode", folder: Path) -> Iterator[str]:
+    """Run the code cells one after the other, the broken ones too; what each has to say, if anything."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import DeadKernelError
+
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=CELL_TIMEOUT_S,
+        interrupt_on_timeout=True,
+        allow_errors=True,
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else a kernel warns that its loopback is not encrypted
+    )
+    with client.setup_kernel():
+        for index, cell in enumerate(notebook.cells):
+            try:
+                client.execute_cell(cell, index)
+            except DeadKernelError:
+                yield f"cell {index + 1}: Python itself ended here, so the cells below were not run"
+                return
+            yield from _words(index, cell)
+
+
+def _words(index: int, cell: "NotebookNode") -> Iterator[str]:
+    """The verdicts among a cell's outputs, and its error."""
+    for output in cell.get("outputs", []):
+        if output.output_type == "error" and output.ename == "KeyboardInterrupt":
+            yield f"cell {index + 1}: stopped after {CELL_TIMEOUT_S} s"
+        elif output.output_type == "error":
+            yield f"cell {index + 1}: {output.ename}: {output.evalue}"
+        elif output.output_type == "execute_result" and "check(" in cell.source:
+            yield output.data.get("text/plain", "")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="qcourse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("lab", help="open the lessons in JupyterLab; what is not named here is passed on to it")
+    check = commands.add_parser("check", help="progress over all sheets, or one sheet run and checked")
+    check.add_argument("sheet", nargs="?", help="the number of a sheet, such as 01")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options, more = parser().parse_known_args(arguments)
+    if more and options.command != "lab":
+        parser().error(f"unknown arguments: {' '.join(more)}")
+    try:
+        if options.command == "lab":
+            return lab(more)
+        if options.sheet:
+            return check_sheet(options.sheet)
+        print(progress_table())
+    except ImportError as error:
+        print(f"{error.name} is missing: install the course with pip install 'qcourse[lab]'.", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""What a learner reads: pass, not written, a known mistake, a crash; and what the judge makes of odd answers."""
+
+import numpy as np
+import pytest
+import torch
+
+from qcourse import check
+from qcourse.checks.answers import Failure, capture, plain
+from qcourse.checks.exercise import Case, Exercise
+from qcourse.checks.judge import Difference, Verdict, difference, judge
+from qcourse.checks.registry import find_exercise, load_sheet, sheet_ids
+
+DOUBLE = Exercise(
+    id="99.1",
+    title="Double",
+    function="double",
+    points=2,
+    cases=lambda generator: [Case((torch.tensor([1.0, 2.0]),)), Case((torch.arange(40.0),))],
+    reference=lambda x: 2 * x.double().numpy(),
+    mistakes=(),
+)
+
+
+def verdict(function: object, exercise: Exercise = DOUBLE) -> Verdict:
+    cases = exercise.cases(torch.Generator())
+    return judge(exercise, cases, [capture(function, case.args) for case in cases])
+
+
+def test_a_pass_is_one_line() -> None:
+    assert repr(verdict(lambda x: x + x)) == "99.1 passed, 2 of 2 points"
+
+
+def test_a_stub_is_not_written_yet() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("not written yet")
+
+    assert repr(verdict(double)) == "99.1 not written yet"
+
+
+def test_a_function_that_calls_a_stub_is_written() -> None:
+    def helper(x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("not written yet")
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return helper(x)
+
+    assert "raised NotImplementedError: not written yet" in repr(verdict(double))
+
+
+def test_a_failing_case_shows_call_answer_and_expectation() -> None:
+    wrong = verdict(lambda x: 3 * x)
+    assert wrong.lines == [
+        "99.1 not yet, 0 of 2 points (0 of 2 cases right)",
+        "double(torch.tensor([1.0, 2.0])) returned [3.0, 6.0]; expected [2.0, 4.0]",
+    ]
+    assert (wrong.reason, wrong.expected) == ("double(torch.tensor([1.0, 2.0])) returned [3.0, 6.0]", "[2.0, 4.0]")
+
+
+def test_a_large_case_shows_the_first_place_that_differs() -> None:
+    wrong = verdict(lambda x: torch.where(x < 38, 2 * x, 0))
+    assert (
+        wrong.lines[1] == "double(<float32 of shape (40,)>) returned 0.0 at [38] (2 of 40 values differ); expected 76.0"
+    )
+
+
+def test_a_crash_shows_the_line_of_the_learner() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(7) * 2
+
+    line = verdict(double).lines[1]
+    assert "raised RuntimeError: shape '[7]' is invalid for input of size 2" in line
+    assert ": return x.reshape(7) * 2); expected [2.0, 4.0]" in line
+
+
+def test_html_is_the_same_and_escaped() -> None:
+    html = verdict(lambda x: "<b>")._repr_html_()
+    assert "99.1 not yet, 0 of 2 points" in html
+    assert "&lt;b&gt;" in html
+    assert "<b>'" not in html
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: None, "returned None (is a `return` missing?)"),
+        (lambda x: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda x: exit(), "raised SystemExit"),
+        (lambda x: (_ for _ in ()).throw(KeyError("k")), "raised KeyError: 'k'"),
+        (lambda: 0, "raised TypeError"),
+        (lambda x: [[1], [2, 3]], "returned lists that make no array"),
+        (lambda x: [1, "2"], "returned lists that make no array"),
+        (lambda x: x[None], "returned shape (1, 2); expected shape (2,)"),
+        (lambda x: x > 0, "(bool); expected floats"),
+        (lambda x: x + 0j, "returned a value of type Tensor"),
+        (lambda x: x.to_sparse(), "raised TypeError"),
+        (lambda x: 10**400, "returned a value of type int"),
+        (lambda x: {"x": x}, "returned a value of type dict"),
+        (lambda x: np.array([1, "a"], dtype=object), "returned a value of type ndarray"),
+        (lambda x: capture(lambda: 1 / 0, ()), "returned a value of type Failure"),
+    ],
+)
+def test_odd_answers_fail_in_words(function: object, words: str) -> None:
+    answer = verdict(function)
+    assert answer.points == 0
+    assert words in answer.lines[1]
+
+
+def test_an_exception_that_cannot_be_written_out() -> None:
+    class OddError(BaseException):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        raise OddError
+
+    assert "raised OddError" in repr(verdict(double))
+
+
+def test_interrupting_is_the_learners_right() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verdict(double)
+
+
+def test_arguments_are_copies() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2)
+
+    cases = DOUBLE.cases(torch.Generator())
+    outputs = [capture(double, case.args) for case in cases for _ in range(2)]
+    assert np.array_equal(outputs[0], outputs[1])
+    assert cases[0].args[0].tolist() == [1.0, 2.0]
+    nested = Case((((torch.ones(2),),),))
+    capture(lambda pair: pair[0].zero_(), nested.args[0])
+    assert nested.args[0][0][0].tolist() == [1.0, 1.0]
+
+
+def test_answers_are_copies_too() -> None:
+    buffer = torch.zeros(2)
+    outputs = [capture(lambda x: buffer.copy_(x), (torch.full((2,), value),)) for value in (1.0, 2.0)]
+    assert [output.tolist() for output in outputs] == [[1.0, 1.0], [2.0, 2.0]]
+
+
+def test_raw_outputs_are_read_before_they_are_compared() -> None:
+    class Equal:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None
+
+    cases = DOUBLE.cases(torch.Generator())
+    assert judge(DOUBLE, cases, [Equal(), Equal()]).points == 0
+    assert judge(DOUBLE, cases, [2 * case.args[0] for case in cases]).points == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int8])
+def test_every_kind_of_number_can_be_read(dtype: torch.dtype) -> None:
+    assert plain(torch.tensor([1, -2]).to(dtype).requires_grad_(dtype.is_floating_point)).tolist() == [1, -2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "same"),
+    [
+        (1.0, 1.0 + 1e-7, True),
+        (1.0, 1.0 + 1e-4, False),
+        (np.array([0.0, 1.0]), np.array([1e-8, 1.0]), True),  # near 0, beside something of size 1
+        (np.array([0.0, 1.0]), np.array([1e-6, 1.0]), False),
+        (float("inf"), float("inf"), True),
+        (1.0, float("inf"), False),
+        (float("nan"), 1.0, False),
+        (np.uint64(2**64 - 1), np.int64(-1), False),
+        (np.array([255], np.uint8), np.array([-1], np.int8), False),
+        (np.zeros((2, 0)), np.zeros((2, 0)), True),
+        (True, 1, False),
+        (True, True, True),
+        ("HOLDS", "HOLDS", True),
+        ("HOLDS", "WRONG", False),
+        ("1", 1, False),
+        ((1, 2), (1, 2), True),
+        ((1,), (1, 2), False),
+        (np.array([1, 2]), (1, 2), False),
+        ((1, (2, 3.0)), (1, (2, 3.0)), True),
+        (Failure(("MyError", "ValueError")), Failure(("ValueError",)), True),
+        (Failure(("TypeError", "Exception")), Failure(("ValueError", "Exception")), False),
+    ],
+)
+def test_difference(answer: object, expected: object, same: bool) -> None:
+    assert (difference(answer, expected, 1e-5) is None) is same
+
+
+def test_a_difference_names_the_part_of_an_answer() -> None:
+    assert difference((1, 3), (1, 2), 0.0) == Difference("returned 3 as value 2 of 2", "2")
+
+
+@pytest.mark.parametrize("outputs", [[], [1]])
+def test_an_output_for_each_case(outputs: list) -> None:
+    with pytest.raises(ValueError, match=f"outputs has {len(outputs)} answers for 2 cases"):
+        judge(DOUBLE, DOUBLE.cases(torch.Generator()), outputs)
+
+
+def test_a_reference_that_breaks_is_not_a_pass() -> None:
+    broken = Exercise("99.2", "", "f", 1, DOUBLE.cases, lambda x: x.nothing, ())
+    with pytest.raises(RuntimeError, match="went wrong"):
+        verdict(lambda x: x.nothing, broken)
+
+
+def test_check_wants_a_function_and_a_known_id() -> None:
+    with pytest.raises(TypeError, match="must be your function quantize"):
+        check("01.2", 3)
+    with pytest.raises(ValueError, match=r"'01\.9' is unknown; did you mean '01\.5'"):
+        check("01.9", print)
+    with pytest.raises(ValueError, match=r"did you mean '01\.2'"):
+        check("1.2", print)
+    with pytest.raises(TypeError, match="must be a string"):
+        check(print, "01.2")
+
+
+def test_sheets_are_named_as_their_files() -> None:
+    assert sheet_ids()[:2] == ["01", "02"]
+    for sheet_id in sheet_ids():
+        sheet = load_sheet(sheet_id)
+        ids = [exercise.id for exercise in sheet.exercises]
+        assert sheet.id == sheet_id
+        assert ids == [f"{sheet_id}.{number}" for number in range(1, len(ids) + 1)]
+        assert 3 <= len(ids) <= 5
+        assert find_exercise(ids[0]) is sheet.exercises[0]
+    assert load_sheet("1") is load_sheet("01")

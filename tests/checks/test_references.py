@@ -1,0 +1,202 @@
+"""Right answers in every style pass: a loop, NumPy, torch, and the package itself, which the references never use."""
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import qcourse
+from qcourse.checks.answers import capture
+from qcourse.checks.judge import judge
+from qcourse.checks.registry import find_exercise, load_sheet, sheet_ids
+from qcourse.cost.memory import bytes_per_parameter
+from qcourse.numerics.metrics import code_entropy
+
+IDS = [exercise.id for sheet_id in sheet_ids() for exercise in load_sheet(sheet_id).exercises]
+
+
+def scale_and_zero(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    q = qcourse.quantize(x, bits, symmetric=False)
+    return q.scale, q.zero_point
+
+
+def codes_and_scales(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    q = qcourse.quantize(w, bits, granularity=qcourse.PerGroup(group_size))
+    return q.codes, q.scale
+
+
+THE_PACKAGE = {
+    "01.1": lambda x, bits: qcourse.quantize(x, bits).scale,
+    "01.2": lambda x, scale, bits: qcourse.quantize(x, bits, scale=scale).codes,
+    "01.3": scale_and_zero,
+    "01.4": lambda x, bits: qcourse.fake_quantize(x, bits, symmetric=False),
+    "01.5": code_entropy,
+    "02.1": lambda w, bits: qcourse.quantize(w, bits, granularity=qcourse.PerChannel(0)).scale,
+    "02.2": codes_and_scales,
+    "02.3": lambda codes: qcourse.pack(codes, 4),
+    "02.4": lambda packed: qcourse.unpack(packed, 4, 2 * len(packed)),
+    "02.5": lambda bits, group_size, scale_bytes, symmetric: (
+        8 * bytes_per_parameter(bits, group_size, scale_bytes=scale_bytes, zero_bytes=0 if symmetric else bits / 8)
+    ),
+}
+
+
+def quantize_loop(x: Tensor, scale: float, bits: int) -> list:
+    top = 2 ** (bits - 1) - 1
+    if x.ndim > 1:
+        return [quantize_loop(row, scale, bits) for row in x]
+    return [max(-top - 1, min(top, round(value.item() / scale))) for value in x]
+
+
+def affine_loop(x: Tensor, bits: int) -> list:
+    values = [*x.flatten().tolist(), 0.0]
+    scale = (max(values) - min(values)) / (2**bits - 1)
+    return [scale, round(-min(values) / scale)]
+
+
+def fake_numpy(x: Tensor, bits: int) -> np.ndarray:
+    x = x.numpy()
+    low, high = np.minimum(x.min(), 0), np.maximum(x.max(), 0)
+    scale = (high - low) / np.float32(2**bits - 1)
+    zero_point = np.rint(-low / scale)
+    codes = np.rint(x / scale + zero_point).clip(0, 2**bits - 1).astype(np.uint8)  # the zero point inside the rounding
+    return scale * codes - scale * zero_point  # and multiplied out
+
+
+def fake_reciprocal(x: Tensor, bits: int) -> Tensor:
+    low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
+    inverse = (2**bits - 1) / (high - low)
+    zero_point = round(-low * inverse)
+    codes = torch.clamp(torch.round(x.double() * inverse), -zero_point, 2**bits - 1 - zero_point)
+    return codes / inverse
+
+
+def entropy_loop(codes: Tensor) -> float:
+    counts = Counter(codes.flatten().tolist())
+    return sum(count / codes.numel() * math.log2(codes.numel() / count) for count in counts.values())
+
+
+def entropy_bincount(codes: Tensor) -> np.floating:
+    counts = np.bincount(codes.numpy().astype(np.int64).ravel() - int(codes.min()))
+    p = counts[counts > 0] / counts.sum()
+    return -np.sum(p * np.log2(p))
+
+
+def channel_loop(w: Tensor, bits: int) -> list:
+    return [[max(abs(v) for v in row) / (2 ** (bits - 1) - 1) or 1.0] for row in w.tolist()]
+
+
+def channel_maximum(w: Tensor, bits: int) -> Tensor:
+    largest = torch.maximum(w.max(dim=1).values, -w.min(dim=1).values)
+    largest[largest == 0] = 2 ** (bits - 1) - 1
+    return largest.unsqueeze(-1) / (2 ** (bits - 1) - 1)
+
+
+def groups_loop(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    if w.shape[1] % group_size != 0:
+        raise type("GroupSizeError", (ValueError,), {})("no")  # an own kind of ValueError is one
+    codes, scales = torch.zeros(w.shape, dtype=torch.int32), torch.zeros(w.shape[0], w.shape[1] // group_size)
+    for row in range(w.shape[0]):
+        for group in range(scales.shape[1]):
+            part = slice(group * group_size, (group + 1) * group_size)
+            scales[row, group] = w[row, part].abs().max() / (2 ** (bits - 1) - 1)
+            codes[row, part] = torch.round(w[row, part] / scales[row, group]).int()
+    return codes, scales
+
+
+def groups_numpy(w: Tensor, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    parts = w.double().numpy().reshape(len(w), -1, group_size)  # NumPy refuses with a ValueError by itself
+    scales = np.abs(parts).max(axis=-1, keepdims=True) / (2 ** (bits - 1) - 1)
+    return np.rint(parts / scales).astype(np.int16).reshape(w.shape), scales[..., 0]
+
+
+def pack_loop(codes: Tensor) -> list:
+    values = codes.tolist()
+    return [values[i] % 16 + values[i + 1] % 16 * 16 for i in range(0, len(values), 2)]
+
+
+def pack_numpy(codes: Tensor) -> np.ndarray:
+    pairs = codes.numpy().view(np.uint8).reshape(-1, 2)
+    return (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
+
+
+def unpack_loop(packed: Tensor) -> list:
+    nibbles = [part for byte in packed.tolist() for part in (byte % 16, byte // 16)]
+    return [nibble if nibble < 8 else nibble - 16 for nibble in nibbles]
+
+
+def unpack_shifts(packed: Tensor) -> Tensor:
+    codes = torch.empty(2 * len(packed), dtype=torch.int8)
+    codes[0::2] = (packed << 4).view(torch.int8) >> 4  # an arithmetic shift carries the sign
+    codes[1::2] = packed.view(torch.int8) >> 4
+    return codes
+
+
+OTHER_STYLES = {
+    "01.1": (
+        lambda x, bits: max(abs(v) for v in x.flatten().tolist()) / (2 ** (bits - 1) - 1),
+        lambda x, bits: np.abs(x.numpy()).max() / np.float32((1 << bits - 1) - 1),
+    ),
+    "01.2": (
+        quantize_loop,
+        lambda x, scale, bits: np.clip(
+            np.rint(x.numpy() * (1 / scale)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        ).astype("i4"),
+        lambda x, scale, bits: torch.clamp(
+            torch.round(x.double() / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        ).long(),
+    ),
+    "01.3": (
+        affine_loop,
+        lambda x, bits: (
+            (s := (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / (2**bits - 1)),
+            (x.amin().clamp(max=0) / s).round().neg().to(torch.uint8),
+        ),
+    ),
+    "01.4": (fake_numpy, fake_reciprocal),
+    "01.5": (entropy_loop, entropy_bincount),
+    "02.1": (channel_loop, channel_maximum),
+    "02.2": (groups_loop, groups_numpy),
+    "02.3": (pack_loop, pack_numpy),
+    "02.4": (unpack_loop, unpack_shifts),
+    "02.5": (
+        lambda bits, group_size, scale_bytes, symmetric: (
+            (bits * group_size + 8 * scale_bytes + bits * (not symmetric)) / group_size
+        ),
+        lambda bits, group_size, scale_bytes, symmetric: torch.tensor(
+            bits * (1 + (not symmetric) / group_size) + scale_bytes / group_size * 8, dtype=torch.float64
+        ),
+    ),
+}
+
+
+def verdict_of(exercise_id: str, function: Callable, seed: int) -> str:
+    exercise = find_exercise(exercise_id)
+    cases = exercise.cases(torch.Generator().manual_seed(seed))
+    return repr(judge(exercise, cases, [capture(function, case.args) for case in cases]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("exercise_id", IDS)
+def test_the_references_and_the_package_agree(exercise_id: str, seed: int) -> None:
+    assert " passed, " in verdict_of(exercise_id, THE_PACKAGE[exercise_id], seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("exercise_id", IDS)
+def test_right_answers_in_other_styles_pass(exercise_id: str, seed: int) -> None:
+    assert len(OTHER_STYLES[exercise_id]) >= 2
+    for function in OTHER_STYLES[exercise_id]:
+        assert " passed, " in verdict_of(exercise_id, function, seed), function
+
+
+@pytest.mark.parametrize("sheet_id", sheet_ids())
+def test_references_do_not_use_what_they_judge(sheet_id: str) -> None:
+    source = inspect.getsource(inspect.getmodule(load_sheet(sheet_id).exercises[0].cases))
+    imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))}
+    assert all(name.startswith("qcourse.checks.") for name in imports if name.startswith("qcourse"))

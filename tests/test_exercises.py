@@ -1,0 +1,172 @@
+"""The sheets: stubs say "not written yet", solutions pass, cards tell the truth, exercises/ is what solutions/ make."""
+
+import doctest
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import make_exercises
+import nbformat
+import pytest
+import torch
+
+from qcourse.checks.answers import capture
+from qcourse.checks.exercise import Exercise
+from qcourse.checks.judge import Verdict, judge
+from qcourse.checks.registry import load_sheet, sheet_ids
+
+ROOT = Path(__file__).resolve().parent.parent
+EXERCISES = [exercise for sheet_id in sheet_ids() for exercise in load_sheet(sheet_id).exercises]
+each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
+
+
+def notebook(folder: str, sheet_id: str) -> nbformat.NotebookNode:
+    (path,) = (ROOT / folder).glob(f"{sheet_id}_*.ipynb")
+    return nbformat.read(path, as_version=4)
+
+
+def cell(folder: str, exercise: Exercise, kind: str) -> nbformat.NotebookNode:
+    """The card, solution or check cell of an exercise."""
+    sheet_id, number = exercise.id.split(".")
+    return next(one for one in notebook(folder, sheet_id).cells if one.id == f"{sheet_id}-{number}-{kind}")
+
+
+def names(folder: str, sheet_id: str) -> dict[str, Any]:
+    """What the code of a sheet defines, its checks left out."""
+    sources = [one.source for one in notebook(folder, sheet_id).cells if one.cell_type == "code"]
+    defined: dict[str, Any] = {}
+    for source in sources:
+        if not source.startswith("check("):
+            exec(source, defined)
+    return defined
+
+
+def verdict(folder: str, exercise: Exercise, seed: int) -> Verdict:
+    function = names(folder, exercise.id[:2])[exercise.function]
+    cases = exercise.cases(torch.Generator().manual_seed(seed))
+    return judge(exercise, cases, [capture(function, case.args) for case in cases])
+
+
+@each_exercise
+def test_the_stub_is_not_written_yet(exercise: Exercise) -> None:
+    assert repr(verdict("exercises", exercise, 0)) == f"{exercise.id} not written yet"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@each_exercise
+def test_the_solution_passes(exercise: Exercise, seed: int) -> None:
+    assert repr(verdict("solutions", exercise, seed)).startswith(f"{exercise.id} passed, {exercise.points} of ")
+
+
+@each_exercise
+def test_the_worked_example_is_true(exercise: Exercise) -> None:
+    defined = names("solutions", exercise.id[:2])
+    example = doctest.DocTestParser().get_doctest(defined[exercise.function].__doc__, defined, exercise.id, None, None)
+    assert len(example.examples) >= 1
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@each_exercise
+def test_the_card_says_what_the_check_does(exercise: Exercise) -> None:
+    card = cell("solutions", exercise, "card").source
+    assert card.startswith(f"### {exercise.id} {exercise.title}\n")
+    header = re.search(r"\*Difficulty ([1-5]) of 5 · \d+ minutes · (\d+) points?\*", card)
+    assert int(header[2]) == exercise.points
+    assert f"`{exercise.function}(" in card
+    assert "**Example.**" in card
+    hints = re.findall(r"<details><summary>Hint (\d)</summary>\n\n(.+?)\n\n</details>", card, re.DOTALL)
+    assert [int(number) for number, _ in hints] == [*range(1, len(hints) + 1)]
+    assert len(hints) >= 2
+    assert all("?" in hint for _, hint in hints)
+
+
+@each_exercise
+def test_cells_are_marked_for_grading(exercise: Exercise) -> None:
+    check, solution = (cell("exercises", exercise, kind) for kind in ("check", "solution"))
+    assert check.source == f'check("{exercise.id}", {exercise.function})'
+    marks = check.metadata.nbgrader
+    assert (marks.grade, marks.locked, marks.solution, marks.points) == (True, True, False, exercise.points)
+    assert check.metadata.editable is False
+    marks = solution.metadata.nbgrader
+    assert (marks.grade, marks.locked, marks.solution) == (False, False, True)
+    assert marks.grade_id == solution.id
+    assert marks.schema_version == 3
+
+
+@pytest.mark.parametrize("folder", ["solutions", "exercises"])
+def test_sheets_and_checks_are_the_same_exercises(folder: str) -> None:
+    assert sorted(path.name[:2] for path in (ROOT / folder).glob("*.ipynb")) == sheet_ids()
+    for sheet_id in sheet_ids():
+        checks = [one.source for one in notebook(folder, sheet_id).cells if one.source.startswith("check(")]
+        exercises = load_sheet(sheet_id).exercises
+        assert checks == [f'check("{exercise.id}", {exercise.function})' for exercise in exercises]
+
+
+@each_exercise
+def test_solutions_ship_executed(exercise: Exercise) -> None:
+    (output,) = cell("solutions", exercise, "check").outputs
+    assert output.data["text/plain"].startswith(f"{exercise.id} passed")
+
+
+def test_exercises_hold_no_solution_and_no_output() -> None:
+    for sheet_id in sheet_ids():
+        text = nbformat.writes(notebook("exercises", sheet_id))
+        assert "SOLUTION" not in text
+        assert all(not one.outputs for one in notebook("exercises", sheet_id).cells if one.cell_type == "code")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of both folders to spoil."""
+    for folder in ("solutions", "exercises"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns(".*"))
+    return tmp_path
+
+
+def sheets(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "exercises").glob("*.ipynb")}
+
+
+def test_exercises_are_what_solutions_make(copy: Path, capsys: pytest.CaptureFixture) -> None:
+    assert make_exercises.main(["--check"], ROOT) == 0
+    before = sheets(copy)
+    assert make_exercises.main([], copy) == 0
+    assert sheets(copy) == before
+
+
+def test_drift_is_named_and_mended(copy: Path, capsys: pytest.CaptureFixture) -> None:
+    before = sheets(copy)
+    edited, gone = sorted(before)[:2]
+    path = copy / "exercises" / edited
+    path.write_text(path.read_text(encoding="utf-8").replace("Hint 1", "Hint one", 1), encoding="utf-8")
+    (copy / "exercises" / gone).unlink()
+    shutil.copy(ROOT / "exercises" / gone, copy / "exercises" / "99_left_over.ipynb")
+    assert make_exercises.main(["--check"], copy) == 1
+    assert f"{edited}, {gone}, 99_left_over.ipynb" in capsys.readouterr().err
+    assert make_exercises.main([], copy) == 0
+    assert sheets(copy) == before
+
+
+def test_a_changed_solution_is_drift(copy: Path) -> None:
+    path = sorted((copy / "solutions").glob("*.ipynb"))[0]
+    path.write_text(path.read_text(encoding="utf-8").replace("**Example.**", "**An example.**", 1), encoding="utf-8")
+    assert make_exercises.differing(copy / "solutions", copy / "exercises") == [path.name]
+
+
+def test_answers_are_never_written_over(copy: Path, capsys: pytest.CaptureFixture) -> None:
+    path = sorted((copy / "exercises").glob("*.ipynb"))[0]
+    answered = path.read_text(encoding="utf-8").replace(
+        r"raise NotImplementedError(\"not written yet\")", "return 1", 1
+    )
+    path.write_text(answered, encoding="utf-8")
+    assert make_exercises.main([], copy) == 1
+    assert path.name in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == answered
+
+
+def test_a_solution_that_does_not_end_is_refused(copy: Path) -> None:
+    path = sorted((copy / "solutions").glob("*.ipynb"))[0]
+    path.write_text(path.read_text(encoding="utf-8").replace("### END SOLUTION", "", 1), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="end solution"):
+        make_exercises.main(["--check"], copy)
