@@ -1,0 +1,125 @@
+"""The claims of the course's five founding documents, and the verdict a lesson reaches on each.
+
+The idea: a lesson computes, asserts, and only then settles; `settle` prints the claim beside what was found, so that
+nobody has to look the claim up. Lesson 15 puts all verdicts in one table.
+
+The documents are called A to E (SOURCES). Statements are in the course's own words.
+"""
+
+from dataclasses import dataclass
+
+SOURCES = {
+    "A": "Quantization for Inference",
+    "B": "A Weight Matrix, Newly Compressed",
+    "C": "Model Quantization",
+    "D": "Quantization And Model Compression",
+    "E": "Quantization: Reducing Numerical Precision in Neural Network Weights and Activations",
+}
+VERDICTS = {"HOLDS": "#2a8c4a", "HOLDS IF": "#b07800", "WRONG": "#c0392b"}  # each with its colour
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the documents named by their letters state, in our words."""
+
+    number: int
+    sources: str
+    statement: str
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A claim with its verdict; shows itself in a notebook as a coloured line and elsewhere as plain text."""
+
+    claim: Claim
+    verdict: str
+    finding: str
+
+    def __repr__(self) -> str:
+        claim = self.claim
+        return f"Claim {claim.number} ({claim.sources}): {claim.statement}\n  {self.verdict}: {self.finding}"
+
+    def _repr_html_(self) -> str:
+        claim, color = self.claim, VERDICTS[self.verdict]
+        return (
+            f'<div style="border-left: 4px solid {color}; padding: 2px 10px">'
+            f"<b>Claim {claim.number}</b> ({claim.sources}): {claim.statement}<br>"
+            f'<b style="color: {color}">{self.verdict}</b>: {self.finding}</div>'
+        )
+
+
+def settle(number: int, verdict: str, finding: str) -> Settled:
+    """The claim of that number with the verdict that the lines above it have just asserted.
+
+    Args:
+        verdict: "HOLDS", "HOLDS IF" (the finding says when) or "WRONG" (the finding says what is right).
+
+    Raises:
+        ValueError: no such claim or verdict.
+
+    >>> settle(3, "HOLDS", "before scales")
+    Claim 3 (A): b bits give 2^b levels (256, 16) and b/16 of float16's memory.
+      HOLDS: before scales
+    """
+    if number not in CLAIMS:
+        raise ValueError(f"number={number} is not a claim; there are {min(CLAIMS)} to {max(CLAIMS)}")
+    if verdict not in VERDICTS:
+        raise ValueError(f"verdict={verdict!r} must be one of {', '.join(VERDICTS)}")
+    return Settled(CLAIMS[number], verdict, finding)
+
+
+_STATEMENTS = (
+    (1, "A B C", "the error |w - w_hat| is at most half a step, s/2."),
+    (2, "A, B", "A rounds w/s + z, B rounds w/s and then adds z."),
+    (3, "A", "b bits give 2^b levels (256, 16) and b/16 of float16's memory."),
+    (
+        4,
+        "A",
+        "weights near 0.01 and one outlier of 5 at INT4: a step of about 5/8, ordinary weights share a code or two.",
+    ),
+    (5, "C", "the vector [-0.51, 0.02, 0.33, -0.18, 0.6] at INT8: every error within s/2, symmetric or not."),
+    (6, "C", "its JavaScript and its Python quantizer are the same mathematics."),
+    (7, "C", "an asymmetric zero point is round(-min / s), with no need to widen the range to 0."),
+    (8, "D", "[-2.8, 3.1] at INT8: s is about 0.0244; 0.70 becomes code 29 and comes back as 0.7076."),
+    (9, "D", "[-0.4, 5.7] at UINT8: s is about 0.0239, z about 17."),
+    (10, "D", "pack the first two INT4 codes of [-0.33, -0.10, 0.02, 0.41], low nibble first."),
+    (11, "D", "(-3, 6) packs to 0x6d and, at s = 0.05, comes back as -0.15 and 0.30."),
+    (
+        12,
+        "B",
+        "the worst error follows from b and the largest magnitude M; an outlier of 20 M hurts all who share its scale.",
+    ),
+    (13, "B", "on data that is never negative, asymmetric beats symmetric."),
+    (
+        14,
+        "B",
+        "512 x 512 with 8 loud columns: errors 0.0702, 0.0079, 0.4021, 0.1450; the good ones have a scale a row.",
+    ),
+    (
+        15,
+        "D",
+        "rows in [-0.2, 0.2] and [-2, 2] at INT4: at s = 2/7 the small row is -1, 0, 1; alone s = 0.0286.",
+    ),
+    (
+        16,
+        "C",
+        "groups of 128 with a 16-bit scale add 0.125 bits, about 3%; the table of the same page says about 4.5 bits.",
+    ),
+    (17, "C", "its group-wise code quantizes a matrix of any width."),
+    (
+        18,
+        "D",
+        "k/8 + (scale + zero bytes)/group bytes a parameter: 0.515625 at INT4 g128; 70B: 36.1 GB, scales 1.09 GB.",
+    ),
+    (19, "D", "4096 x 4096: 32 MiB in float16; 8 MiB in INT4 with 131,072 scales in 256 KiB."),
+    (20, "D", "8192 x 4096: float16, INT8 a channel and INT4 g128, in bytes and MiB."),
+    (21, "E", "7B parameters: 28, 14, 7, 3.5 and 1.75 GB at 32, 16, 8, 4 and 2 bits."),
+    (22, "E", "float16 and bfloat16 both range over +-65,504."),
+    (23, "C", "70B parameters: 140 GB in float16, 35 GB in INT4."),
+    (47, "B", "per-tensor INT4 destroys the matrix: 40% relative error."),
+    (48, "C", "7B in INT4 with groups is about 4 GB, about 7 times smaller than float32."),
+    (50, "A C D", "A keeps a scale for each weight column, C and D for each row."),
+    (51, "B, D", "B uses codes [-128, 127], D [-127, 127] (and [-7, 7] at INT4)."),
+    (52, "C", "rounding errors are roughly zero-mean and partly cancel in a long sum."),
+)
+CLAIMS = {number: Claim(number, sources, statement) for number, sources, statement in _STATEMENTS}

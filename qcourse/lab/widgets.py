@@ -1,0 +1,60 @@
+"""Pictures with sliders. Each widget redraws a figure of `figures.py` and says in words what is to be seen.
+
+The idea: the picture is an image and the words are text in the page, so that both are kept in the notebook (and seen
+without a kernel) and a browser test can read them.
+"""
+
+import io
+
+import ipywidgets
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from qcourse.lab.figures import grid_figure
+from qcourse.numerics.affine import quantize
+from qcourse.numerics.metrics import code_entropy, relative_error
+
+
+def watch_the_grid(
+    weights: Float[Tensor, " count"], *, bits: int = 4, symmetric: bool = True, outlier: float = 3.0
+) -> ipywidgets.VBox:
+    """Weights dropping to their levels, with sliders for the bit width, the kind of grid and one outlier's place."""
+    controls = {
+        "bits": ipywidgets.IntSlider(bits, 2, 8, description="bits"),
+        "outlier": ipywidgets.FloatSlider(outlier, min=0.5, max=6.0, step=0.1, description="outlier at"),
+        "symmetric": ipywidgets.Checkbox(symmetric, description="symmetric", indent=False),
+    }
+    picture, readout = ipywidgets.Image(format="png"), ipywidgets.HTML()
+
+    def redraw(_: object = None) -> None:
+        chosen = {name: control.value for name, control in controls.items()}
+        picture.value = png(grid_figure(weights, **chosen))
+        readout.value = f"<p>{grid_readout(weights, **chosen)}</p>"
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), picture, readout])
+
+
+def grid_readout(weights: Float[Tensor, " count"], *, bits: int, symmetric: bool, outlier: float) -> str:
+    """What `watch_the_grid` says: step, codes in use, their entropy, and the error of the ordinary weights.
+
+    >>> grid_readout(torch.tensor([-0.5, 0.25, 0.5]), bits=4, symmetric=True, outlier=3.5)
+    'step 0.5 · 3 of 16 codes in use by the ordinary weights, entropy 1.58 bits of 4 · their relative error 0.333'
+    """
+    q = quantize(torch.cat([weights, weights.new_tensor([outlier])]), bits, symmetric=symmetric)
+    codes, w_hat = q.codes[:-1], q.dequantize()[:-1]
+    return (
+        f"step {q.scale.item():.3g} · {len(codes.unique())} of {1 << bits} codes in use by the ordinary weights, "
+        f"entropy {code_entropy(codes):.2f} bits of {bits} · their relative error {relative_error(weights, w_hat):.3f}"
+    )
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=90)
+    return out.getvalue()
