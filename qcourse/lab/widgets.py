@@ -1,10 +1,12 @@
 """Pictures with sliders. Each widget redraws a figure of `figures.py` and says in words what is to be seen.
 
-The idea: the picture is an image and the words are text in the page, so that both are kept in the notebook (and seen
-without a kernel) and a browser test can read them.
+The idea: the picture is an image and the words are text in the page, so that a browser test can read them; and a widget
+carries its first picture along as a plain image, for readers without a kernel.
 """
 
+import base64
 import io
+from typing import Any
 
 import ipywidgets
 import torch
@@ -17,9 +19,27 @@ from qcourse.numerics.affine import quantize
 from qcourse.numerics.metrics import code_entropy, relative_error
 
 
+class PictureBox(ipywidgets.VBox):
+    """Controls, a picture and its readout; shows the picture alone where widgets do not run.
+
+    Args:
+        controls: what the reader moves.
+        picture: bytes of a PNG when its value is set.
+        readout: what is to be seen, in words.
+    """
+
+    def __init__(self, controls: list[Any], picture: ipywidgets.Image, readout: ipywidgets.HTML) -> None:
+        super().__init__([ipywidgets.HBox(controls), picture, readout])
+        self.picture, self.readout = picture, readout
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        still = base64.b64encode(self.picture.value).decode()
+        return {**super()._repr_mimebundle_(**kwargs), "image/png": still}
+
+
 def watch_the_grid(
     weights: Float[Tensor, " count"], *, bits: int = 4, symmetric: bool = True, outlier: float = 3.0
-) -> ipywidgets.VBox:
+) -> PictureBox:
     """Weights dropping to their levels, with sliders for the bit width, the kind of grid and one outlier's place."""
     controls = {
         "bits": ipywidgets.IntSlider(bits, 2, 8, description="bits"),
@@ -36,7 +56,7 @@ def watch_the_grid(
     for control in controls.values():
         control.observe(redraw, names="value")
     redraw()
-    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), picture, readout])
+    return PictureBox(list(controls.values()), picture, readout)
 
 
 def grid_readout(weights: Float[Tensor, " count"], *, bits: int, symmetric: bool, outlier: float) -> str:

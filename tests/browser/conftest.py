@@ -1,0 +1,69 @@
+"""What browser tests start from: a server over a copy of the course, a browser, a page, a notebook in it.
+
+A picture of how each test ended is left in artifacts/, which git ignores.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from driver import Notebook, Server, serving
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TIMEOUT_MS = 30_000  # patience for a loaded machine; nothing waits longer than it must
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """JupyterLab over a copy of the lessons and the exercise sheets."""
+    folder = tmp_path_factory.mktemp("course")
+    for name in ("notebooks", "exercises"):
+        shutil.copytree(ROOT / name, folder / name)
+    with serving(folder, tmp_path_factory.mktemp("settings")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The Chromium of this machine."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip("no Chromium or Chrome on this machine, so JupyterLab was not tried in a browser")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A fresh page; afterwards it is photographed, and must have asked nothing of any other machine."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(TIMEOUT_MS)
+    expect.set_options(timeout=TIMEOUT_MS)
+    asked = set()  # the addresses of all requests
+    page.on("request", lambda sent: asked.add(urlsplit(sent.url)))
+    yield page
+    (ROOT / "artifacts").mkdir(exist_ok=True)
+    page.screenshot(path=ROOT / "artifacts" / f"{request.node.name}.png")
+    page.close()
+    assert {url.hostname for url in asked if url.scheme.startswith(("http", "ws"))} <= {"127.0.0.1"}
+
+
+@pytest.fixture
+def open_notebook(page: Page, lab: Server) -> Callable[[str], Notebook]:
+    """Open a notebook of the course by its path, as in open_notebook("notebooks/01_quantizer.ipynb")."""
+    return lambda name: Notebook(page, lab, name)

@@ -1,0 +1,147 @@
+"""A JupyterLab to test against, and a notebook in it that is driven as a reader drives it: by menus and keys.
+
+The server is the one that `lab` starts, with settings of its own, so that the reader's JupyterLab stays as it is.
+Lessons to come need `Notebook` and a cell of theirs; the fixtures are in conftest.py.
+"""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import course
+from playwright.sync_api import Locator, Page, expect
+
+TOKEN = "browser-test"
+# JupyterLab takes cells that are out of sight out of the page, where a test would not find them.
+SHOW_ALL_CELLS = '{"windowingMode": "none"}'
+PROMPT = ".jp-CodeCell .jp-InputPrompt"
+ERROR = '[data-mime-type="application/vnd.jupyter.error"]'
+FINISHED = """([prompt, error]) => document.querySelector(error) !== null ||
+    [...document.querySelectorAll(prompt)].every(shown => /\\[\\d+\\]/.test(shown.innerText))"""
+PIXELS = """image => { const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    canvas.getContext('2d').drawImage(image, 0, 0);
+    return canvas.toDataURL(); }"""
+REDRAWN = f"([image, before]) => image.complete && image.naturalWidth > 0 && ({PIXELS})(image) !== before"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running JupyterLab: its address, and the folder it shows."""
+
+    url: str
+    folder: Path
+
+    def has_idle_kernel(self, name: str) -> bool:
+        """Whether the notebook has a kernel that its page is connected to and that has nothing to do."""
+        with urllib.request.urlopen(f"{self.url}/api/sessions?token={TOKEN}", timeout=5) as answer:
+            kernels = [session["kernel"] for session in json.load(answer) if session["path"] == name]
+        return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels)
+
+
+@contextmanager
+def serving(folder: Path, settings: Path) -> Iterator[Server]:
+    """Start JupyterLab over a folder on a free port of the loopback, wait until it answers, and end it afterwards."""
+    tracker = settings / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(SHOW_ALL_CELLS, encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    python = Path(sys.executable)
+    command = course.lab_command(python, folder, port=port, more=(f"--IdentityProvider.token={TOKEN}",))
+    own = {f"JUPYTER_{kind.upper()}_DIR": str(settings / kind) for kind in ("config", "data")}
+    env = {**course.lab_environment(python), **own, "IPYTHONDIR": str(settings / "ipython")}
+    server = subprocess.Popen(command, env=env, cwd=folder)
+    try:
+        wait_for("JupyterLab answers", lambda: answers(f"http://127.0.0.1:{port}/api"))
+        yield Server(f"http://127.0.0.1:{port}", folder)
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def wait_for(what: str, happened: Callable[[], bool], patience_s: float = 60) -> None:
+    """Return once something has happened; raise TimeoutError where it takes too long."""
+    until = time.monotonic() + patience_s
+    while not happened():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what}: not within {patience_s} s")
+        time.sleep(0.2)
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there."""
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+class Notebook:
+    """A notebook open in JupyterLab, driven by menus and keys."""
+
+    def __init__(self, page: Page, server: Server, name: str) -> None:
+        self.page = page
+        page.goto(f"{server.url}/lab/tree/{name}?reset&token={TOKEN}")
+        page.locator(".jp-Notebook").wait_for()
+        # Cells that are run before there is a kernel are not run at all.
+        wait_for(f"{name} has a kernel", lambda: server.has_idle_kernel(name))
+
+    def menu(self, name: str, item: str) -> None:
+        """Choose an item of the menu bar."""
+        self.page.get_by_role("menuitem", name=name, exact=True).click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
+
+    def run_all(self) -> None:
+        """Clear what the file shipped with, run all cells, and wait until each has run; an error fails the test."""
+        self.menu("Edit", "Clear Outputs of All Cells")
+        self.menu("Run", "Run All Cells")
+        self.page.wait_for_function(FINISHED, arg=[PROMPT, ERROR], timeout=120_000)
+        assert self.errors() == []
+
+    def errors(self) -> list[str]:
+        """The error outputs to be seen."""
+        return self.page.locator(ERROR).all_inner_texts()
+
+    def cell(self, words: str) -> Locator:
+        """The code cell whose source or output has these words; the first, where there are several."""
+        return self.page.locator(".jp-CodeCell", has_text=words).first
+
+    def rewrite(self, cell: Locator, source: str) -> None:
+        """Replace the source of a cell."""
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("ControlOrMeta+a")
+        self.page.keyboard.insert_text(source)
+
+    def run(self, cell: Locator) -> None:
+        """Run one cell and wait until it has run."""
+        prompt = cell.locator(".jp-InputPrompt")
+        before = prompt.inner_text()
+        prompt.click()
+        self.page.keyboard.press("ControlOrMeta+Enter")
+        expect(prompt).not_to_have_text(before)
+        expect(prompt).to_have_text(re.compile(r"\[\d+\]"))
+
+    def press_on_slider(self, cell: Locator, key: str, times: int = 1, slider: int = 0) -> None:
+        """Move a slider of the cell's widget by keys."""
+        cell.locator(".noUi-handle").nth(slider).focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    def picture(self, cell: Locator) -> str:
+        """The pixels of the picture that a cell's widget shows: equal strings are equal pictures."""
+        return cell.locator("img").first.evaluate(PIXELS)
+
+    def wait_for_another_picture(self, cell: Locator, before: str) -> None:
+        """Wait until the cell's widget shows a picture that differs from `before`."""
+        self.page.wait_for_function(REDRAWN, arg=[cell.locator("img").first.element_handle(), before])

@@ -1,0 +1,284 @@
+"""The course's commands: what they run, what they say when something is missing, and that the files which name
+packages, versions and commands agree with one another."""
+
+import itertools
+import re
+import socket
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import course
+import jaxtyping
+import pytest
+import venv_setup
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from qcourse.numerics import metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PIN = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
+
+
+def lines(name: str) -> list[str]:
+    """The lines of a file of the repository that are neither empty nor comments."""
+    return [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+
+
+def pins() -> dict[str, Version]:
+    """constraints.txt, by package."""
+    matches = [PIN.fullmatch(line) for line in lines("constraints.txt")]
+    assert all(matches), "constraints.txt holds exact versions without a local suffix, nothing else"
+    return {canonicalize_name(match[1]): Version(match[2]) for match in matches}
+
+
+def direct() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    named = itertools.chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    return [Requirement(text) for text in named if not text.startswith("qcourse[")]
+
+
+def brought_by(requirement: Requirement, seen: set[tuple[str, str]]) -> None:
+    """Add to `seen` each (package, extra) that a requirement brings here, itself included."""
+    for extra in ("", *requirement.extras):
+        key = (canonicalize_name(requirement.name), extra)
+        if key in seen:
+            continue
+        seen.add(key)
+        for text in metadata.requires(requirement.name) or []:
+            below = Requirement(text)
+            if below.marker is None or below.marker.evaluate({"extra": extra}):
+                brought_by(below, seen)
+
+
+# --- the files agree -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("requirement", direct(), ids=str)
+def test_each_dependency_is_pinned_inside_its_range(requirement: Requirement) -> None:
+    assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_everything_that_comes_along_is_pinned() -> None:
+    seen: set[tuple[str, str]] = set()
+    for requirement in direct():
+        brought_by(requirement, seen)
+    without_cuda = {name for name, _ in seen if not re.match("nvidia|cuda", name)}
+    assert without_cuda - set(pins()) == set()
+
+
+def test_what_is_installed_is_what_is_pinned() -> None:
+    found = {name: found for name in pins() for found in itertools.islice(metadata.distributions(name=name), 1)}
+    assert "pytest" in found
+    assert {name: Version(installed.version).public for name, installed in found.items()} == {
+        name: str(pins()[name]) for name in found
+    }
+
+
+def test_signatures_are_enforced_while_tests_run() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        metrics.code_entropy(codes="not a tensor")
+
+
+def test_conda_gets_the_same() -> None:
+    file = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert file["name"] == PROJECT["name"]
+    python, pip, installs = file["dependencies"]
+    assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PROJECT["requires-python"])
+    assert (pip, installs) == ("pip", {"pip": ["-c constraints.txt", "-e .[dev]"]})
+
+
+def test_make_knows_the_same_commands() -> None:
+    targets = next(line for line in lines("Makefile") if line.endswith(":")).rstrip(":").split()
+    assert f".PHONY: {' '.join(targets)}" in lines("Makefile")
+    assert re.findall(r"course\.py (\w+)", course.__doc__) == targets
+    assert [course.parser().parse_args([target]).command for target in targets] == targets
+
+
+# --- what stops a reader is one sentence -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 99), (4, 0)])
+def test_a_python_out_of_range_is_told(version: tuple[int, int]) -> None:
+    assert Version(".".join(map(str, version))) not in SpecifierSet(PROJECT["requires-python"])
+    with pytest.raises(
+        SystemExit, match=rf"^This is Python {version[0]}\.{version[1]}; the course needs 3\.11 or newer"
+    ):
+        venv_setup.check_python(version)
+
+
+def test_a_python_without_venv_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(venv_setup.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="cannot make environments"):
+        venv_setup.make_venv(tmp_path / ".venv")
+
+
+def test_a_place_where_nothing_can_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="could not make"):
+        venv_setup.make_venv(tmp_path / "file" / ".venv")
+
+
+def test_a_busy_port_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"^Port {port} is in use"):
+            course.main(["lab", "--port", str(port)])
+
+
+@pytest.mark.parametrize(
+    ("log", "sentence"),
+    [
+        ("ERROR: [Errno 28] No space left on device", "The disk is full"),
+        ("WARNING: Retrying (Retry(total=4\nERROR: No matching distribution", "The package index does not answer"),
+        (
+            "Collecting x\nERROR: No matching distribution found for x==9\n",
+            "(No matching distribution found for x==9).",
+        ),
+        ("boom\n\n", "(boom)."),
+        ("", "it gave no reason"),
+    ],
+)
+def test_what_pip_says_becomes_a_sentence(log: str, sentence: str) -> None:
+    assert sentence in venv_setup.why_pip_failed(log)
+
+
+def test_a_pip_that_fails_is_told_and_its_words_are_kept(tmp_path: Path) -> None:
+    (tmp_path / ".venv").mkdir()
+    with pytest.raises(SystemExit, match=r"^pip could not install the packages \(Could not open .*install\.log\.$"):
+        venv_setup.pip_install(Path(sys.executable), "lab", tmp_path)  # a folder with nothing to install
+    assert "constraints.txt" in (tmp_path / ".venv" / "install.log").read_text(encoding="utf-8")
+
+
+def test_the_end_of_a_failed_command_is_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "course.py"), "test", "no-such-step"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env={"CONDA_DEFAULT_ENV": "qcourse"}
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("No step is called no-such-step: the steps are lint, format")
+
+
+# --- an environment is made once, and mended -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the two files that say what to install, and a pip that only writes down what it was asked."""
+    monkeypatch.delenv("CONDA_DEFAULT_ENV", raising=False)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+
+    def pip_install(python: Path, extra: str, root: Path) -> None:
+        with (root / "asked").open("a", encoding="utf-8") as file:
+            file.write(f"{extra} ")
+
+    monkeypatch.setattr(venv_setup, "pip_install", pip_install)
+    monkeypatch.setattr(venv_setup, "has_pip", lambda python: True)
+    monkeypatch.setattr(venv_setup, "make_venv", fake_venv)
+    return tmp_path
+
+
+def fake_venv(venv: Path) -> None:
+    """What `python -m venv` leaves, as far as it is looked at."""
+    (venv / venv_setup.PYTHON_IN_VENV).parent.mkdir(parents=True, exist_ok=True)
+    (venv / venv_setup.PYTHON_IN_VENV).touch()
+    (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ncommand = python -m venv {venv}\n", encoding="utf-8")
+    with (venv.parent / "asked").open("a", encoding="utf-8") as file:
+        file.write("venv ")
+
+
+def asked(repository: Path, *extras: str) -> str:
+    """What getting these extras ready made and installed."""
+    (repository / "asked").write_text("", encoding="utf-8")
+    for extra in extras:
+        assert venv_setup.ready(extra, repository) == repository / ".venv" / venv_setup.PYTHON_IN_VENV
+    return (repository / "asked").read_text(encoding="utf-8").strip()
+
+
+def test_installing_happens_once(repository: Path) -> None:
+    assert asked(repository, "lab", "lab") == "venv lab"
+
+
+def test_the_larger_extra_serves_the_smaller(repository: Path) -> None:
+    assert asked(repository, "lab", "dev", "lab") == "venv lab dev"
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_a_changed_file_installs_again(repository: Path, name: str) -> None:
+    asked(repository, "lab")
+    (repository / name).write_text("changed", encoding="utf-8")
+    assert asked(repository, "lab") == "lab"
+
+
+def test_an_interrupted_installation_is_done_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked(repository, "lab")
+    with monkeypatch.context() as patch:
+        patch.setattr(venv_setup, "pip_install", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            venv_setup.ready("dev", repository)
+    assert asked(repository, "lab") == "lab"
+
+
+def interrupt(*_: object) -> None:
+    """Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def test_a_moved_folder_gets_a_new_environment(repository: Path) -> None:
+    asked(repository, "lab")
+    moved = repository.rename(repository.with_name("moved"))
+    assert asked(moved, "lab") == "venv lab"
+
+
+def test_a_python_that_is_gone_gets_a_new_environment(repository: Path) -> None:
+    asked(repository, "lab")
+    (repository / ".venv" / venv_setup.PYTHON_IN_VENV).unlink()
+    assert asked(repository, "lab") == "venv lab"
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_step_stops_no_other(capfd: pytest.CaptureFixture[str]) -> None:
+    commands = {
+        name: [sys.executable, "-c", f"print('{name} ran'); exit({code})"] for name, code in (("a", 1), ("b", 0))
+    }
+    assert course.run_steps(commands, {}) == 1
+    said = capfd.readouterr().out
+    assert "a ran" in said
+    assert "b ran" in said
+    assert re.search(r"Failed: a \(\d+ s\)\.$", said.strip())
+    assert course.run_steps({"b": commands["b"]}, {}) == 0
+
+
+def test_a_folder_without_notebooks_is_left_out(tmp_path: Path) -> None:
+    assert "notebooks" not in course.steps(Path("python"), tmp_path)
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "solutions" / "01.ipynb").touch()
+    command = course.steps(Path("python"), tmp_path)["notebooks"]
+    assert "solutions" in command
+    assert "notebooks" not in command
+
+
+def test_the_children_find_the_environments_programs_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "elsewhere")
+    path = venv_setup.child_environment(Path("venv", "bin", "python"))["PATH"]
+    assert path.startswith(str(Path("venv", "bin")))
+    assert path.endswith("elsewhere")
+
+
+def test_jupyterlab_gets_what_it_does_not_know_from_us() -> None:
+    command = course.lab_command(Path("python"), port=9999, more=("--IdentityProvider.token=x",))
+    assert "--ServerApp.port=9999" in command
+    assert "--ServerApp.ip=127.0.0.1" in command
+    assert command[-1] == "--IdentityProvider.token=x"

@@ -1,0 +1,107 @@
+"""The house stands: a floor of the package loads no floor above or beside it, and no library it may not use.
+
+Each floor is imported, every module of it, in a fresh process; what that process has loaded is the answer. A second
+test builds a small house that breaks each rule and sees it reported, so that the first one is known to be able to fail.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "qcourse"
+FLOORS = {
+    "numerics": 1,
+    "methods": 2,
+    "kernels": 2,
+    "cost": 2,
+    "models": 3,
+    "lab": 4,
+    "checks": 4,
+    "grading": 5,
+    "cli": 6,
+}
+SHOWN = {"matplotlib", "ipywidgets", "IPython"}
+BARRED = {
+    "numerics": SHOWN | {"triton"},
+    "methods": SHOWN | {"triton"},
+    "kernels": SHOWN,
+    "cost": SHOWN | {"triton", "torch"},
+    "models": SHOWN | {"triton"},
+}
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+root = importlib.import_module(sys.argv[1])
+for module in pkgutil.walk_packages(getattr(root, "__path__", []), root.__name__ + "."):
+    importlib.import_module(module.name)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def loaded_by(name: str, folder: Path = ROOT) -> set[str]:
+    """The modules that a fresh process holds after it has imported `name` and every module inside it."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, name], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"importing {name} failed:\n{done.stderr}"
+    return set(json.loads(done.stdout))
+
+
+def broken_rules(
+    house: str, floor: str, floors: dict[str, int], barred: dict[str, set[str]], folder: Path = ROOT
+) -> list[str]:
+    """What the floor has loaded and should not have: other floors at its height or above, and barred libraries."""
+    loaded = loaded_by(f"{house}.{floor}", folder)
+    too_high = [other for other, level in floors.items() if other != floor and level >= floors[floor]]
+    return sorted(loaded & ({f"{house}.{other}" for other in too_high} | barred.get(floor, set())))
+
+
+def parts() -> set[str]:
+    """What the package consists of so far, packages and single modules."""
+    return {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {
+        path.stem for path in PACKAGE.glob("[!_]*.py")
+    }
+
+
+@pytest.mark.parametrize("floor", sorted(parts() & set(FLOORS)))
+def test_a_floor_loads_only_what_lies_below(floor: str) -> None:
+    assert broken_rules("qcourse", floor, FLOORS, BARRED) == []
+
+
+def test_every_part_of_the_package_is_a_floor() -> None:
+    assert parts() <= set(FLOORS)
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, qcourse; print({'torch', 'numpy'} & set(sys.modules))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("source", "reported"),
+    [
+        ("import house.roof", ["house.roof"]),
+        ("from house import roof", ["house.roof"]),
+        ("import house.twin", ["house.twin"]),
+        ("import wave", ["wave"]),
+        ("import house.cellar", []),
+    ],
+)
+def test_a_broken_house_is_reported(tmp_path: Path, source: str, reported: list[str]) -> None:
+    house = tmp_path / "house"
+    for part in ("cellar", "hall", "twin", "roof"):
+        (house / part).mkdir(parents=True)
+        (house / part / "__init__.py").touch()
+    (house / "__init__.py").touch()
+    (house / "hall" / "deep.py").write_text(source, encoding="utf-8")
+    floors = {"cellar": 1, "hall": 2, "twin": 2, "roof": 3}
+    assert broken_rules("house", "hall", floors, {"hall": {"wave"}}, tmp_path) == reported
