@@ -12,29 +12,30 @@ Source: Jacob et al., "Quantization and training of neural networks for efficien
 Which values share a scale is the business of `granularity.py`; how codes become bytes, of `packing.py`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
 from qcourse.numerics.granularity import Granularity, PerChannel, PerTensor
 from qcourse.numerics.packing import packed_nbytes
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
-from qcourse.numerics.validation import check_finite, check_floating, check_stored_scale
+from qcourse.numerics.rows import chunks, range_of_rows, wide
+from qcourse.numerics.validation import check_finite, check_floating, check_parameters, check_scale, check_stored_scale
 
-CHUNK = 1 << 19  # values worked on at a time: 2 MiB of float32, so that intermediates stay in the cache
 SCALE_RULES = ("amax", "full", "mse")
 MSE_SHRINKS = tuple(0.97**i for i in range(100))  # the fractions of the full range that "mse" tries: 1 down to 0.05
 
 
 def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
-    """The smallest and largest code of `bits` bits, (qmin, qmax).
+    """The smallest and largest code of `bits` bits, (qmin, qmax); ValueError for less than one bit.
 
     >>> integer_range(4), integer_range(4, signed=False)
     ((-8, 7), (0, 15))
     """
+    if bits < 1:
+        raise ValueError(f"bits={bits!r} must be at least 1")
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
@@ -53,7 +54,8 @@ class IntQuantizer:
             scale.
 
     Raises:
-        ValueError: an argument outside the above.
+        TypeError: granularity is no granularity.
+        ValueError: another argument outside the above.
 
     >>> IntQuantizer(bits=4, symmetric=False)(torch.tensor([0.0, 0.4, 1.5])).codes.tolist()
     [0, 4, 15]
@@ -66,14 +68,16 @@ class IntQuantizer:
     scale_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or self.bits not in range(2, 9):
-            raise ValueError(f"bits={self.bits!r} must be a whole number from 2 to 8")
+        if type(self.bits) is not int or self.bits not in range(2, 9):  # 8.0 and np.uint8(8) would shift wrongly
+            raise ValueError(f"bits={self.bits!r} must be a whole number (a Python int) from 2 to 8")
+        if isinstance(self.granularity, type) or not isinstance(self.granularity, Granularity):
+            raise TypeError(f"granularity={self.granularity!r} must be a value such as PerTensor() or PerGroup(128)")
         if self.scale_rule not in SCALE_RULES:
             raise ValueError(f"scale_rule={self.scale_rule!r} must be one of {', '.join(SCALE_RULES)}")
         if self.scale_rule == "full" and not self.symmetric:
             raise ValueError("scale_rule='full' needs symmetric=True; an asymmetric range uses every code anyway")
-        if not self.scale_dtype.is_floating_point:
-            raise ValueError(f"scale_dtype={self.scale_dtype} must be a floating-point dtype")
+        if not isinstance(self.scale_dtype, torch.dtype) or not self.scale_dtype.is_floating_point:
+            raise ValueError(f"scale_dtype={self.scale_dtype!r} must be a floating-point dtype such as torch.float16")
 
     @property
     def qmin(self) -> int:
@@ -101,7 +105,7 @@ class IntQuantizer:
         check_floating(x)
         shape = self.granularity.scale_shape(x.shape)
         rows = self.granularity.rows(x.detach())
-        low, high = _range(rows)
+        low, high = range_of_rows(rows)
         check_finite(x, low, high)
         if self.scale_rule == "mse":
             shrink = self._least_squares_shrink(rows, low, high)
@@ -124,7 +128,7 @@ class IntQuantizer:
         zero_point = torch.zeros_like(low) if self.symmetric else (-low / scale.double()).round()
         return Parameters(scale, zero_point.clamp(self.qmin, self.qmax).to(self._code_dtype))
 
-    def encode(self, x: Shaped[Tensor, "*shape"], parameters: Parameters) -> Int[Tensor, "*shape"]:
+    def encode(self, x: Shaped[Tensor, "*shape"], parameters: Parameters) -> Integer[Tensor, "*shape"]:
         """saturate(round(x / scale) + zero_point): int8 when symmetric, uint8 when not.
 
         Raises:
@@ -133,15 +137,20 @@ class IntQuantizer:
                 and finite, a zero point that is not a code.
         """
         check_floating(x)
-        self._check_parameters(parameters, self.granularity.scale_shape(x.shape))
-        check_finite(x, *_range(x.detach().reshape(1, -1)))
+        check_parameters(parameters, self.granularity.scale_shape(x.shape), *self._zero_points)
+        check_finite(x, *range_of_rows(x.detach().reshape(1, -1)))
         return self._encode(x, parameters)
 
-    def decode(self, codes: Int[Tensor, "*shape"], parameters: Parameters) -> Float[Tensor, "*shape"]:
-        """scale * (codes - zero_point), in float32, or float64 where the scale is."""
+    def decode(self, codes: Integer[Tensor, "*shape"], parameters: Parameters) -> Float[Tensor, "*shape"]:
+        """scale * (codes - zero_point), in float32, or float64 where the scale is.
+
+        Raises:
+            ValueError: parameters that `encode` refuses.
+        """
+        check_parameters(parameters, self.granularity.scale_shape(codes.shape), *self._zero_points)
         rows = self.granularity.rows(codes)
-        out = torch.empty(rows.shape, dtype=_wide(parameters.scale.dtype), device=codes.device)
-        for part, scale, zero_point, part_out in _chunks(rows, parameters, out):
+        out = torch.empty(rows.shape, dtype=wide(parameters.scale.dtype), device=codes.device)
+        for part, scale, zero_point, part_out in chunks(rows, parameters, out):
             torch.mul(part.to(out.dtype).sub_(zero_point), scale, out=part_out)
         return self.granularity.unrows(out, codes.shape)
 
@@ -151,6 +160,11 @@ class IntQuantizer:
         return parameters.scale.numel() * parameters.scale.element_size() + zeros
 
     @property
+    def _zero_points(self) -> tuple[int, int]:
+        """The smallest and largest zero point allowed."""
+        return (0, 0) if self.symmetric else (self.qmin, self.qmax)
+
+    @property
     def _code_dtype(self) -> torch.dtype:
         return torch.int8 if self.symmetric else torch.uint8
 
@@ -158,36 +172,26 @@ class IntQuantizer:
         """`encode` without its checks; computes in float64 where x or the scale is, else in float32."""
         rows = self.granularity.rows(x.detach())
         codes = torch.empty(rows.shape, dtype=self._code_dtype, device=x.device)
-        dtype = torch.promote_types(_wide(x.dtype), _wide(parameters.scale.dtype))
-        for part, scale, zero_point, out in _chunks(rows, parameters, codes):
+        dtype = torch.promote_types(wide(x.dtype), wide(parameters.scale.dtype))
+        for part, scale, zero_point, out in chunks(rows, parameters, codes):
             steps = torch.div(part.to(dtype), scale.to(dtype)).round_().add_(zero_point)
             out.copy_(steps.clamp_(self.qmin, self.qmax))
         return self.granularity.unrows(codes, x.shape)
 
     def _least_squares_shrink(self, rows: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " scales"]:
         """For each row, the fraction of its range that leaves the least squared error."""
-        by_row = replace(self, granularity=PerChannel(0), scale_rule="amax", scale_dtype=torch.float32)
-        least, best = torch.full_like(low, torch.inf), torch.ones_like(low)
+        by_row = replace(self, granularity=PerChannel(0), scale_rule="amax", scale_dtype=wide(rows.dtype))
+        low, high = low.double()[:, None], high.double()[:, None]
+        # Errors in units of the range, since 1e-25 squared is 0 in float32; of an all-zero row NaN, never the least.
+        unit = torch.maximum(-low, high).to(by_row.scale_dtype)
+        least, best = torch.full_like(low[:, 0], torch.inf), torch.ones_like(low[:, 0])
         for shrink in MSE_SHRINKS:
-            parameters = by_row.from_range(shrink * low[:, None], shrink * high[:, None])
-            error = (by_row.decode(by_row._encode(rows, parameters), parameters) - rows).square_().sum(dim=1)
+            parameters = by_row.from_range(shrink * low, shrink * high)
+            x_hat = by_row.decode(by_row._encode(rows, parameters), parameters)
+            error = (x_hat - rows).div_(unit).square_().sum(dim=1)
             best = torch.where(error < least, shrink, best)
             least = torch.minimum(least, error)
         return best
-
-    def _check_parameters(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
-        scale, zero_point = parameters.scale, parameters.zero_point
-        if scale.shape != shape or zero_point.shape != shape:
-            raise ValueError(
-                f"scale of shape {tuple(scale.shape)} and zero_point of shape {tuple(zero_point.shape)} must both have "
-                f"the shape {shape} that granularity={self.granularity} gives"
-            )
-        if not (torch.isfinite(scale) & (scale > 0)).all():
-            raise ValueError(f"scale={scale.tolist()} must be positive and finite")
-        if zero_point.dtype.is_floating_point or ((zero_point < self.qmin) | (zero_point > self.qmax)).any():
-            raise ValueError(f"zero_point={zero_point.tolist()} must be whole codes in [{self.qmin}, {self.qmax}]")
-        if self.symmetric and zero_point.any():
-            raise ValueError(f"zero_point={zero_point.tolist()} must be 0 when symmetric=True")
 
 
 def quantize(
@@ -206,7 +210,7 @@ def quantize(
     Args:
         x: finite floating-point values, any shape; float16 and bfloat16 are worked on in float32. Gradients stop here
             (rounding has none to give).
-        scale: use this scale instead of x's own; with granularity other than PerTensor, broadcast to its shape.
+        scale: use this scale instead of x's own, broadcast to the shape `granularity.scale_shape` gives.
         zero_point: the code for 0 that goes with `scale`; 0 if left out.
         bits, symmetric, granularity, scale_rule, scale_dtype: as in `IntQuantizer`.
 
@@ -224,42 +228,32 @@ def quantize(
         return quantizer(x)
     check_floating(x)
     shape = granularity.scale_shape(x.shape)
-    zeros = torch.as_tensor(0 if zero_point is None else zero_point, device=x.device)
-    given = Parameters(torch.as_tensor(scale, dtype=scale_dtype, device=x.device).expand(shape), zeros.expand(shape))
-    return QuantizedTensor(quantizer.encode(x, given), given, quantizer)
+    exact = _given("scale", torch.as_tensor(scale, dtype=torch.float64, device=x.device), shape)
+    zeros = _given("zero_point", torch.as_tensor(0 if zero_point is None else zero_point, device=x.device), shape)
+    check_scale(exact)
+    check_stored_scale(exact.to(scale_dtype), exact)
+    given = Parameters(exact.to(scale_dtype), zeros)
+    codes = quantizer.encode(x, given)  # which has looked whether the zero points fit the codes' dtype
+    return QuantizedTensor(codes, replace(given, zero_point=zeros.to(codes.dtype)), quantizer)
 
 
 def fake_quantize(x: Shaped[Tensor, "*shape"], bits: int = 8, **options: object) -> Float[Tensor, "*shape"]:
     """quantize then dequantize, in x's dtype: what x has become once it has been stored in codes.
 
-    Takes and raises what `quantize` does. The result carries no gradient; methods.qat has the version that does.
+    Takes and raises what `quantize` does. What rounds beyond a narrow dtype's largest value saturates there. The result
+    carries no gradient (rounding has none).
 
     >>> fake_quantize(torch.tensor([0.3, 2.6, 7.0]), bits=4).tolist()
     [0.0, 3.0, 7.0]
     """
-    return quantize(x, bits, **options).dequantize().to(x.dtype)  # type: ignore[arg-type]
+    x_hat = quantize(x, bits, **options).dequantize()  # type: ignore[arg-type]
+    limit = min(torch.finfo(x.dtype).max, torch.finfo(x_hat.dtype).max)
+    return x_hat if x_hat.dtype == x.dtype else x_hat.clamp(-limit, limit).to(x.dtype)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in: float64 stays, everything else becomes float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _range(rows: Float[Tensor, "scales size"]) -> tuple[Tensor, Tensor]:
-    """The smallest and largest value of each row; NaN passes through."""
-    if len(rows) == 1:
-        low, high = torch.aminmax(rows)
-        return low[None], high[None]
-    parts = [(part.amin(dim=1), part.amax(dim=1)) for part in rows.split(max(1, CHUNK // rows.shape[1]))]
-    return torch.cat([low for low, _ in parts]), torch.cat([high for _, high in parts])
-
-
-def _chunks(rows: Tensor, parameters: Parameters, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """rows and out in pieces of about CHUNK values, each with the scales and zero points of its rows as a column."""
-    scale, zero_point = parameters.scale.reshape(-1, 1), parameters.zero_point.reshape(-1, 1)
-    if len(rows) == 1:
-        for part, part_out in zip(rows.split(CHUNK, dim=1), out.split(CHUNK, dim=1), strict=True):
-            yield part, scale, zero_point, part_out
-        return
-    count = max(1, CHUNK // rows.shape[1])
-    yield from zip(rows.split(count), scale.split(count), zero_point.split(count), out.split(count), strict=True)
+def _given(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A caller's scale or zero point, one for each place of `shape`."""
+    try:
+        return value.detach().expand(shape)
+    except RuntimeError:
+        raise ValueError(f"{name} of shape {tuple(value.shape)} does not broadcast to the shape {shape}") from None

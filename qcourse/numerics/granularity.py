@@ -11,13 +11,14 @@ Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient in
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 
+@runtime_checkable
 class Granularity(Protocol):
     """What a quantizer asks of a granularity; `PerTensor`, `PerChannel` and `PerGroup` answer."""
 
@@ -62,6 +63,10 @@ class PerChannel:
 
     axis: int = 0
 
+    def __post_init__(self) -> None:
+        if type(self.axis) is not int:
+            raise ValueError(f"axis={self.axis!r} must be a whole number (a Python int)")
+
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """1 everywhere but on `axis`, so that codes * scale broadcasts."""
         if not -len(shape) <= self.axis < len(shape):
@@ -93,8 +98,8 @@ class PerGroup:
     size: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"group size={self.size!r} must be a whole number of at least 1")
+        if type(self.size) is not int or self.size < 1:
+            raise ValueError(f"group size={self.size!r} must be a whole number (a Python int) of at least 1")
 
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """The tensor's shape with the last axis counted in groups."""

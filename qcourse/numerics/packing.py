@@ -12,10 +12,11 @@ Others differ: PyTorch's int4 kernels take the first code in the HIGH nibble, GG
 `affine.py` makes the codes; this file does not know what they mean.
 """
 
+import math
 import sys
 
 import torch
-from jaxtyping import Int32, Shaped, UInt8
+from jaxtyping import Int8, Int32, Shaped, UInt8
 from torch import Tensor
 
 CHUNK = 1 << 19  # codes worked on at a time, so that intermediates stay in the cache
@@ -49,26 +50,27 @@ def pack(codes: Shaped[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"]
     """
     _check_codes(codes, bits)
     flat = codes.reshape(-1).to(torch.int8 if codes.dtype != torch.uint8 else torch.uint8).view(torch.uint8)
-    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)) if flat.numel() % 8 else flat
+    if flat.numel() % 8 or flat.storage_offset() % 8:  # the view as 64-bit words needs both
+        flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
     out = torch.empty(flat.numel() // 8, bits, dtype=torch.uint8, device=codes.device)
     for part, part_out in zip(flat.split(CHUNK), out.split(CHUNK // 8), strict=True):
         part_out.copy_(_fold(part.view(torch.int64), bits).view(torch.uint8).reshape(-1, 8)[:, :bits])
     return out.reshape(-1)[: packed_nbytes(codes.numel(), bits)]
 
 
-def unpack(packed: Shaped[Tensor, " nbytes"], bits: int, count: int, signed: bool = True) -> Shaped[Tensor, " count"]:
+def unpack(packed: Shaped[Tensor, "..."], bits: int, count: int, signed: bool = True) -> Shaped[Tensor, " count"]:
     """The inverse of `pack`: `count` codes, int8 when signed and uint8 when not.
 
     Raises:
         TypeError: packed is not uint8.
-        ValueError: bits outside 1..8; a length other than packed_nbytes(count, bits).
+        ValueError: bits outside 1..8; a negative count; a length other than packed_nbytes(count, bits).
 
     >>> unpack(torch.tensor([0xEA, 0x70], dtype=torch.uint8), bits=4, count=4).tolist()
     [-6, -2, 0, 7]
     """
     _check_bits(bits)
-    if packed.dtype != torch.uint8:
-        raise TypeError(f"packed has dtype {packed.dtype}; packed codes are torch.uint8")
+    if _dtype(packed) != torch.uint8:
+        raise TypeError(f"packed is of {_dtype(packed)}; packed codes are a tensor of torch.uint8")
     if count < 0 or packed.shape != (packed_nbytes(count, bits),):
         raise ValueError(
             f"packed has shape {tuple(packed.shape)}; count={count} codes of bits={bits} take exactly "
@@ -87,49 +89,61 @@ def unpack(packed: Shaped[Tensor, " nbytes"], bits: int, count: int, signed: boo
     return codes.bitwise_xor_(sign).sub_(sign).view(torch.int8)  # the sign bit carried into the upper bits
 
 
-def pack_int32(codes: Shaped[Tensor, "out in"], bits: int) -> Int32[Tensor, "out words"]:
-    """Signed codes as int32 words, 32 / bits a word, each stored as code - qmin: the layout of compressed-tensors.
+def pack_int32(codes: Shaped[Tensor, "..."], bits: int) -> Int32[Tensor, "out words"]:
+    """Signed codes as int32 words, each code stored as code - qmin: the layout of compressed-tensors.
 
     Read as bytes, the words are what `pack` makes of code - qmin.
 
     Raises:
-        ValueError: bits other than 2, 4 and 8; a row that does not fill whole words; a code that does not fit.
+        TypeError: codes that are not integers.
+        ValueError: bits outside 1..8; a row that does not fill whole words; a code that does not fit.
 
     >>> [hex(word) for word in pack_int32(torch.tensor([[-8, -7, -6, -5, -4, -3, -2, -1]]), bits=4)[0].tolist()]
     ['0x76543210']
     """
-    if bits not in (2, 4, 8):
-        raise ValueError(f"bits={bits} must be 2, 4 or 8 for int32 words: other widths leave bits of each word unused")
-    if codes.ndim != 2 or codes.shape[1] * bits % 32:
-        raise ValueError(f"codes of shape {tuple(codes.shape)} must be (out, in) with in a multiple of {32 // bits}")
     _check_codes(codes, bits, signed=True)
-    unsigned = (codes.to(torch.int16) + (1 << bits - 1)).to(torch.uint8)
-    return pack(unsigned, bits).view(torch.int32).reshape(codes.shape[0], -1)
+    if codes.ndim != 2 or codes.shape[1] * bits % 32:
+        whole = 32 // math.gcd(32, bits)
+        raise ValueError(f"codes of shape {tuple(codes.shape)} must be (out, in) with in a multiple of {whole}")
+    unsigned = codes.to(torch.uint8) + (1 << bits - 1)  # modulo 256, as uint8 reckons: -8 is 248, and 248 + 8 is 0
+    return pack(unsigned, bits).view(torch.int32).reshape(codes.shape[0], codes.shape[1] * bits // 32)
 
 
-def unpack_int32(words: Int32[Tensor, "out words"], bits: int) -> Shaped[Tensor, "out in"]:
+def unpack_int32(words: Shaped[Tensor, "..."], bits: int) -> Int8[Tensor, "out in"]:
     """The inverse of `pack_int32`: int8 codes.
+
+    Raises:
+        TypeError: words that are not int32.
+        ValueError: bits outside 1..8; words that are not (out, words); a row of words that does not end with a code.
 
     >>> unpack_int32(torch.tensor([[0x76543210]], dtype=torch.int32), bits=4).tolist()
     [[-8, -7, -6, -5, -4, -3, -2, -1]]
     """
-    if bits not in (2, 4, 8):
-        raise ValueError(f"bits={bits} must be 2, 4 or 8 for int32 words")
-    packed = words.contiguous().view(torch.uint8).reshape(-1)
-    unsigned = unpack(packed, bits, words.numel() * 32 // bits, signed=False)
-    return (unsigned.to(torch.int16) - (1 << bits - 1)).to(torch.int8).reshape(words.shape[0], -1)
+    _check_bits(bits)
+    if _dtype(words) != torch.int32:
+        raise TypeError(f"words is of {_dtype(words)}; words are a tensor of torch.int32")
+    if words.ndim != 2 or words.shape[1] * 32 % bits:
+        raise ValueError(f"words of shape {tuple(words.shape)} must be (out, words), a row whole codes of bits={bits}")
+    out, count = words.shape[0], words.shape[1] * 32 // bits
+    unsigned = unpack(words.contiguous().view(torch.uint8).reshape(-1), bits, out * count, signed=False)
+    return (unsigned - (1 << bits - 1)).view(torch.int8).reshape(out, count)  # modulo 256 again
+
+
+def _dtype(value: object) -> object:
+    """A tensor's dtype; for anything else its type, which is no dtype."""
+    return value.dtype if isinstance(value, Tensor) else type(value)
 
 
 def _check_bits(bits: int) -> None:
-    if isinstance(bits, bool) or bits not in range(1, 9):
-        raise ValueError(f"bits={bits!r} must be a whole number from 1 to 8")
+    if type(bits) is not int or bits not in range(1, 9):
+        raise ValueError(f"bits={bits!r} must be a whole number (a Python int) from 1 to 8")
 
 
 def _check_codes(codes: Tensor, bits: int, *, signed: bool = False) -> None:
     """Refuse codes that `bits` bits cannot hold: all of one sign convention, two's complement or unsigned."""
     _check_bits(bits)
-    if codes.dtype == torch.bool or codes.dtype.is_floating_point:
-        raise TypeError(f"codes has dtype {codes.dtype}; codes are integers")
+    if _dtype(codes) not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        raise TypeError(f"codes is of {_dtype(codes)}; codes are a tensor of integers")
     if codes.numel() == 0:
         return
     low, high = (int(end) for end in torch.aminmax(codes))
@@ -149,7 +163,6 @@ def _lanes(width: int, every: int) -> int:
 
 def _fold(words: Tensor, bits: int) -> Tensor:
     """Eight codes, a byte each, pushed together into the low 8 * bits bits of each int64."""
-    words = words & _lanes(bits, 8)
     if bits == 8:
         return words
     for lane in (8, 16, 32):

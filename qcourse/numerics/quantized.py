@@ -8,17 +8,17 @@ This file says what they share; it chooses no codes itself.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
 from qcourse.numerics.granularity import Granularity
 from qcourse.numerics.packing import packed_nbytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no single ==
 class Parameters:
     """The scale (the width of one step, in x's units) and zero point (the code that stands for 0) of an affine map.
 
@@ -28,9 +28,10 @@ class Parameters:
     """
 
     scale: Float[Tensor, "*scales"]
-    zero_point: Int[Tensor, "*scales"]
+    zero_point: Integer[Tensor, "*scales"]
 
 
+@runtime_checkable
 class Quantizer(Protocol):
     """What everything that takes a quantizer may ask of it."""
 
@@ -55,7 +56,7 @@ class Quantizer(Protocol):
         """Bytes that the parameters take in storage."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantizedTensor:
     """Codes with all it takes to read them; what `quantize` returns.
 

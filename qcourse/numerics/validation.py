@@ -7,18 +7,22 @@ message that names the argument, its value and the rule.
 import torch
 from torch import Tensor
 
+from qcourse.numerics.quantized import Parameters
+
 
 def check_floating(x: Tensor, name: str = "x") -> None:
-    """Raise TypeError unless x is a floating-point tensor, ValueError where it is empty.
+    """Raise TypeError unless x is a tensor of 16-, 32- or 64-bit floats, ValueError where it is empty.
 
     >>> check_floating(torch.arange(3))
     Traceback (most recent call last):
-    TypeError: x has dtype torch.int64; quantization takes floating-point values (use x.float())
+    TypeError: x has dtype torch.int64; quantization takes floats of 16, 32 or 64 bits (use x.float())
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; quantization takes a torch.Tensor (use torch.as_tensor)")
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"{name} has dtype {x.dtype}; quantization takes floating-point values (use {name}.float())")
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(
+            f"{name} has dtype {x.dtype}; quantization takes floats of 16, 32 or 64 bits (use {name}.float())"
+        )
     if x.numel() == 0:
         raise ValueError(f"{name} is empty (shape {tuple(x.shape)}); a range needs at least one value")
 
@@ -33,14 +37,47 @@ def check_finite(x: Tensor, low: Tensor, high: Tensor, name: str = "x") -> None:
         )
 
 
-def check_stored_scale(stored: Tensor, exact: Tensor) -> None:
-    """Raise ValueError where storage moved a scale by more than 1/512 of itself, half a step at the largest 8-bit code.
+def check_scale(scale: Tensor) -> None:
+    """Raise ValueError unless each scale is positive and finite.
 
-    Rounding moves a normal float16 by at most 1/2048 and a bfloat16 by 1/512: more means that it under- or overflowed.
+    >>> check_scale(torch.tensor([1.0, -2.0]))
+    Traceback (most recent call last):
+    ValueError: scale=-2 must be positive and finite (1 of 2 scales is not)
     """
-    wrong = ~((stored.double() - exact).abs() <= exact / 512)
+    wrong = ~(torch.isfinite(scale) & (scale > 0))
+    if wrong.any():
+        count = int(wrong.sum())
+        raise ValueError(
+            f"scale={float(scale[wrong][0]):.3g} must be positive and finite "
+            f"({count} of {wrong.numel()} scales {'is' if count == 1 else 'are'} not)"
+        )
+
+
+def check_stored_scale(stored: Tensor, exact: Tensor) -> None:
+    """Raise ValueError where storage moved a scale by more than 1/256 of itself, half a step at the code 127.
+
+    Rounding moves a normal float16 by at most 1/2049 and a bfloat16 by 1/257: more means that it under- or overflowed.
+    """
+    wrong = ~((stored.double() - exact).abs() <= exact / 256)
     if wrong.any():
         raise ValueError(
             f"scale={float(exact[wrong][0]):.3g} cannot be held in scale_dtype={stored.dtype}, which makes it "
             f"{float(stored[wrong][0]):.3g}; use a wider scale_dtype ({int(wrong.sum())} of {wrong.numel()} scales)"
         )
+
+
+def check_parameters(parameters: Parameters, shape: tuple[int, ...], lowest: int, highest: int) -> None:
+    """Raise ValueError unless scales and zero points have the shape and are such; zero points in [lowest, highest]."""
+    scale, zero_point = parameters.scale, parameters.zero_point
+    if scale.shape != shape or zero_point.shape != shape:
+        raise ValueError(
+            f"scale of shape {tuple(scale.shape)} and zero_point of shape {tuple(zero_point.shape)} must both have "
+            f"the shape {shape} that the granularity gives"
+        )
+    check_scale(scale)
+    if zero_point.dtype == torch.bool or zero_point.dtype.is_floating_point:
+        raise ValueError(f"zero_point has dtype {zero_point.dtype}; a zero point is a code, an integer")
+    wrong = (zero_point < lowest) | (zero_point > highest)
+    if wrong.any():
+        only = " when symmetric" if lowest == highest else ""
+        raise ValueError(f"zero_point={int(zero_point[wrong][0])} must be in [{lowest}, {highest}]{only}")

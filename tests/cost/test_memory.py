@@ -1,0 +1,89 @@
+"""Bytes of weights: the figures of the literature, recomputed."""
+
+import pytest
+
+from qcourse.cost.memory import bytes_per_parameter, weight_bytes
+
+MIB = 2**20
+
+
+def test_a_group_of_128_with_a_16_bit_scale() -> None:  # claims 16, 18
+    assert 8 * bytes_per_parameter(4, 128) == 4.125
+    overhead = bytes_per_parameter(4, 128) / bytes_per_parameter(4) - 1
+    assert overhead == pytest.approx(0.03, abs=0.002)
+    assert 8 * bytes_per_parameter(4, 32) == 4.5
+    assert bytes_per_parameter(4, 128) == 0.515625
+    assert 70e9 * bytes_per_parameter(4, 128) == pytest.approx(36.1e9, abs=0.05e9)
+    assert 70e9 * (bytes_per_parameter(4, 128) - bytes_per_parameter(4)) == pytest.approx(1.09e9, abs=0.005e9)
+
+
+def test_4096_squared() -> None:  # claim 19
+    count = 4096**2
+    assert weight_bytes(count, 16) == 32 * MIB
+    assert weight_bytes(count, 4) == 8 * MIB
+    assert count // 128 == 131_072
+    assert weight_bytes(count, 4, scales=131_072) - weight_bytes(count, 4) == 256 * 1024
+
+
+def test_8192_by_4096() -> None:  # claim 20
+    count = 8192 * 4096
+    assert weight_bytes(count, 16) == 67_108_864
+    int8 = weight_bytes(count, 8, scales=8192)
+    assert int8 == 33_570_816
+    assert int8 / MIB == pytest.approx(32.02, abs=0.005)
+    assert weight_bytes(count, 4, scales=count // 128) == 17_301_504 == 16.5 * MIB
+
+
+@pytest.mark.parametrize(("bits", "size"), [(32, 28), (16, 14), (8, 7), (4, 3.5), (2, 1.75)])
+def test_seven_billion_before_scales(bits: int, size: float) -> None:  # claim 21
+    assert 7 * bytes_per_parameter(bits) == size
+
+
+def test_seventy_billion_before_scales() -> None:  # claim 23
+    assert (70 * bytes_per_parameter(16), 70 * bytes_per_parameter(4)) == (140, 35)
+
+
+def test_512_squared() -> None:  # claim 14
+    count = 512**2
+    sizes = [weight_bytes(count, bits, scales=scales, scale_bytes=4) for bits in (8, 4) for scales in (0, 512)]
+    assert [size / 1024 for size in (weight_bytes(count, 16), *sizes)] == [512, 256, 258, 128, 130]
+
+
+def test_zero_points_are_counted_where_there_are_any() -> None:
+    assert bytes_per_parameter(4, 64, zero_bytes=0.5) == 0.5 + 2.5 / 64
+    assert weight_bytes(64, 4, scales=2, zero_bytes=0.5) == 32 + 2 * 2.5
+
+
+def test_the_last_byte_counts_whole() -> None:
+    assert [weight_bytes(count, 3) for count in (0, 1, 2, 3, 8)] == [0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"bits": 0}, "bits=0 must be above 0"),
+        ({"bits": float("nan")}, "bits=nan must be above 0"),
+        ({"bits": 4, "group_size": 0}, "group_size=0 must be above 0"),
+        ({"bits": 4, "group_size": -1}, "group_size=-1 must be above 0"),
+        ({"bits": 4, "scale_bytes": -2}, "scale_bytes=-2 must be 0 or more"),
+        ({"bits": 4, "zero_bytes": -2}, "zero_bytes=-2 must be 0 or more"),
+    ],
+)
+def test_bytes_per_parameter_refuses(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        bytes_per_parameter(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"count": -1, "bits": 4}, "count=-1 must be 0 or more"),
+        ({"count": 8, "bits": 0}, "bits=0 must be above 0"),
+        ({"count": 8, "bits": 4, "scales": -1}, "scales=-1 must be 0 or more"),
+        ({"count": 8, "bits": 4, "scale_bytes": -1}, "scale_bytes=-1 must be 0 or more"),
+        ({"count": 8, "bits": 4, "zero_bytes": -1}, "zero_bytes=-1 must be 0 or more"),
+    ],
+)
+def test_weight_bytes_refuses(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        weight_bytes(**arguments)
