@@ -8,43 +8,29 @@ What stops a reader ends in one sentence.
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qcourse.lab.server import FIRST_LESSON, serve
+
 if TYPE_CHECKING:  # heavy imports wait until they are needed, so that `--help` answers at once
     from nbformat import NotebookNode
 
-FIRST_LESSON = "notebooks/00_start_here.ipynb"
 CELL_TIMEOUT_S = 120
 
 
 def find(pattern: str) -> Path:
-    """The first path that matches in the current folder, the one above, or the repository that qcourse runs from.
+    """The first path that matches in the current folder, those above, or the repository that qcourse runs from.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    for folder in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parent.parent):
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         for path in sorted(folder.glob(pattern)):
             return path
     raise FileNotFoundError(f"There is no {pattern} here; run this in the course's folder.")
-
-
-def lab(more: list[str]) -> int:
-    """Start JupyterLab on the course and stay until it ends; `more` is passed on to it."""
-    root = find(FIRST_LESSON).parent.parent
-    command = [
-        *(sys.executable, "-m", "jupyterlab"),
-        f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url=/lab/tree/{FIRST_LESSON}",
-        "--LabApp.news_url=None",  # nothing asks the network
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.extension_manager=readonly",
-    ]
-    return subprocess.run([*command, *more], check=False).returncode
 
 
 def progress_table() -> str:
@@ -132,7 +118,9 @@ def parser() -> argparse.ArgumentParser:
         prog="qcourse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("lab", help="open the lessons in JupyterLab; what is not named here is passed on to it")
+    lab = commands.add_parser("lab", help="open the lessons in JupyterLab; what is not named here is passed on to it")
+    lab.add_argument("--port", type=int, default=0, help="the port to use (default: a free one from 8888 up)")
+    lab.add_argument("--no-browser", action="store_true", help="only print the address")
     check = commands.add_parser("check", help="progress over all sheets, or one sheet run and checked")
     check.add_argument("sheet", nargs="?", help="the number of a sheet, such as 01")
     return top
@@ -145,10 +133,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error(f"unknown arguments: {' '.join(more)}")
     try:
         if options.command == "lab":
-            return lab(more)
+            root = find(FIRST_LESSON).parent.parent
+            return serve(root, port=options.port, browser=not options.no_browser, more=tuple(more))
         if options.sheet:
             return check_sheet(options.sheet)
         print(progress_table())
+    except KeyboardInterrupt:
+        return 130
     except ImportError as error:
         print(f"{error.name} is missing: install the course with pip install 'qcourse[lab]'.", file=sys.stderr)
         return 2

@@ -110,18 +110,44 @@ def test_what_is_found_where(progress: Path, monkeypatch: pytest.MonkeyPatch) ->
         cli.find("nothing/*")
 
 
-def test_lab_opens_the_first_lesson_and_passes_the_rest_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What `qcourse lab` would have started JupyterLab with."""
+    calls: list[tuple] = []
+    monkeypatch.setattr(cli, "serve", lambda root, **options: calls.append((root, options)) or 0)
+    return calls
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess:
-        called.extend(command)
-        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(subprocess, "run", run)
-    assert cli.main(["lab", "--no-browser"]) == 0
-    assert called[1:3] == ["-m", "jupyterlab"]
-    assert f"--LabApp.default_url=/lab/tree/{cli.FIRST_LESSON}" in called
-    assert called[-1] == "--no-browser"
+def test_lab_passes_on_what_it_does_not_know(served: list[tuple]) -> None:
+    assert cli.main(["lab", "--no-browser", "--ip=0.0.0.0", "--port", "9999", "--debug"]) == 0
+    assert served[0][1] == {"port": 9999, "browser": False, "more": ("--ip=0.0.0.0", "--debug")}
+
+
+def test_lab_shows_the_course_around_the_current_folder_else_the_package_s_own(
+    served: list[tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.main(["lab"])
+    (tmp_path / "notebooks" / "deeper").mkdir(parents=True)
+    (tmp_path / cli.FIRST_LESSON).touch()
+    for folder in (tmp_path, tmp_path / "notebooks" / "deeper"):
+        monkeypatch.chdir(folder)
+        cli.main(["lab"])
+    assert [root for root, _ in served] == [Path(cli.__file__).parent.parent, tmp_path, tmp_path]
+
+
+def test_lab_without_a_course_is_one_sentence(
+    progress: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "__file__", str(progress.parent / "site-packages" / "qcourse" / "cli.py"))
+    assert cli.main(["lab"]) == 2
+    assert capsys.readouterr().err == f"There is no {cli.FIRST_LESSON} here; run this in the course's folder.\n"
+
+
+def test_lab_without_jupyterlab_is_one_sentence(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["lab"]) == 2
+    assert capsys.readouterr().err == "jupyterlab is missing: install the course with pip install 'qcourse[lab]'.\n"
 
 
 def test_unknown_arguments(capsys: pytest.CaptureFixture) -> None:

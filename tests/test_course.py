@@ -2,8 +2,8 @@
 packages, versions and commands agree with one another."""
 
 import itertools
+import os
 import re
-import socket
 import subprocess
 import sys
 import tomllib
@@ -124,15 +124,6 @@ def test_a_place_where_nothing_can_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="could not make"):
         venv_setup.make_venv(tmp_path / "file" / ".venv")
-
-
-def test_a_busy_port_is_told() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=f"^Port {port} is in use"):
-            course.main(["lab", "--port", str(port)])
 
 
 @pytest.mark.parametrize(
@@ -277,8 +268,12 @@ def test_the_children_find_the_environments_programs_first(monkeypatch: pytest.M
     assert path.endswith("elsewhere")
 
 
-def test_jupyterlab_gets_what_it_does_not_know_from_us() -> None:
-    command = course.lab_command(Path("python"), port=9999, more=("--IdentityProvider.token=x",))
-    assert "--ServerApp.port=9999" in command
-    assert "--ServerApp.ip=127.0.0.1" in command
-    assert command[-1] == "--IdentityProvider.token=x"
+def test_lab_becomes_the_command_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(course, "ready", lambda extra: Path("python"))
+    monkeypatch.setattr(os, "execv", lambda path, arguments: became.extend(arguments), raising=False)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 7))
+    assert course.main(["lab", "--port", "9999", "--no-browser"]) == 7
+    assert became == ["python", "-m", "qcourse.cli", "lab", "--port", "9999", "--no-browser"]
+    assert Path.cwd() == ROOT

@@ -1,8 +1,13 @@
-"""The sheets: stubs say "not written yet", solutions pass, cards tell the truth, exercises/ is what solutions/ make."""
+"""The sheets: stubs say "not written yet", solutions pass, cards tell the truth, exercises/ is what solutions/ make.
+
+Tests of sheets look at what solutions/ make, so that a learner's answers in exercises/ change no test; that exercises/
+holds just that is one test, the one that CI is strict about.
+"""
 
 import doctest
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +23,16 @@ from qcourse.checks.registry import load_sheet, sheet_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = [exercise for sheet_id in sheet_ids() for exercise in load_sheet(sheet_id).exercises]
+STUB = r"raise NotImplementedError(\"not written yet\")"  # as it stands in a notebook's file
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
 
 
+@cache
 def notebook(folder: str, sheet_id: str) -> nbformat.NotebookNode:
-    (path,) = (ROOT / folder).glob(f"{sheet_id}_*.ipynb")
-    return nbformat.read(path, as_version=4)
+    """A solution, or the sheet that is made from it; read only."""
+    (path,) = (ROOT / "solutions").glob(f"{sheet_id}_*.ipynb")
+    text = path.read_text(encoding="utf-8")
+    return nbformat.reads(make_exercises.make_exercise(text) if folder == "exercises" else text, as_version=4)
 
 
 def cell(folder: str, exercise: Exercise, kind: str) -> nbformat.NotebookNode:
@@ -96,7 +105,7 @@ def test_cells_are_marked_for_grading(exercise: Exercise) -> None:
 
 @pytest.mark.parametrize("folder", ["solutions", "exercises"])
 def test_sheets_and_checks_are_the_same_exercises(folder: str) -> None:
-    assert sorted(path.name[:2] for path in (ROOT / folder).glob("*.ipynb")) == sheet_ids()
+    assert sorted(path.name[:2] for path in (ROOT / "solutions").glob("*.ipynb")) == sheet_ids()
     for sheet_id in sheet_ids():
         checks = [one.source for one in notebook(folder, sheet_id).cells if one.source.startswith("check(")]
         exercises = load_sheet(sheet_id).exercises
@@ -118,9 +127,9 @@ def test_exercises_hold_no_solution_and_no_output() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of both folders to spoil."""
-    for folder in ("solutions", "exercises"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns(".*"))
+    """A copy of the solutions, and the sheets made from them, to spoil."""
+    shutil.copytree(ROOT / "solutions", tmp_path / "solutions", ignore=shutil.ignore_patterns(".*"))
+    make_exercises.write(tmp_path / "solutions", tmp_path / "exercises")
     return tmp_path
 
 
@@ -128,8 +137,11 @@ def sheets(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (root / "exercises").glob("*.ipynb")}
 
 
-def test_exercises_are_what_solutions_make(copy: Path, capsys: pytest.CaptureFixture) -> None:
+def test_exercises_are_what_solutions_make() -> None:
     assert make_exercises.main(["--check"], ROOT) == 0
+
+
+def test_writing_again_changes_nothing(copy: Path) -> None:
     before = sheets(copy)
     assert make_exercises.main([], copy) == 0
     assert sheets(copy) == before
@@ -141,7 +153,7 @@ def test_drift_is_named_and_mended(copy: Path, capsys: pytest.CaptureFixture) ->
     path = copy / "exercises" / edited
     path.write_text(path.read_text(encoding="utf-8").replace("Hint 1", "Hint one", 1), encoding="utf-8")
     (copy / "exercises" / gone).unlink()
-    shutil.copy(ROOT / "exercises" / gone, copy / "exercises" / "99_left_over.ipynb")
+    shutil.copy(path, copy / "exercises" / "99_left_over.ipynb")
     assert make_exercises.main(["--check"], copy) == 1
     assert f"{edited}, {gone}, 99_left_over.ipynb" in capsys.readouterr().err
     assert make_exercises.main([], copy) == 0
@@ -154,15 +166,41 @@ def test_a_changed_solution_is_drift(copy: Path) -> None:
     assert make_exercises.differing(copy / "solutions", copy / "exercises") == [path.name]
 
 
-def test_answers_are_never_written_over(copy: Path, capsys: pytest.CaptureFixture) -> None:
+def answer(copy: Path, words: str) -> Path:
+    """Write an answer into the first sheet, in place of its first stub."""
     path = sorted((copy / "exercises").glob("*.ipynb"))[0]
-    answered = path.read_text(encoding="utf-8").replace(
-        r"raise NotImplementedError(\"not written yet\")", "return 1", 1
-    )
-    path.write_text(answered, encoding="utf-8")
+    sheet = path.read_text(encoding="utf-8")
+    path.write_text(sheet.replace(STUB, words, 1), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("words", ["return 1", rf"return 1\n    {STUB}"])  # the stub may be left standing below
+def test_answers_are_never_written_over(copy: Path, capsys: pytest.CaptureFixture, words: str) -> None:
+    path = answer(copy, words)
+    answered = path.read_bytes()
     assert make_exercises.main([], copy) == 1
     assert path.name in capsys.readouterr().err
-    assert path.read_text(encoding="utf-8") == answered
+    assert path.read_bytes() == answered
+
+
+def test_answers_are_a_learner_s_own_business_and_drift_in_ci(
+    copy: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = answer(copy, "return 1")
+    monkeypatch.delenv("CI", raising=False)
+    assert make_exercises.main(["--check"], copy) == 0
+    assert capsys.readouterr().out.endswith(f"Skipped, for answers are in them: {path.name}.\n")
+    monkeypatch.setenv("CI", "true")
+    assert make_exercises.main(["--check"], copy) == 1
+    assert path.name in capsys.readouterr().err
+
+
+def test_a_sheet_without_answers_is_drift_for_a_learner_too(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    answer(copy, "return 1")
+    untouched = sorted((copy / "exercises").glob("*.ipynb"))[1]
+    untouched.unlink()
+    assert make_exercises.main(["--check"], copy) == 1
 
 
 def test_a_solution_that_does_not_end_is_refused(copy: Path) -> None:

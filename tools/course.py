@@ -12,7 +12,6 @@ stops a reader ends in one sentence. The Makefile is a thin face of this file.
 
 import argparse
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,54 +20,14 @@ from pathlib import Path
 
 from venv_setup import ROOT, check_python, child_environment, ready, say
 
-FIRST_LESSON = "notebooks/00_start_here.ipynb"
 
-
-def lab_command(python: Path, root: Path = ROOT, *, port: int = 0, browser: bool = False, more: tuple = ()) -> list:
-    """JupyterLab over `root`, on the loopback alone, asking the network neither for news nor for updates."""
-    return [
-        str(python),
-        "-m",
-        "jupyterlab",
-        f"--ServerApp.root_dir={root}",
-        f"--LabApp.default_url=/lab/tree/{FIRST_LESSON}",
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.extension_manager=readonly",  # its list of extensions would come from the network
-        "--ServerApp.ip=127.0.0.1",
-        "--MappingKernelManager.transport_encryption=auto",  # else each kernel warns that its loopback is open
-        "--ServerApp.log_level=ERROR",
-        "--LabApp.log_level=ERROR",
-        *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []),
-        *([] if browser else ["--no-browser"]),
-        *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),  # the only user of a container
-        *more,
-    ]
-
-
-def lab_environment(python: Path) -> dict:
-    """The environment of JupyterLab: tools/jupyter holds defaults of its settings (it would ask to fetch news)."""
-    path = [str(ROOT / "tools" / "jupyter"), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
-    return {**child_environment(python), "JUPYTER_CONFIG_PATH": os.pathsep.join(path)}
-
-
-def lab(port: int, browser: bool, more: list) -> int:
-    """Start JupyterLab at the first lesson and stay until it ends."""
-    with socket.socket() as probe:
-        if port and probe.connect_ex(("127.0.0.1", port)) == 0:
-            sys.exit(f"Port {port} is in use: choose another one, or leave --port out and a free one is found.")
-    python = ready("lab")
-    command = lab_command(python, port=port, browser=browser and has_display(), more=tuple(more))
-    say("JupyterLab starts; Ctrl-C in this window ends it. Its address, if no browser opens by itself:")
-    if os.name == "posix":  # become JupyterLab, so that a signal sent to this command ends the server
-        os.execve(command[0], command, lab_environment(python))
-    return subprocess.run(command, env=lab_environment(python), check=False).returncode
-
-
-def has_display() -> bool:
-    """Whether a browser opened here would be seen."""
-    local_desktop = sys.platform in ("darwin", "win32") and "SSH_CONNECTION" not in os.environ
-    return local_desktop or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+def lab(arguments: list) -> int:
+    """Become `qcourse lab`, which starts JupyterLab and stays until it ends."""
+    command = [str(ready("lab")), "-m", "qcourse.cli", "lab", *arguments]
+    os.chdir(ROOT)
+    if os.name == "posix":  # a signal sent to this command then ends the server
+        os.execv(command[0], command)
+    return subprocess.run(command, check=False).returncode
 
 
 def steps(python: Path, root: Path = ROOT) -> dict:
@@ -138,9 +97,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="course.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    lab_options = commands.add_parser("lab", help="JupyterLab; what is not named here is passed on to it")
-    lab_options.add_argument("--port", type=int, default=0, help="the port to use (default: a free one from 8888 up)")
-    lab_options.add_argument("--no-browser", action="store_true", help="only print the address")
+    commands.add_parser("lab", help="JupyterLab, with the options of `qcourse lab`: --port, --no-browser, its own")
     commands.add_parser("test", help="all checks").add_argument("steps", nargs="*", help="only these steps")
     commands.add_parser("exercises", help="write exercises/ from solutions/")
     commands.add_parser("bench", help="run benchmarks/")
@@ -155,7 +112,7 @@ def main(arguments: list) -> int:
     if more and options.command != "lab":
         parser().error(f"unknown arguments: {' '.join(more)}")
     run = {
-        "lab": lambda: lab(options.port, not options.no_browser, more),
+        "lab": lambda: lab(more),
         "test": lambda: run_tests(options.steps),
         "exercises": lambda: run_script("tools/make_exercises.py"),
         "bench": bench,

@@ -40,6 +40,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         kernel_name=KERNEL["name"],
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
+        coalesce_streams=True,  # else what is printed at once arrives in one piece or in several, by chance
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns that its loopback is not encrypted
         on_cell_start=lambda cell, cell_index: started.append(cell_index),
     )

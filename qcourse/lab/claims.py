@@ -7,6 +7,7 @@ The documents are called A to E (SOURCES). Statements are in the course's own wo
 """
 
 from dataclasses import dataclass
+from html import escape
 
 SOURCES = {
     "A": "Quantization for Inference",
@@ -41,10 +42,11 @@ class Settled:
 
     def _repr_html_(self) -> str:
         claim, color = self.claim, VERDICTS[self.verdict]
+        statement, finding = (escape(words, quote=False) for words in (claim.statement, self.finding))
         return (
             f'<div style="border-left: 4px solid {color}; padding: 2px 10px">'
-            f"<b>Claim {claim.number}</b> ({claim.sources}): {claim.statement}<br>"
-            f'<b style="color: {color}">{self.verdict}</b>: {self.finding}</div>'
+            f"<b>Claim {claim.number}</b> ({claim.sources}): {statement}<br>"
+            f'<b style="color: {color}">{self.verdict}</b>: {finding}</div>'
         )
 
 
@@ -62,14 +64,14 @@ def settle(number: int, verdict: str, finding: str) -> Settled:
       HOLDS: before scales
     """
     if number not in CLAIMS:
-        raise ValueError(f"number={number} is not a claim; there are {min(CLAIMS)} to {max(CLAIMS)}")
+        raise ValueError(f"number={number} is no claim settled so far; these are: {', '.join(map(str, CLAIMS))}")
     if verdict not in VERDICTS:
         raise ValueError(f"verdict={verdict!r} must be one of {', '.join(VERDICTS)}")
     return Settled(CLAIMS[number], verdict, finding)
 
 
 _STATEMENTS = (
-    (1, "A B C", "the error |w - w_hat| is at most half a step, s/2."),
+    (1, "A, B, C", "the error |w - w_hat| is at most half a step, s/2."),
     (2, "A, B", "A rounds w/s + z, B rounds w/s and then adds z."),
     (3, "A", "b bits give 2^b levels (256, 16) and b/16 of float16's memory."),
     (
@@ -118,7 +120,7 @@ _STATEMENTS = (
     (23, "C", "70B parameters: 140 GB in float16, 35 GB in INT4."),
     (47, "B", "per-tensor INT4 destroys the matrix: 40% relative error."),
     (48, "C", "7B in INT4 with groups is about 4 GB, about 7 times smaller than float32."),
-    (50, "A C D", "A keeps a scale for each weight column, C and D for each row."),
+    (50, "A, C, D", "A keeps a scale for each weight column, C and D for each row."),
     (51, "B, D", "B uses codes [-128, 127], D [-127, 127] (and [-7, 7] at INT4)."),
     (52, "C", "rounding errors are roughly zero-mean and partly cancel in a long sum."),
 )

@@ -42,7 +42,9 @@ def grid_figure(
         weights: the ordinary weights.
         outlier: one more weight, drawn in another colour; it shares the scale.
     """
-    w = weights if outlier is None else torch.cat([weights, weights.new_tensor([outlier])])
+    w = weights.detach().float()  # matplotlib knows neither bfloat16 nor gradients
+    if outlier is not None:
+        w = torch.cat([w, w.new_tensor([outlier])])
     quantizer = IntQuantizer(bits, symmetric)
     q = quantizer(w)
     figure, (drops, counts) = new_figure(height=4.2, rows=2, gridspec_kw={"height_ratios": [3, 1.2]})
@@ -58,8 +60,8 @@ def _draw_drops(ax: Axes, w: Tensor, q: QuantizedTensor, quantizer: IntQuantizer
     colors = [BLUE] * len(w) if outlier is None else [BLUE] * (len(w) - 1) + [ORANGE]
     for value, landed, color in zip(w.tolist(), q.dequantize().tolist(), colors, strict=True):
         ax.plot([value, landed], [1, 0], color=color, lw=0.8, alpha=0.6)
-    ax.scatter(w, torch.ones_like(w), c=colors, s=22, zorder=3)
-    ax.vlines(levels, -0.12, 0.12, color="black", lw=1.4 if len(levels) <= 32 else 0.5)
+    ax.scatter(w.numpy(), [1] * len(w), c=colors, s=22, zorder=3)
+    ax.vlines(levels.numpy(), -0.12, 0.12, color="black", lw=1.4 if len(levels) <= 32 else 0.5)
     ax.set(yticks=[0, 1], yticklabels=["levels", "weights"], ylim=(-0.25, 1.2), xlabel="value of the weight")
     ax.set_title(f"{quantizer.bits} bits: {len(levels)} levels, {q.scale.item():.3g} apart", loc="left")
 
@@ -68,5 +70,5 @@ def _draw_counts(ax: Axes, q: QuantizedTensor, quantizer: IntQuantizer) -> None:
     """A bar for each code: how many weights landed on it."""
     codes = torch.arange(quantizer.qmin, quantizer.qmax + 1)
     counts = torch.bincount(q.codes.long() - quantizer.qmin, minlength=len(codes))
-    ax.bar(codes, counts, color=GREY, width=0.8)
+    ax.bar(codes.numpy(), counts.numpy(), color=GREY, width=0.8)
     ax.set(xlabel="code", ylabel="weights on it", xlim=(quantizer.qmin - 1, quantizer.qmax + 1))

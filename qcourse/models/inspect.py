@@ -108,9 +108,10 @@ def record_inputs(
     layers = linears(model)
     chunks: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].detach().flatten(0, -2) if args[0].ndim > 1 else args[0].detach()[None]  # (tokens, in)
+    def recorder(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def keep(layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            x = (args[0] if args else named["input"]).detach()
+            x = x.flatten(0, -2) if x.ndim > 1 else x[None]  # (tokens, in)
             room = None if max_tokens is None else max_tokens - sum(map(len, kept))
             kept.append(x[:room].clone())  # a copy: the model may reuse the memory
 
@@ -118,7 +119,7 @@ def record_inputs(
 
     with ExitStack() as hooks:  # removes the hooks even if run fails
         for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(recorder(chunks[name])))
+            hooks.enter_context(layer.register_forward_pre_hook(recorder(chunks[name]), with_kwargs=True))
         run()
     recorded = {name: torch.cat(kept) for name, kept in chunks.items() if kept}
     if not recorded:

@@ -4,6 +4,7 @@ The idea: an encoder is good if a question finds its answer. A docstring brings 
 name of what it documents, with the rest of the docstring, is the document. The texts are read from the source files of
 the Python that runs (parsed, never imported), so there is nothing to download. They are ordered by a hash of their
 qualified name: a text that another version adds, drops or edits changes one pair, and leaves the others in their order.
+Parsing takes seconds, so what it found is kept in the user's cache folder, for this Python and this file as it is.
 
 Source: PEP 257 for the summary line; top-1 retrieval is a usual measure for sentence encoders (Muennighoff et al. 2023,
 "MTEB").
@@ -14,15 +15,19 @@ damaged one.
 
 import ast
 import hashlib
+import json
+import os
 import sys
 import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 
+import platformdirs
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -62,10 +67,9 @@ def stdlib_texts(count: int, *, root: Path | None = None) -> tuple[StdlibText, .
     >>> stdlib_texts(300)[:10] == stdlib_texts(10)
     True
     """
-    root = Path(sysconfig.get_path("stdlib")) if root is None else root
-    texts = _all_texts(root)
+    texts = _all_texts() if root is None else _read_texts(root)
     if not 1 <= count <= len(texts):
-        raise ValueError(f"count must be from 1 to {len(texts)}, the number of texts found in {root}, got {count}")
+        raise ValueError(f"count must be from 1 to {len(texts)}, the number of texts found, got {count}")
     return texts[:count]
 
 
@@ -99,7 +103,22 @@ def retrieval_accuracy(queries: Shaped[Tensor, "..."], documents: Shaped[Tensor,
 
 
 @cache
-def _all_texts(root: Path) -> tuple[StdlibText, ...]:
+def _all_texts() -> tuple[StdlibText, ...]:
+    root = sysconfig.get_path("stdlib")
+    key = hashlib.sha256(f"{sys.version} {root}".encode() + Path(__file__).read_bytes()).hexdigest()[:16]
+    path = platformdirs.user_cache_path("qcourse", appauthor=False) / f"stdlib_texts_{key}.json"
+    with suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
+        return tuple(StdlibText(*fields) for fields in json.loads(path.read_bytes()))
+    texts = _read_texts(Path(root))
+    with suppress(OSError):  # where nothing can be kept, the next process parses again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}.new")
+        aside.write_text(json.dumps([astuple(text) for text in texts]), encoding="utf-8")
+        aside.replace(path)
+    return texts
+
+
+def _read_texts(root: Path) -> tuple[StdlibText, ...]:
     pairs = {name: pair for path, module in _sources(root) for name, *pair in _docstrings(path, module)}
     seen: set[str] = set()
     texts = []
@@ -123,7 +142,10 @@ def _sources(root: Path) -> Iterator[tuple[Path, str]]:
 def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old sources have escapes such as "\d" that newer parsers warn of
-        tree = ast.parse(path.read_bytes())
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # a template, a file that shows an error, one that is no text
+            return
     for name, node in _documented(tree, module):
         summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
         body = textwrap.shorten(rest, BODY_CHARS, placeholder="")

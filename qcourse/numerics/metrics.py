@@ -3,7 +3,8 @@
 The idea: no single number tells the whole story. Relative error and SQNR look at the size of the error, cosine at the
 direction, KL at what it does to a distribution, and the entropy of the codes at how many of the levels are at work.
 
-Two tensors that are compared have one shape (nothing broadcasts), and are compared in float32 at least.
+Two tensors that are compared have one shape (nothing broadcasts); the comparison is in float32 at least, without
+gradients.
 """
 
 import math
@@ -82,4 +83,4 @@ def _comparable(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both, in a dtype wide enough to subtract in; ValueError where the shapes differ."""
     if x.shape != y.shape:
         raise ValueError(f"shapes {tuple(x.shape)} and {tuple(y.shape)} differ; compare tensors of one shape")
-    return x.to(wide(x.dtype)), y.to(wide(y.dtype))
+    return x.detach().to(wide(x.dtype)), y.detach().to(wide(y.dtype))

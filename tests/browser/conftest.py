@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import make_exercises
 import pytest
 from driver import Notebook, Server, serving
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -28,10 +29,10 @@ TIMEOUT_MS = 30_000  # patience for a loaded machine; nothing waits longer than 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """JupyterLab over a copy of the lessons and the exercise sheets."""
+    """JupyterLab over a copy of the lessons and over fresh sheets, whatever this machine's hold by now."""
     folder = tmp_path_factory.mktemp("course")
-    for name in ("notebooks", "exercises"):
-        shutil.copytree(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    make_exercises.write(ROOT / "solutions", folder / "exercises")
     with serving(folder, tmp_path_factory.mktemp("settings")) as server:
         yield server
 

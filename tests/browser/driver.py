@@ -1,10 +1,11 @@
 """A JupyterLab to test against, and a notebook in it that is driven as a reader drives it: by menus and keys.
 
-The server is the one that `lab` starts, with settings of its own, so that the reader's JupyterLab stays as it is.
+The server is the one that `qcourse lab` starts, with settings of its own, so that the reader's stays as it is.
 Lessons to come need `Notebook` and a cell of theirs; the fixtures are in conftest.py.
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -16,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import course
 from playwright.sync_api import Locator, Page, expect
 
 TOKEN = "browser-test"
@@ -56,10 +56,10 @@ def serving(folder: Path, settings: Path) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    python = Path(sys.executable)
-    command = course.lab_command(python, folder, port=port, more=(f"--IdentityProvider.token={TOKEN}",))
+    options = ("--no-browser", f"--port={port}", f"--IdentityProvider.token={TOKEN}")
+    command = [sys.executable, "-m", "qcourse.cli", "lab", *options]
     own = {f"JUPYTER_{kind.upper()}_DIR": str(settings / kind) for kind in ("config", "data")}
-    env = {**course.lab_environment(python), **own, "IPYTHONDIR": str(settings / "ipython")}
+    env = {**os.environ, **own, "IPYTHONDIR": str(settings / "ipython")}
     server = subprocess.Popen(command, env=env, cwd=folder)
     try:
         wait_for("JupyterLab answers", lambda: answers(f"http://127.0.0.1:{port}/api"))

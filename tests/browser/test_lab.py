@@ -1,5 +1,7 @@
 """The course as a reader meets it: JupyterLab in a real browser."""
 
+import json
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -22,6 +24,13 @@ def test_the_lab_lists_the_notebooks(page: Page, lab: Server) -> None:
     listing.get_by_text("notebooks", exact=True).dblclick()
     for lesson in (lab.folder / "notebooks").glob("*.ipynb"):
         expect(listing).to_contain_text(lesson.name)
+
+
+def test_nobody_is_asked_about_news(lab: Server) -> None:
+    name = "@jupyterlab/apputils-extension:notification"
+    with urllib.request.urlopen(f"{lab.url}/lab/api/settings/{name}?token={TOKEN}", timeout=30) as answer:
+        properties = json.load(answer)["schema"]["properties"]
+    assert (properties["fetchNews"]["default"], properties["checkForUpdates"]["default"]) == ("false", False)
 
 
 def test_the_picture_of_lesson_01_is_there_before_anything_runs(open_notebook: Callable[[str], Notebook]) -> None:

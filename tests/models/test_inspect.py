@@ -119,6 +119,11 @@ def test_a_single_vector_is_one_token() -> None:
     assert record_inputs(model, lambda: model(torch.ones(2)))[""].shape == (1, 2)
 
 
+def test_an_input_passed_by_name_is_recorded() -> None:
+    model, x = nn.Linear(2, 1), torch.ones(3, 2)
+    assert torch.equal(record_inputs(model, lambda: model(input=x))[""], x)
+
+
 def test_max_tokens_keeps_the_first() -> None:
     model = nn.Linear(1, 1)
     x = torch.arange(10.0)[:, None]

@@ -1,12 +1,15 @@
 """The course's texts, from a small library written here and from the real one; and the retrieval score."""
 
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import platformdirs
 import pytest
 import torch
 
+from qcourse.models import texts
 from qcourse.models.texts import BODY_CHARS, StdlibText, retrieval_accuracy, stdlib_texts
 
 BODY = "This goes on for a while, so that it tells one {} from all of the others."
@@ -113,12 +116,64 @@ def test_odd_sources_are_parsed_not_run_and_warn_of_nothing(write: Write, tmp_pa
     assert set(everything(tmp_path)) == {"json"}
 
 
+@pytest.mark.parametrize("source", ["def $name():\n", "\0", "x = 'caf\udce9'"])
+def test_files_that_do_not_parse_are_skipped(write: Write, tmp_path: Path, source: str) -> None:
+    write("json.py", docstring("The module has a summary.", BODY))
+    (tmp_path / "csv.py").write_bytes(source.encode(errors="surrogateescape"))
+    assert set(everything(tmp_path)) == {"json"}
+
+
+FOUND = (StdlibText("json", "A summary.", "json: é"), StdlibText("csv", "Another summary.", "csv: body"))
+
+
+@pytest.fixture
+def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """The folders that were parsed, each to FOUND; what is kept, is kept in tmp_path."""
+    folders: list[Path] = []
+    monkeypatch.setattr(texts, "_read_texts", lambda root: folders.append(root) or FOUND)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    texts._all_texts.cache_clear()
+    yield folders
+    texts._all_texts.cache_clear()
+
+
+def in_a_new_process() -> tuple[StdlibText, ...]:
+    """All texts, as a process that has not read them yet gets them."""
+    texts._all_texts.cache_clear()
+    return stdlib_texts(len(FOUND))
+
+
+def test_later_processes_parse_nothing(parsed: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_a_new_process() == in_a_new_process() == FOUND
+    assert parsed == [Path(sysconfig.get_path("stdlib"))]
+    monkeypatch.setattr(sys, "version", "another")
+    assert in_a_new_process() == FOUND
+    assert len(parsed) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"[[1]]", b"null", b"\xff\xfe["])
+def test_damaged_texts_are_parsed_and_kept_anew(parsed: list[Path], tmp_path: Path, damage: bytes) -> None:
+    in_a_new_process()
+    (kept,) = (tmp_path / "cache").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(damage)
+    assert in_a_new_process() == FOUND
+    assert len(parsed) == 2
+    assert [(path, path.read_bytes()) for path in (tmp_path / "cache").iterdir()] == [(kept, whole)]
+
+
+def test_where_nothing_can_be_kept_texts_are_parsed(parsed: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file is no folder")
+    assert in_a_new_process() == in_a_new_process() == FOUND
+    assert len(parsed) == 2
+
+
 def test_the_real_library_has_enough() -> None:
-    texts = stdlib_texts(300)
-    assert len({text.name for text in texts}) == len({text.query for text in texts}) == 300
-    assert len({text.document.partition(": ")[2] for text in texts}) == 300
-    assert {text.name.partition(".")[0] for text in texts} <= sys.stdlib_module_names
-    assert stdlib_texts(20) == texts[:20]
+    first = stdlib_texts(300)
+    assert len({text.name for text in first}) == len({text.query for text in first}) == 300
+    assert len({text.document.partition(": ")[2] for text in first}) == 300
+    assert {text.name.partition(".")[0] for text in first} <= sys.stdlib_module_names
+    assert stdlib_texts(20) == first[:20]
 
 
 @pytest.mark.parametrize("count", [0, -1])

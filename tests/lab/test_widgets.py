@@ -1,0 +1,56 @@
+"""Pictures and the widgets around them: what a control changes, and what is seen where widgets do not run."""
+
+import base64
+
+import ipywidgets
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qcourse.lab.figures import grid_figure
+from qcourse.lab.widgets import PictureBox, grid_readout, png, watch_the_grid
+
+WEIGHTS = torch.linspace(-1, 1, 9)
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def box() -> PictureBox:
+    return watch_the_grid(WEIGHTS, bits=4, symmetric=True, outlier=3.0)
+
+
+@pytest.mark.parametrize(("number", "value"), [(0, 2), (1, 5.5), (2, False)])
+def test_each_control_changes_the_picture_and_the_words(box: PictureBox, number: int, value: object) -> None:
+    picture, readout = box.picture.value, box.readout.value
+    box.children[0].children[number].value = value
+    assert bytes(box.picture.value).startswith(PNG)
+    assert box.picture.value != picture
+    assert box.readout.value != readout
+
+
+def test_a_control_set_back_brings_the_first_picture_back(box: PictureBox) -> None:
+    picture, readout = box.picture.value, box.readout.value
+    slider = box.children[0].children[0]
+    slider.value = 2
+    slider.value = 4
+    assert (box.picture.value, box.readout.value) == (picture, readout)
+
+
+def test_the_readout_is_about_what_the_controls_say(box: PictureBox) -> None:
+    assert grid_readout(WEIGHTS, bits=4, symmetric=True, outlier=3.0) in box.readout.value
+    box.children[0].children[1].value = 6.0
+    assert grid_readout(WEIGHTS, bits=4, symmetric=True, outlier=6.0) in box.readout.value
+
+
+def test_a_reader_without_a_kernel_gets_the_picture(box: PictureBox) -> None:
+    bundle = box._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]) == box.picture.value
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert isinstance(box, ipywidgets.Widget)
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS.bfloat16(), WEIGHTS.half(), nn.Parameter(WEIGHTS), WEIGHTS.double()])
+@pytest.mark.parametrize("outlier", [None, 3.0])
+def test_weights_of_any_kind_are_drawn(weights: Tensor, outlier: float | None) -> None:
+    # 9 weights from -1 to 1 in steps of 1/4 are exact in each dtype, so the pictures are the same.
+    assert png(grid_figure(weights, outlier=outlier)) == png(grid_figure(WEIGHTS, outlier=outlier))
