@@ -89,7 +89,7 @@ def run_script(path: str, *arguments: str) -> int:
 
 def bench() -> int:
     """Run every benchmark; the highest exit code."""
-    names = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+    names = sorted(path.name for path in (ROOT / "benchmarks").glob("[!_]*.py"))
     return max([0, *(run_script(f"benchmarks/{name}") for name in names)])
 
 
