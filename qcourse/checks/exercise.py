@@ -45,10 +45,11 @@ class Exercise:
         function: the name of the function to write.
         points: what it is worth; all cases right or none.
         cases: draws the cases, the hand-made ones first, so that the first to fail is one that a person can follow.
-        reference: the right answer. Whole numbers where it gives whole numbers, an exception where it raises one.
+        reference: the right answer. An integer dtype where it gives one, uint8 where it gives that. Where it
+            raises an exception, one of that kind whose message holds the numbers that its own holds.
         mistakes: the bank of known mistakes.
         tolerance: how far a float may be off, relative to the expected value, or to a hundredth of the largest
-            expected value where that is more. Whole numbers are exact.
+            expected value where that is more; 1e-6 where all that is expected is 0. Integers are exact.
     """
 
     id: str

@@ -7,6 +7,7 @@ that gives the same answer on every case.
 `answers.py` makes plain data of what a function gave; `words.py` writes it out.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,11 +22,12 @@ from qcourse.checks.words import call, pinpoint, show
 PASSED = "passed"
 FAILED = "not yet"
 NOT_WRITTEN = "not written yet"
-WHOLE = "iu"  # NumPy's letters for whole numbers; "f" is floats, "b" booleans
+NOTHING = 1e-6  # how far a float may be off where all that is expected is 0: there is no size to be relative to
+INTEGER = "iu"  # NumPy's letters for integers; "f" is floats, "b" booleans
 ACCEPTED = {
-    "i": (WHOLE, "whole numbers"),
-    "u": (WHOLE, "whole numbers"),
-    "f": (WHOLE + "f", "floats"),
+    "i": (INTEGER, "an integer dtype"),
+    "u": (INTEGER, "uint8"),  # no reference gives any other
+    "f": (INTEGER + "f", "floats"),
     "b": ("b", "booleans"),
 }
 
@@ -117,24 +119,25 @@ def difference(answer: Any, expected: Any, tolerance: float, *, kinds: bool = Tr
     Args:
         answer, expected: plain data or Failures.
         tolerance: as in `Exercise`.
-        kinds: whether whole numbers must come as whole numbers.
+        kinds: whether the dtype must be of the expected kind, and a refusal name the expected numbers.
 
     >>> difference((1, 2.0), np.array([1, 2]), 0.0)
-    Difference(got='returned [1.0, 2.0] (float64)', expected='whole numbers')
+    Difference(got='returned [1.0, 2.0] (float64)', expected='an integer dtype')
     >>> difference((1, 2), np.array([1, 2]), 0.0) is None
     True
     """
     if isinstance(answer, Failure) or isinstance(expected, Failure):
-        return _failure_difference(answer, expected)
+        return _failure_difference(answer, expected, kinds)
     if isinstance(expected, tuple):
         return _tuple_difference(answer, expected, tolerance, kinds)
     if isinstance(expected, str) or isinstance(answer, str):
         same = type(answer) is type(expected) and answer == expected
         return None if same else Difference(f"returned {show(answer)}", show(expected))
     try:
-        return _array_difference(_array(answer), _array(expected), tolerance, kinds)
+        found = _array_difference(_array(answer), _array(expected), tolerance, kinds)
     except ValueError:  # lists of unequal lengths, or text among numbers
         return Difference("returned lists that make no array", f"shape {_array(expected).shape}")
+    return found or (_byte_difference(answer, _array(expected)) if kinds else None)
 
 
 def _known_mistake(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]) -> tuple[str, str]:
@@ -155,16 +158,24 @@ def _made_by(function: Callable[..., Any], case: Case, *meant: type[Exception]) 
     return made
 
 
-def _failure_difference(answer: Any, expected: Any) -> Difference | None:
-    if isinstance(answer, Failure) and isinstance(expected, Failure) and expected.kinds[0] in answer.kinds:
+def _failure_difference(answer: Any, expected: Any, kinds: bool) -> Difference | None:
+    numbers = _numbers(expected) if kinds else []
+    refused = isinstance(answer, Failure) and isinstance(expected, Failure) and expected.kinds[0] in answer.kinds
+    if refused and set(numbers) <= set(_numbers(answer)):
         return None
-    wanted = f"a {expected.kinds[0]}" if isinstance(expected, Failure) else show(expected)
+    naming = f" that names {' and '.join(numbers)}" if numbers else ""
+    wanted = f"a {expected.kinds[0]}{naming}" if isinstance(expected, Failure) else show(expected)
     if not isinstance(answer, Failure):
         return Difference(f"returned {show(answer)}", wanted)
     if answer.kinds[0] == "UnreadableError":
         return Difference(answer.message, wanted)
     where = f" ({answer.line})" if answer.line else ""
     return Difference(f"raised {answer.kinds[0]}: {answer.message}{where}", wanted)
+
+
+def _numbers(failure: Any) -> list[str]:
+    """The numbers in a refusal's message: what it says of the case, whatever its words."""
+    return re.findall(r"\d+", failure.message) if isinstance(failure, Failure) else []
 
 
 def _tuple_difference(answer: Any, expected: tuple, tolerance: float, kinds: bool) -> Difference | None:
@@ -198,14 +209,22 @@ def _array_difference(answer: np.ndarray, expected: np.ndarray, tolerance: float
     return Difference(*pinpoint(answer, expected, wrong))
 
 
+def _byte_difference(answer: Any, expected: np.ndarray) -> Difference | None:
+    """Arrays and tensors of bytes must be uint8: a wider dtype gives away what packing saves. A list has no dtype."""
+    if expected.dtype != np.uint8 or not isinstance(answer, np.ndarray) or answer.dtype == np.uint8:
+        return None
+    return Difference(f"returned {answer.dtype}: {answer.itemsize} bytes a value", "uint8")
+
+
 def _wrong(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarray:
-    """Where the answer is off: whole numbers are right exactly, floats within the tolerance, NaN only for NaN."""
+    """Where the answer is off: integers are right exactly, floats within the tolerance, NaN only for NaN."""
     right = answer == expected
-    if answer.dtype.kind not in WHOLE or expected.dtype.kind not in WHOLE:
+    if answer.dtype.kind not in INTEGER or expected.dtype.kind not in INTEGER:
         answer, expected = answer.astype(np.float64), expected.astype(np.float64)
         finite = np.isfinite(expected)
         size = np.abs(np.where(finite, expected, 0.0))
+        allowed = tolerance * np.maximum(size, size.max(initial=0.0) / 100) if size.any() else NOTHING
         with np.errstate(invalid="ignore", over="ignore"):  # infinities, which == has settled
-            near = np.abs(answer - expected) <= tolerance * np.maximum(size, size.max(initial=0.0) / 100)
+            near = np.abs(answer - expected) <= allowed
         right |= (near & finite) | (np.isnan(answer) & np.isnan(expected))
     return np.asarray(~right)

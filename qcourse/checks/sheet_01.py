@@ -1,9 +1,11 @@
 """Sheet 01, the quantizer: cases, references, tolerances, points and known mistakes.
 
 The cases stay away from values that float32 and float64, or a division and a product with 1/scale, round differently:
-exact ties stand on scales that are powers of two, everything else at least a twentieth of a step from a tie.
+exact ties, and codes met exactly, where floor could fall either way, stand on scales that are powers of two; everything
+else is at least a twentieth of a step from a tie.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,19 +68,47 @@ SCALE = Exercise(
 # 01.2 -------------------------------------------------------------------------------------------------------------
 
 
-def _codes(steps: np.ndarray, bits: int) -> np.ndarray:
-    """Rounded steps, saturated."""
+def _saturated(steps: np.ndarray, bits: int) -> np.ndarray:
     return np.clip(steps, -qmax(bits) - 1, qmax(bits)).astype(np.int64)
 
 
-def _as_int8(steps: np.ndarray) -> np.ndarray:
-    """What a cast to 8 bits leaves of a whole number: its low byte."""
+def _unsaturated(steps: np.ndarray, bits: int) -> np.ndarray:
+    return steps.astype(np.int64)
+
+
+def _wrapped(steps: np.ndarray, bits: int) -> np.ndarray:
+    """What a cast to int8 leaves of a whole number: its low byte."""
     return steps.astype(np.int64).astype(np.int8)
+
+
+def _saturated_late(steps: np.ndarray, bits: int) -> np.ndarray:
+    return _saturated(_wrapped(steps, bits), bits)
+
+
+def _narrow(steps: np.ndarray, bits: int) -> np.ndarray:
+    return np.clip(steps, -qmax(bits), qmax(bits)).astype(np.int64)
+
+
+def _wide(steps: np.ndarray, bits: int) -> np.ndarray:
+    return np.clip(steps, -qmax(bits) - 1, qmax(bits) + 1).astype(np.int64)
+
+
+def _wide_as_int8(steps: np.ndarray, bits: int) -> np.ndarray:
+    return _wrapped(_wide(steps, bits), bits)
+
+
+def _half_up(steps: np.ndarray) -> np.ndarray:
+    return np.floor(steps + 0.5)
+
+
+def _quantizer(rounding: Callable[..., Any], ending: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """ending(rounding(x / scale)) as a function of x, scale and bits."""
+    return lambda x, scale, bits: ending(rounding(f64(x) / scale), bits)
 
 
 def _quantize_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        ([-0.33, -0.10, 0.02, 0.41], 0.05, 4),
+        ([-0.33, -0.12, 0.02, 0.41], 0.05, 4),
         ([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], 1.0, 4),
         ([0.375, -0.625, 1.25], 0.25, 8),
         ([-9.0, -8.3, 7.4, 9.0], 1.0, 4),
@@ -92,44 +122,47 @@ def _quantize_cases(generator: Generator) -> list[Case]:
     return [Case((torch.as_tensor(x), scale, bits)) for x, scale, bits in by_hand + drawn]
 
 
-_FAR_OUT = "Which code should stand for a value far beyond the last step? Try x = 1000."
-
 QUANTIZE = Exercise(
     id="01.2",
     title="Codes: round and saturate",
     function="quantize",
     points=3,
     cases=_quantize_cases,
-    reference=lambda x, scale, bits: _codes(np.rint(f64(x) / scale), bits),
+    reference=_quantizer(np.rint, _saturated),
     mistakes=(
         Mistake(
             "halves rounded up",
-            lambda x, scale, bits: _codes(np.floor(f64(x) / scale + 0.5), bits),
+            _quantizer(_half_up, _saturated),
             "Half a step goes to the EVEN code: what does torch.round make of 0.5, 1.5 and 2.5?",
         ),
-        Mistake(
-            "digits cut off instead of rounded",
-            lambda x, scale, bits: _codes(np.trunc(f64(x) / scale), bits),
-            "A cast to integers drops what follows the point: 0.9 steps become 0. What has to come before it?",
+        *(
+            Mistake(
+                "cut off or floored instead of rounded",
+                _quantizer(rounding, ending),
+                "A cast to integers drops what follows the point: 0.9 steps become 0. What has to come before it?",
+            )
+            for rounding in (np.trunc, np.floor)
+            for ending in (_saturated, _unsaturated, _wrapped, _saturated_late)
         ),
-        Mistake(
-            "not saturated",
-            lambda x, scale, bits: np.rint(f64(x) / scale).astype(np.int64),
-            _FAR_OUT,
+        *(
+            Mistake(
+                "not saturated, or only after the cast to int8",
+                _quantizer(np.rint, ending),
+                "Which code should stand for x = 1000? A cast to int8 makes -56 of 200: no later clamp mends that.",
+            )
+            for ending in (_unsaturated, _wrapped, _saturated_late)
         ),
-        Mistake(
-            "not saturated",
-            lambda x, scale, bits: _as_int8(np.rint(f64(x) / scale)),
-            _FAR_OUT,
-        ),
-        Mistake(
-            "saturated after the cast to int8",
-            lambda x, scale, bits: _codes(_as_int8(np.rint(f64(x) / scale)), bits),
-            "200 does not fit 8 bits and wraps around to -56, which no clamp can mend: which must come first?",
+        *(
+            Mistake(
+                "qmin or qmax is off by one",
+                _quantizer(np.rint, ending),
+                "Four bits make 16 codes, one of them 0: how many lie below it, and how many above?",
+            )
+            for ending in (_narrow, _wide, _wide_as_int8)
         ),
         Mistake(
             "x times the scale",
-            lambda x, scale, bits: _codes(np.rint(f64(x) * scale), bits),
+            lambda x, scale, bits: _saturated(np.rint(f64(x) * scale), bits),
             "How many steps of width 0.1 fit into 0.4?",
         ),
     ),
@@ -147,7 +180,9 @@ def _range_case(generator: Generator, bits: int, zero_point: int, *, size: int =
     inner = whole(generator, 1, last - 1, size) + uniform(generator, -0.1, 0.1, size)
     ends = torch.tensor([-shift, last - shift])
     steps = torch.cat([ends, inner]) if not one_sided else torch.cat([ends[1:] if zero_point == 0 else ends[:1], inner])
-    return (steps - zero_point) * float(uniform(generator, 0.05, 2.0))
+    return (steps - zero_point) * (
+        2.0 ** int(whole(generator, -4, 1)) if one_sided else float(uniform(generator, 0.05, 2.0))
+    )
 
 
 def _affine_cases(generator: Generator) -> list[Case]:
@@ -174,6 +209,19 @@ def _rounded(scale: float, zero_point: float) -> tuple[float, int]:
     return scale, round(zero_point)
 
 
+def _unwidened(x: Any, bits: int) -> tuple[float, int]:
+    return _rounded(*_affine(x, bits, widened=False))
+
+
+def _clamped(x: Any, bits: int) -> tuple[float, int]:
+    """A zero point forced into the codes, where the range may not hold 0."""
+    scale, zero_point = _unwidened(x, bits)
+    return scale, min(max(zero_point, 0), 2**bits - 1)
+
+
+_NOT_WIDENED = "the range was not widened to hold 0"
+
+
 AFFINE = Exercise(
     id="01.3",
     title="A grid for any range",
@@ -182,13 +230,16 @@ AFFINE = Exercise(
     cases=_affine_cases,
     reference=lambda x, bits: _rounded(*_affine(x, bits)),
     mistakes=(
-        Mistake(
-            "the range was not widened to hold 0",
-            lambda x, bits: _rounded(*_affine(x, bits, widened=False)),
-            "Where does 0 land when all of x is positive? Its code must be one of 0 .. 2^bits - 1.",
+        *(
+            Mistake(
+                _NOT_WIDENED,
+                grid,
+                "Where does 0 land when all of x is positive? A zero point clamped to a code does not bring it there.",
+            )
+            for grid in (_unwidened, _clamped)
         ),
         Mistake(
-            "the zero point is no whole number",
+            "the zero point is not rounded",
             _affine,
             "The zero point is a code, and codes are whole: only then is 0.0 exactly on the grid.",
         ),
@@ -225,10 +276,14 @@ def _fake_cases(generator: Generator) -> list[Case]:
     return [Case((torch.as_tensor(x), bits)) for x, bits in by_hand + drawn]
 
 
-def _fake_quantize(x: Any, bits: int, *, widened: bool = True, rounding: Any = np.rint) -> np.ndarray:
-    scale, zero_point = _rounded(*_affine(x, bits, widened=widened))
+def _there_and_back(x: Any, bits: int, grid: tuple[float, float], rounding: Any = np.rint) -> np.ndarray:
+    scale, zero_point = grid
     codes = np.clip(rounding(f64(x) / scale) + zero_point, 0, 2**bits - 1)
     return scale * (codes - zero_point)
+
+
+def _fake_quantize(x: Any, bits: int, rounding: Any = np.rint) -> np.ndarray:
+    return _there_and_back(x, bits, _rounded(*_affine(x, bits)), rounding)
 
 
 def _fake_unsaturated(x: Any, bits: int) -> np.ndarray:
@@ -241,15 +296,10 @@ def _fake_not_shifted_back(x: Any, bits: int) -> np.ndarray:
     return _fake_quantize(x, bits) + scale * zero_point
 
 
-def _fake_fraction(x: Any, bits: int, *, inside: bool) -> np.ndarray:
-    """With a zero point that was not rounded, added inside the rounding of x / scale or after it."""
+def _fake_fraction_inside(x: Any, bits: int) -> np.ndarray:
+    """With a zero point that was not rounded, added inside the rounding of x / scale."""
     scale, zero_point = _affine(x, bits)
-    steps = f64(x) / scale
-    codes = np.rint(steps + zero_point) if inside else np.rint(steps) + zero_point
-    return scale * (np.clip(codes, 0, 2**bits - 1) - zero_point)
-
-
-_ZERO_ON_GRID = "Is 0.0 on your grid? What comes back for an x of 0.0 should be 0.0."
+    return scale * (np.clip(np.rint(f64(x) / scale + zero_point), 0, 2**bits - 1) - zero_point)
 
 
 FAKE = Exercise(
@@ -261,10 +311,13 @@ FAKE = Exercise(
     reference=_fake_quantize,
     tolerance=1e-4,  # scale * codes - scale * zero_point is as good, and cancels digits in float32
     mistakes=(
-        Mistake(
-            "floor instead of round",
-            lambda x, bits: _fake_quantize(x, bits, rounding=np.floor),
-            "An error of almost a whole step gives it away. A cast to uint8 also only drops digits.",
+        *(
+            Mistake(
+                "floored, or halves rounded up",
+                lambda x, bits, rounding=rounding: _fake_quantize(x, bits, rounding),
+                "An error near a whole step means floor, or a cast that drops digits; a half goes to the EVEN code.",
+            )
+            for rounding in (np.floor, _half_up)
         ),
         Mistake(
             "not saturated",
@@ -276,20 +329,21 @@ FAKE = Exercise(
             _fake_not_shifted_back,
             "Which float does the code zero_point stand for? It should be 0.0.",
         ),
-        Mistake(
-            "the range was not widened to hold 0",
-            lambda x, bits: _fake_quantize(x, bits, widened=False),
-            "What are the codes of an x that is all positive, when the zero point is no code?",
+        *(
+            Mistake(
+                _NOT_WIDENED,
+                lambda x, bits, grid=grid: _there_and_back(x, bits, grid(x, bits)),
+                "What are the codes of an x that is all positive, when 0 lies outside its range?",
+            )
+            for grid in (_unwidened, _clamped)
         ),
-        Mistake(
-            "the zero point is no whole number",
-            lambda x, bits: _fake_fraction(x, bits, inside=True),
-            _ZERO_ON_GRID,
-        ),
-        Mistake(
-            "the zero point is no whole number",
-            lambda x, bits: _fake_fraction(x, bits, inside=False),
-            _ZERO_ON_GRID,
+        *(
+            Mistake(
+                "the zero point is not rounded",
+                function,
+                "Is 0.0 on your grid? What comes back for an x of 0.0 should be 0.0.",
+            )
+            for function in (_fake_fraction_inside, lambda x, bits: _there_and_back(x, bits, _affine(x, bits)))
         ),
     ),
 )

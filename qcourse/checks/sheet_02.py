@@ -3,6 +3,7 @@
 The cases of 02.2 stay at least a twentieth of a step from a tie, as on sheet 01.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def _on_grid(generator: Generator, rows: int, columns: int, group_size: int, bit
 def _group_cases(generator: Generator) -> list[Case]:
     by_hand = [
         (torch.tensor([[0.7, -0.32, 7.0, 1.2], [-1.4, 0.52, 0.35, 0.07]]), 2, 4),
-        (torch.tensor([[0.7, -0.32, 7.0, 1.2, 2.1], [-1.4, 0.52, 0.35, 0.07, 0.7]]), 2, 4),
+        (torch.tensor([[0.7, -0.32, 7.0, 1.2, 2.1], [-1.4, 0.52, 0.35, 0.07, 0.8]]), 2, 4),
     ]
     shapes = [(4, 8, 4, 4), (6, 6, 3, 8), (4, 12, 2, 3), (4, 6, 4, 4)]
     drawn = [(_on_grid(generator, *shape), *shape[2:]) for shape in shapes]
@@ -99,7 +100,7 @@ def _grouped(w: np.ndarray, group_size: int, bits: int) -> tuple[np.ndarray, np.
 
 def _groups(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     if w.shape[1] % group_size:
-        raise ValueError(f"group_size={group_size} does not divide {w.shape[1]}")
+        raise ValueError(f"group_size={group_size} does not divide {w.shape[1]}")  # an answer must name both numbers
     return _grouped(f64(w), group_size, bits)
 
 
@@ -116,10 +117,27 @@ def _groups_with_short_one(w: Any, group_size: int, bits: int) -> tuple[np.ndarr
     return np.concatenate(codes, axis=1), np.concatenate(scales, axis=1)
 
 
-def _groups_unrefused(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    if w.shape[1] % group_size:
-        raise RuntimeError("shape is invalid")  # what torch's reshape raises
-    return _grouped(f64(w), group_size, bits)
+def _groups_refused_by(error: type[Exception]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """With an error that does not name the numbers."""
+
+    def groups(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+        if w.shape[1] % group_size:
+            raise error("shape is invalid")
+        return _grouped(f64(w), group_size, bits)
+
+    return groups
+
+
+def _scale_a_row(shaped: Callable[..., np.ndarray], refuse: bool) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """With one scale a row, its shape made of (out, 1) and the number of groups."""
+
+    def groups(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+        if refuse:
+            _groups(w, group_size, bits)
+        codes, scales = _grouped(f64(w), w.shape[1], bits)
+        return codes, shaped(scales, w.shape[1] // group_size)
+
+    return groups
 
 
 def _groups_strided(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,10 +166,22 @@ GROUPS = Exercise(
             _groups_with_short_one,
             "It can be done, but then the shape of the scales no longer tells the group size. Refuse it instead.",
         ),
-        Mistake(
-            "the refusal is left to reshape",
-            _groups_unrefused,
-            "Its RuntimeError speaks of shapes. Raise a ValueError before, which names group_size and the rule.",
+        *(
+            Mistake(
+                "the refusal is left to reshape, or does not name the numbers",
+                _groups_refused_by(error),
+                "Raise a ValueError of your own that says which group_size does not divide how many columns.",
+            )
+            for error in (RuntimeError, ValueError)  # what torch's reshape raises, and NumPy's
+        ),
+        *(
+            Mistake(
+                "one scale a row instead of a group",
+                _scale_a_row(shaped, refuse),
+                "Over how many values does your amax run? In a row of 4 with groups of 2 there are two scales to find.",
+            )
+            for shaped in (lambda s, groups: s, lambda s, groups: s[:, 0], lambda s, groups: s.repeat(groups, axis=1))
+            for refuse in (True, False)
         ),
         Mistake(
             "a group gathers every n-th column instead of neighbours",

@@ -167,11 +167,15 @@ def test_every_kind_of_number_can_be_read(dtype: torch.dtype) -> None:
         (1.0, 1.0 + 1e-4, False),
         (np.array([0.0, 1.0]), np.array([1e-8, 1.0]), True),  # near 0, beside something of size 1
         (np.array([0.0, 1.0]), np.array([1e-6, 1.0]), False),
+        (-1e-7, 0.0, True),  # all that is expected is 0: 1e-6
+        (np.array([1e-5, 0.0]), np.zeros(2), False),
         (float("inf"), float("inf"), True),
         (1.0, float("inf"), False),
         (float("nan"), 1.0, False),
         (np.uint64(2**64 - 1), np.int64(-1), False),
         (np.array([255], np.uint8), np.array([-1], np.int8), False),
+        (np.array([255], np.int64), np.array([255], np.uint8), False),
+        ((255,), np.array([255], np.uint8), True),
         (np.zeros((2, 0)), np.zeros((2, 0)), True),
         (True, 1, False),
         (True, True, True),
@@ -184,6 +188,8 @@ def test_every_kind_of_number_can_be_read(dtype: torch.dtype) -> None:
         ((1, (2, 3.0)), (1, (2, 3.0)), True),
         (Failure(("MyError", "ValueError")), Failure(("ValueError",)), True),
         (Failure(("TypeError", "Exception")), Failure(("ValueError", "Exception")), False),
+        (Failure(("ValueError",), "(2, 5) by 2"), Failure(("ValueError",), "2 does not divide 5"), True),
+        (Failure(("ValueError",), "size 10 by 2"), Failure(("ValueError",), "2 does not divide 5"), False),
     ],
 )
 def test_difference(answer: object, expected: object, same: bool) -> None:
@@ -192,6 +198,23 @@ def test_difference(answer: object, expected: object, same: bool) -> None:
 
 def test_a_difference_names_the_part_of_an_answer() -> None:
     assert difference((1, 3), (1, 2), 0.0) == Difference("returned 3 as value 2 of 2", "2")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "got", "wanted"),
+    [
+        (np.array([17.0]), np.array([17]), "returned [17.0] (float64)", "an integer dtype"),
+        (np.array([17]), np.array([17], np.uint8), "returned int64: 8 bytes a value", "uint8"),
+        (
+            Failure(("ValueError",), "size 10"),
+            Failure(("ValueError",), "2 does not divide 5"),
+            "raised ValueError: size 10",
+            "a ValueError that names 2 and 5",
+        ),
+    ],
+)
+def test_a_difference_in_kind_is_said_in_words(answer: object, expected: object, got: str, wanted: str) -> None:
+    assert difference(answer, expected, 0.0) == Difference(got, wanted)
 
 
 @pytest.mark.parametrize("outputs", [[], [1]])

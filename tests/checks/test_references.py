@@ -1,10 +1,13 @@
 """Right answers in every style pass: a loop, NumPy, torch, and the package itself, which the references never use."""
 
+import ast
 import inspect
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,20 @@ THE_PACKAGE = {
         8 * bytes_per_parameter(bits, group_size, scale_bytes=scale_bytes, zero_bytes=0 if symmetric else bits / 8)
     ),
 }
+
+
+def lesson_functions(name: str) -> dict[str, Callable]:
+    """The functions that a lesson defines, as a learner would copy them."""
+    lesson = nbformat.read(Path(__file__).parents[2] / "notebooks" / f"{name}.ipynb", as_version=4)
+    statements = [part for cell in lesson.cells if cell.cell_type == "code" for part in ast.parse(cell.source).body]
+    names = {"torch": torch}
+    for definition in statements:
+        if isinstance(definition, ast.FunctionDef):
+            exec(ast.unparse(definition), names)
+    return names
+
+
+THE_LESSON = {"01.1": "amax_scale", "01.2": "encode", "01.3": "affine_parameters", "01.4": "fake_quantize_affine"}
 
 
 def quantize_loop(x: Tensor, scale: float, bits: int) -> list:
@@ -87,6 +104,16 @@ def entropy_bincount(codes: Tensor) -> np.floating:
     return -np.sum(p * np.log2(p))
 
 
+def entropy_nudged(codes: Tensor) -> np.floating:
+    p = np.unique(codes.numpy(), return_counts=True)[1] / codes.numel()
+    return -(p * np.log2(p + 1e-12)).sum()
+
+
+def entropy_distribution(codes: Tensor) -> Tensor:
+    p = codes.unique(return_counts=True)[1] / codes.numel()
+    return torch.distributions.Categorical(p).entropy() / math.log(2)
+
+
 def channel_loop(w: Tensor, bits: int) -> list:
     return [[max(abs(v) for v in row) / (2 ** (bits - 1) - 1) or 1.0] for row in w.tolist()]
 
@@ -99,7 +126,7 @@ def channel_maximum(w: Tensor, bits: int) -> Tensor:
 
 def groups_loop(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
     if w.shape[1] % group_size != 0:
-        raise type("GroupSizeError", (ValueError,), {})("no")  # an own kind of ValueError is one
+        raise type("GroupSizeError", (ValueError,), {})(w.shape, group_size)  # an own kind of ValueError is one
     codes, scales = torch.zeros(w.shape, dtype=torch.int32), torch.zeros(w.shape[0], w.shape[1] // group_size)
     for row in range(w.shape[0]):
         for group in range(scales.shape[1]):
@@ -110,7 +137,9 @@ def groups_loop(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def groups_numpy(w: Tensor, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    parts = w.double().numpy().reshape(len(w), -1, group_size)  # NumPy refuses with a ValueError by itself
+    if w.shape[1] % group_size:
+        raise ValueError(f"{w.shape[1]} columns make no groups of {group_size}")
+    parts = w.double().numpy().reshape(len(w), -1, group_size)
     scales = np.abs(parts).max(axis=-1, keepdims=True) / (2 ** (bits - 1) - 1)
     return np.rint(parts / scales).astype(np.int16).reshape(w.shape), scales[..., 0]
 
@@ -159,7 +188,7 @@ OTHER_STYLES = {
         ),
     ),
     "01.4": (fake_numpy, fake_reciprocal),
-    "01.5": (entropy_loop, entropy_bincount),
+    "01.5": (entropy_loop, entropy_bincount, entropy_nudged, entropy_distribution),
     "02.1": (channel_loop, channel_maximum),
     "02.2": (groups_loop, groups_numpy),
     "02.3": (pack_loop, pack_numpy),
@@ -185,6 +214,11 @@ def verdict_of(exercise_id: str, function: Callable, seed: int) -> str:
 @pytest.mark.parametrize("exercise_id", IDS)
 def test_the_references_and_the_package_agree(exercise_id: str, seed: int) -> None:
     assert " passed, " in verdict_of(exercise_id, THE_PACKAGE[exercise_id], seed)
+
+
+@pytest.mark.parametrize("exercise_id", THE_LESSON)
+def test_what_the_lesson_writes_passes(exercise_id: str) -> None:
+    assert " passed, " in verdict_of(exercise_id, lesson_functions("01_quantizer")[THE_LESSON[exercise_id]], seed=0)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -28,6 +28,10 @@ def is_whole(right: object) -> bool:
     return np.asarray(right).dtype.kind in "iu"
 
 
+def is_bytes(right: object) -> bool:
+    return np.asarray(right).dtype == np.uint8
+
+
 class AlwaysEqual:
     """Equal to everything, and of every shape and dtype."""
 
@@ -61,7 +65,12 @@ FORGERIES = {
     "NaN somewhere": lambda right: np.where(np.arange(np.size(right)).reshape(np.shape(right)) == 0, np.nan, right),
     "infinite": lambda right: np.full(np.shape(right), np.inf),
     "off by a little": lambda right: np.asarray(right) + (1 if is_whole(right) else 1e-2 * np.abs(right).max()),
-    "floats for whole numbers": lambda right: np.asarray(right, dtype=np.float64) if is_whole(right) else None,
+    "floats for integers": lambda right: np.asarray(right, dtype=np.float64) if is_whole(right) else None,
+    "64 bits for bytes": lambda right: torch.tensor(right).long() if is_bytes(right) else None,
+}
+REFUSALS = {
+    "an error of another kind": {"kinds": ("TypeError", "Exception")},
+    "an error that says nothing": {"message": "shape is invalid"},
 }
 
 
@@ -86,6 +95,10 @@ def check_battery(
     for name, forge in FORGERIES.items():
         outputs = [answers.capture(forged, (forge, value)) for value in right]
         assert judge.judge(exercise, cases, outputs).status == "not yet", name
+    if any(type(value) is answers.Failure for value in right):
+        for name, spoilt in REFUSALS.items():
+            outputs = [replace(value, **spoilt) if type(value) is answers.Failure else value for value in right]
+            assert judge.judge(exercise, cases, outputs).status == "not yet", name
     last_wrong = [*right[:-1], answers.capture(lambda: 1e9, ())]
     verdict = judge.judge(exercise, cases, last_wrong)
     assert (verdict.status, verdict.cases_right, verdict.mistake) == ("not yet", len(cases) - 1, "")
@@ -114,13 +127,15 @@ MUTANTS = {
     "one right value is enough": (judge, "not wrong.any()", "not wrong.all()"),
     "NaN equals anything": (judge, "(np.isnan(answer) & np.isnan(expected))", "np.isnan(answer)"),
     "infinity is near": (judge, "(near & finite)", "(near | np.isinf(answer))"),
-    "a tolerance of everything": (judge, "<= tolerance *", "<= 1e9 *"),
+    "a tolerance of everything": (judge, "allowed = tolerance *", "allowed = 1e9 *"),
     "one right case is enough": (judge, "if right == count", "if right"),
     "only the last case counts": (judge, "if right == count", "if found[-1] is None"),
     "only the first case counts": (judge, "if right == count", "if found[0] is None"),
     "a mistake need match one case only": (judge, "if all(difference(output, wrong", "if any(difference(output, wrong"),
     "no mistake is ever named": (judge, "return mistake.name, mistake.advice", 'return "", ""'),
     "refusals are not compared": (judge, "expected.kinds[0] in answer.kinds", "True"),
+    "a refusal need not name its numbers": (judge, "set(numbers) <= set(_numbers(answer))", "True"),
+    "bytes may be of any width": (judge, "expected.dtype != np.uint8", "True"),
     "an answer will do for a refusal": (judge, 'return Difference(f"returned {show(answer)}", wanted)', "return None"),
     "parts of an answer are skipped": (
         judge,
