@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
+import pytest
 
 # At import: huggingface_hub reads its setting when it is first imported, and doctests of the package use no fixture.
 scratch = tempfile.TemporaryDirectory(prefix="qcourse-tests-")
@@ -22,3 +24,9 @@ hypothesis.settings.load_profile("qcourse")
 def pytest_unconfigure() -> None:
     """Leave nothing behind."""
     scratch.cleanup()
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signatures unenforced, as users run the package: the answer to a wrong type is then our own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -55,7 +55,9 @@ def _count(value: Any) -> int:
 
 def _argument(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
-        return f"({', '.join(map(_argument, value))})" if isinstance(value, tuple) else show(value)
+        if not isinstance(value, tuple):
+            return show(value)
+        return f"({', '.join(map(_argument, value))}{',' * (len(value) == 1)})"
     if value.numel() > LARGEST:
         return f"<{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}>"
     dtype = "" if value.dtype in (torch.float32, torch.int64) else f", dtype={value.dtype}"

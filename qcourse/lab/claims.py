@@ -118,6 +118,7 @@ _STATEMENTS = (
     (21, "E", "7B parameters: 28, 14, 7, 3.5 and 1.75 GB at 32, 16, 8, 4 and 2 bits."),
     (22, "E", "float16 and bfloat16 both range over +-65,504."),
     (23, "C", "70B parameters: 140 GB in float16, 35 GB in INT4."),
+    (46, "C", "a range that is too tight clips the tails, which is usually worse than one that is too wide."),
     (47, "B", "per-tensor INT4 destroys the matrix: 40% relative error."),
     (48, "C", "7B in INT4 with groups is about 4 GB, about 7 times smaller than float32."),
     (50, "A, C, D", "A keeps a scale for each weight column, C and D for each row."),

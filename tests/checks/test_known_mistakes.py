@@ -54,6 +54,54 @@ def groups_torch(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]
     return torch.round(parts / scales).to(torch.int8).reshape(w.shape), scales[..., 0]
 
 
+def range_from_zero(batches: tuple[Tensor, ...]) -> tuple[float, float]:
+    low = high = 0.0
+    for x in batches:
+        low, high = min(low, x.min().item()), max(high, x.max().item())
+    return low, high
+
+
+def kth_magnitude(x: Tensor, percent: float) -> Tensor:
+    return x.abs().flatten().kthvalue(max(1, int(x.numel() * percent / 100))).values
+
+
+def clip_by(error: object) -> object:
+    def best(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, Tensor]:
+        errors = torch.stack([error(x, clip, 2 ** (bits - 1) - 1) for clip in clips])
+        return clips[int(errors.argmin())], errors.min()
+
+    return best
+
+
+def error_never_saturated(x: Tensor, clip: float, qmax: int) -> Tensor:
+    scale = clip / qmax
+    return torch.nn.functional.mse_loss(torch.round(x / scale) * scale, x)
+
+
+def error_of_clipped(x: Tensor, clip: float, qmax: int) -> Tensor:
+    x = x.clamp(-clip, clip)
+    return (x - torch.round(x / (clip / qmax)) * (clip / qmax)).pow(2).mean()
+
+
+def error_clamped_first(x: Tensor, clip: float, qmax: int) -> Tensor:
+    scale = clip / qmax
+    return (x - torch.round(x.clamp(-clip, clip) / scale) * scale).pow(2).mean()
+
+
+def average_from_zero(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
+    average = torch.zeros(())
+    for x in batches:
+        average = average * momentum + x.abs().max() * (1 - momentum)
+    return average
+
+
+def average_turned(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
+    average = batches[0].abs().max()
+    for x in batches[1:]:
+        average += momentum * (x.abs().max() - average)
+    return average
+
+
 CUT = "cut off or floored instead of rounded"
 LATE = "not saturated, or only after the cast to int8"
 ENDS = "qmin or qmax is off by one"
@@ -77,6 +125,16 @@ WRITTEN = [
     ("02.2", "one scale a row instead of a group", row_scales),
     ("02.2", REFUSAL, groups_numpy),
     ("02.2", REFUSAL, groups_torch),
+    ("04.1", "starts from 0", range_from_zero),
+    ("04.1", "the last batch only", lambda batches: [(x.min(), x.max()) for x in batches][-1]),
+    ("04.2", "the percentile of x, not of |x|", lambda x, percent: torch.quantile(x, percent / 100)),
+    ("04.2", "a fraction where percent are wanted", lambda x, percent: np.percentile(x.abs().numpy(), percent / 100)),
+    ("04.2", "a whole rank where the percentile lies between two", kth_magnitude),
+    ("04.3", "the codes are not saturated", clip_by(error_never_saturated)),
+    ("04.3", "compared with the clipped x, not with x", clip_by(error_of_clipped)),
+    ("04.3", "the lowest code is never used", clip_by(error_clamped_first)),
+    ("04.4", "starts from 0", average_from_zero),
+    ("04.4", "the momentum the wrong way round", average_turned),
 ]
 
 

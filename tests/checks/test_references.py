@@ -18,6 +18,7 @@ from qcourse.checks.answers import capture
 from qcourse.checks.judge import judge
 from qcourse.checks.registry import find_exercise, load_sheet, sheet_ids
 from qcourse.cost.memory import bytes_per_parameter
+from qcourse.methods.calibration import Calibrator, MinMax, MovingAverage, Percentile, Rule
 from qcourse.numerics.metrics import code_entropy
 
 IDS = [exercise.id for sheet_id in sheet_ids() for exercise in load_sheet(sheet_id).exercises]
@@ -33,6 +34,21 @@ def codes_and_scales(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Ten
     return q.codes, q.scale
 
 
+def range_of(batches: tuple[Tensor, ...], rule: Rule, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
+    calibrator = Calibrator(qcourse.IntQuantizer(8, symmetric=symmetric), rule)
+    for x in batches:
+        calibrator.observe(x)
+    return calibrator.range()
+
+
+def best_of_package(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
+    qmax = 2 ** (bits - 1) - 1
+    errors = [
+        torch.mean((x - qcourse.fake_quantize(x, bits, scale=torch.tensor(clip / qmax))) ** 2).item() for clip in clips
+    ]
+    return min(zip(clips, errors, strict=True), key=lambda found: found[1])
+
+
 THE_PACKAGE = {
     "01.1": lambda x, bits: qcourse.quantize(x, bits).scale,
     "01.2": lambda x, scale, bits: qcourse.quantize(x, bits, scale=scale).codes,
@@ -46,7 +62,11 @@ THE_PACKAGE = {
     "02.5": lambda bits, group_size, scale_bytes, symmetric: (
         8 * bytes_per_parameter(bits, group_size, scale_bytes=scale_bytes, zero_bytes=0 if symmetric else bits / 8)
     ),
+    "04.1": lambda batches: range_of(batches, MinMax()),
+    "04.3": best_of_package,
+    "04.4": lambda batches, momentum: range_of(tuple(x.abs() for x in batches), MovingAverage(momentum))[1],
 }
+WITHIN_A_BIN = {"04.2"}  # the package keeps a histogram, so its percentile has a test of its own
 
 
 def lesson_functions(name: str) -> dict[str, Callable]:
@@ -166,6 +186,62 @@ def unpack_shifts(packed: Tensor) -> Tensor:
     return codes
 
 
+def range_loop(batches: tuple[Tensor, ...]) -> list:
+    low, high = math.inf, -math.inf
+    for batch in batches:
+        for value in batch.flatten().tolist():
+            low, high = min(low, value), max(high, value)
+    return [low, high]
+
+
+def range_concatenated(batches: tuple[Tensor, ...]) -> tuple[np.floating, np.floating]:
+    values = np.concatenate([batch.numpy().ravel() for batch in batches])
+    return values.min(), values.max()
+
+
+def percentile_sorted(x: Tensor, percent: float) -> float:
+    magnitudes = sorted(abs(value) for value in x.flatten().tolist())
+    rank = percent * (len(magnitudes) - 1) / 100
+    below = int(rank)
+    above = min(below + 1, len(magnitudes) - 1)
+    return magnitudes[below] + (rank - below) * (magnitudes[above] - magnitudes[below])
+
+
+def clip_loop(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
+    top, best, least = 2 ** (bits - 1) - 1, 0.0, math.inf
+    for clip in clips:
+        error = 0.0
+        for value in x.flatten().tolist():
+            code = max(-top - 1, min(top, round(value * top / clip)))
+            error += (value - code * clip / top) ** 2 / x.numel()
+        if error < least:
+            best, least = clip, error
+    return best, least
+
+
+def clip_broadcast(x: Tensor, clips: tuple[float, ...], bits: int) -> np.ndarray:
+    scales = np.array(clips, np.float32)[:, None] / np.float32(2 ** (bits - 1) - 1)  # (clips, 1)
+    values = x.numpy().reshape(1, -1)
+    x_hat = scales * np.clip(np.rint(values / scales), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    errors = ((values - x_hat) ** 2).mean(axis=1)
+    return clips[errors.argmin()], errors.min()
+
+
+def average_lerp(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
+    average = None
+    for x in batches:
+        amax = torch.maximum(x.max(), -x.min())
+        average = amax if average is None else torch.lerp(amax, average, momentum)
+    return average
+
+
+def average_all_batches(batches: tuple[Tensor, ...], momentum: float) -> float:
+    average = np.abs(batches[0].numpy()).max()
+    for x in batches:  # the first once more: an average of a value and itself
+        average += (1 - momentum) * (np.abs(x.numpy()).max() - average)
+    return average
+
+
 OTHER_STYLES = {
     "01.1": (
         lambda x, bits: max(abs(v) for v in x.flatten().tolist()) / (2 ** (bits - 1) - 1),
@@ -201,6 +277,14 @@ OTHER_STYLES = {
             bits * (1 + (not symmetric) / group_size) + scale_bytes / group_size * 8, dtype=torch.float64
         ),
     ),
+    "04.1": (range_loop, range_concatenated),
+    "04.2": (
+        percentile_sorted,
+        lambda x, percent: np.percentile(np.abs(x.numpy()), percent),
+        lambda x, percent: np.quantile(x.abs().flatten().tolist(), percent / 100),
+    ),
+    "04.3": (clip_loop, clip_broadcast),
+    "04.4": (average_lerp, average_all_batches),
 }
 
 
@@ -211,9 +295,19 @@ def verdict_of(exercise_id: str, function: Callable, seed: int) -> str:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("exercise_id", IDS)
+@pytest.mark.parametrize("exercise_id", [exercise_id for exercise_id in IDS if exercise_id not in WITHIN_A_BIN])
 def test_the_references_and_the_package_agree(exercise_id: str, seed: int) -> None:
     assert " passed, " in verdict_of(exercise_id, THE_PACKAGE[exercise_id], seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_percentile_of_the_package_is_at_most_a_bin_wider(seed: int) -> None:
+    exercise = find_exercise("04.2")
+    for case in exercise.cases(torch.Generator().manual_seed(seed)):
+        x, percent = case.args
+        widest_bin = x.abs().max().item() / 1024
+        _, clip = range_of((x,), Percentile(percent), symmetric=True)
+        assert -1e-6 <= clip.item() - exercise.reference(x, percent) <= widest_bin + 1e-6
 
 
 @pytest.mark.parametrize("exercise_id", THE_LESSON)
