@@ -1,0 +1,66 @@
+"""Calibration data: the batches that a model is run on while it is being quantized.
+
+The idea: a calibrated method needs inputs that are like those of later use, and not many. For a language model they are
+whole windows of running text; for any other model, whatever its forward pass takes, batch by batch.
+
+Source: GPTQ (Frantar et al., ICLR 2023), section 5, calibrates on 128 windows of 2048 tokens.
+
+How it differs from ``evaluate.py``: there, windows to judge a model by, each token predicted once; here, to run it on.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from qcourse.models.evaluate import check_ids
+
+
+def windows(
+    tokens: Shaped[Tensor, "..."], context: int, *, batch_size: int = 8, count: int | None = None
+) -> list[Int[Tensor, "batch context"]]:
+    """Cut a text into batches of whole windows, side by side: what a language model is calibrated on.
+
+    Args:
+        tokens: ids (tokens,) of one running text; what does not fill a window at the end is left out.
+        context: tokens a window.
+        batch_size: windows a batch; memory is that of batch_size x context activations.
+        count: how many windows at most; by default all.
+
+    Raises:
+        TypeError: tokens is not of integers.
+        ValueError: tokens is not one row of at least context tokens; context, batch_size or count is below 1.
+
+    >>> import torch
+    >>> [batch.tolist() for batch in windows(torch.arange(8), context=2, batch_size=2, count=3)]
+    [[[0, 1], [2, 3]], [[4, 5]]]
+    """
+    for name, value in {"context": context, "batch_size": batch_size, "count": 1 if count is None else count}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_ids(tokens, "tokens", least=context)
+    whole = tokens[: len(tokens) // context * context].reshape(-1, context)  # (windows, context)
+    return list(whole[:count].split(batch_size))
+
+
+def check_batches(calibration: Iterable[Any] | None, *, required: bool) -> list[Any]:
+    """The batches as a list, empty for None; TypeError for a single batch, ValueError where there is none.
+
+    >>> check_batches([], required=False)
+    Traceback (most recent call last):
+    ValueError: calibration has no batch; give at least one, or None
+    """
+    if calibration is None:
+        if required:
+            raise ValueError("calibration=None, but the method chooses codes by a layer's inputs: give it batches")
+        return []
+    if isinstance(calibration, Tensor | str):
+        raise TypeError(
+            f"calibration must be batches, got a single {type(calibration).__name__}: for a row of token ids write"
+            " windows(tokens, context), for one batch [batch]"
+        )
+    batches = list(calibration)
+    if not batches:
+        raise ValueError("calibration has no batch; give at least one, or None")
+    return batches

@@ -1,0 +1,106 @@
+"""What a quantization method is to ``quantize_model``: a value that looks at inputs, and then chooses codes.
+
+The idea: methods differ in two things only. What they want to know of a layer's inputs (nothing; the second moment
+X^T X; the mean magnitude), which a step ``observe(seen, x)`` gathers batch by batch, so that no activations pile up.
+And how they choose codes by it, ``quantize(weights, seen)``. It is given all layers that read the same input at once (a
+Llama's q, k and v; its gate and up): what was seen is theirs in common, and so must be a scale that moves to their
+predecessor.
+
+Source: the steps that GPTQ (Frantar et al., ICLR 2023) and AWQ (Lin et al., MLSys 2024) share.
+
+How it differs from ``quantize.py``: here is what one group of layers asks for; there, the way through a model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from qcourse.numerics.quantized import QuantizedTensor, Quantizer
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What ``quantize_model`` asks of a method; nothing has to be derived from it.
+
+    A method that wants the second moment of the inputs is, with imports aside, no more than
+
+        @dataclass(frozen=True)
+        class Gptq:
+            quantizer: Quantizer
+            calibrated = True
+
+            def observe(self, seen, x):
+                return x.T @ x if seen is None else seen.addmm_(x.T, x)
+
+            def quantize(self, weights, seen):
+                return {name: gptq(w, seen, self.quantizer) for name, w in weights.items()}
+    """
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """Encodes and decodes the weights of every layer."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs inputs; without, ``observe`` is not called and ``seen`` is None."""
+
+    def observe(self, seen: Any, x: Tensor) -> Any:
+        """What is known after x (tokens, in) as well; seen is None before the first x. It may reuse seen's memory."""
+
+    def quantize(self, weights: Mapping[str, Tensor], seen: Any) -> Mapping[str, Any]:
+        """For each layer's name, given its weight (out, in), the codes: a QuantizedTensor, or an object that has it.
+
+        The object has it as ``.quantized`` and may have, beside it, ``.input_scale`` and ``.input_order`` as
+        ``QuantizedLinear`` takes them, and ``.note``, words for the report. An input_scale that is to be folded into
+        the predecessor must be the same for all the layers. The weights are the model's own: not to be changed.
+        """
+
+
+@dataclass(frozen=True)
+class RoundToNearest:
+    """Each weight becomes its nearest code on the quantizer's own grid, whatever the inputs.
+
+    >>> from qcourse import IntQuantizer
+    >>> import torch
+    >>> w = torch.tensor([[0.0, 0.4, 1.4]])
+    >>> RoundToNearest(IntQuantizer(bits=4)).quantize({"layer": w}, None)["layer"].codes.tolist()
+    [[0, 2, 7]]
+    """
+
+    quantizer: Quantizer
+    calibrated: bool = False
+
+    def observe(self, seen: None, x: Tensor) -> None:
+        """Nothing to know."""
+
+    def quantize(self, weights: Mapping[str, Tensor], seen: None) -> dict[str, QuantizedTensor]:
+        """fit and encode, layer by layer; ValueError, with the layer's name, for what the quantizer cannot hold."""
+        result = {}
+        for name, w in weights.items():
+            try:
+                parameters = self.quantizer.fit(w)
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from error
+            result[name] = QuantizedTensor(self.quantizer.encode(w, parameters), parameters, self.quantizer)
+        return result
+
+
+def as_method(method: object) -> Method:
+    """A method as it is, a quantizer as round-to-nearest; TypeError for anything else.
+
+    >>> as_method("gptq")
+    Traceback (most recent call last):
+    TypeError: method='gptq' must be a quantizer such as IntQuantizer(4), or a value with quantizer, calibrated, \
+observe and quantize, such as RoundToNearest(IntQuantizer(4))
+    """
+    if not isinstance(method, type):
+        if isinstance(method, Method):
+            return method
+        if isinstance(method, Quantizer):
+            return RoundToNearest(method)
+    raise TypeError(
+        f"method={method!r} must be a quantizer such as IntQuantizer(4), or a value with quantizer, calibrated, observe"
+        " and quantize, such as RoundToNearest(IntQuantizer(4))"
+    )

@@ -1,0 +1,167 @@
+"""Quantize a whole model: every linear layer becomes one that holds codes, by any method, with a report.
+
+The idea: a method that is right for one layer is applied to all, in the order in which the model uses them. The new
+model is built without ever copying the weights that are to be replaced, so at most one layer exists as floats twice:
+the peak is the old model, the new one, and a layer. A calibrated method sees, layer after layer, the inputs that the
+model quantized so far produces (or, with ``sequential=False``, those of the original).
+
+Source: layer-wise quantization in the order of use as in GPTQ (Frantar et al., ICLR 2023), section 4.
+
+How it differs from ``method.py``: there, what chooses codes for one group of layers; here, what becomes of the model.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from qcourse.models.batches import check_batches
+from qcourse.models.layer_errors import output_errors, weight_error
+from qcourse.models.method import Method, as_method
+from qcourse.models.quantized_linear import QuantizedLinear
+from qcourse.models.replay import Group, Replay, Run
+from qcourse.models.report import KeptLayer, LayerReport, Report, nbytes
+from qcourse.models.selection import Layers, choose, size
+from qcourse.models.surgery import Copy
+from qcourse.numerics.quantized import QuantizedTensor
+
+Fold = Callable[[nn.Module, Group, Tensor], bool]
+
+
+class QuantizedModel(NamedTuple):
+    """A model with ``QuantizedLinear`` layers, and what making it did."""
+
+    model: nn.Module
+    report: Report
+
+
+def quantize_model(
+    model: nn.Module,
+    method: object,
+    *,
+    calibration: Iterable[Any] | None = None,
+    run: Run = lambda model, batch: model(batch),
+    layers: Layers = None,
+    on_indivisible: str = "refuse",
+    sequential: bool = True,
+    fold: Fold | None = None,
+    progress: bool = True,
+) -> QuantizedModel:
+    """Give each chosen linear layer the codes that the method chooses for its weight, in a new model.
+
+    Args:
+        model: any module with nn.Linear layers, whatever its architecture; it is not changed.
+        method: a quantizer (round-to-nearest on its grid) or a value as ``method.Method`` describes.
+        calibration: batches, each given to ``run`` once; for a language model what ``batches.windows`` makes. A
+            calibrated method needs it; with any method it adds the error of the outputs to the report.
+        run: one forward pass on one batch; for MiniLM ``lambda model, texts: model.embed(texts)``.
+        layers: names, or a predicate of name and layer. By default all but the head (what the model's
+            get_output_embeddings() gives, a layer called lm_head, or one that shares its weight with an embedding).
+        on_indivisible: "refuse", or "keep" in floats, a layer whose width the method's groups do not divide.
+        sequential: whether a layer is calibrated on what the layers quantized before it produce, or on the original's
+            activations.
+        fold: called as fold(new model, names, input_scale) to divide what precedes these layers by input_scale; it
+            returns whether it could. If not, the layers divide their input themselves. It puts new weights in the place
+            of old ones (never writes into one), and within the block that the layers are in.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The new model, in eval mode and without gradients, that shares no memory with the original, and the report. A
+        chosen layer whose weight is tied to another's (the head's to the embedding) is untied: the other keeps its
+        floats. Chosen layers that no calibration batch reaches are kept, and listed as such.
+
+    Raises:
+        TypeError: method, calibration or layers is none of the above.
+        ValueError: the model has no linear layer, or none is chosen; a name is not one of them; groups do not divide a
+            layer; calibration is missing or empty, or the model cannot run it; a weight or an input is not finite.
+
+    >>> from qcourse import IntQuantizer
+    >>> quantized, report = quantize_model(nn.Sequential(nn.Linear(64, 32)), IntQuantizer(bits=4), progress=False)
+    >>> quantized[0].packed.shape, report.layers[0].bits_per_weight
+    (torch.Size([1024]), 4.015625)
+    """
+    method = as_method(method)
+    chosen, kept = choose(model, layers, method.quantizer.granularity, on_indivisible)
+    batches = check_batches(calibration, required=method.calibrated)
+    work = _Work(Copy(model, chosen), chosen, fold, [], {})
+    work.copy.model.eval()
+    with torch.no_grad(), tqdm(total=len(chosen), desc="quantizing", unit="layer", disable=not progress) as bar:
+        for names, seen in _observed(method, work.copy, batches, run, sequential=sequential):
+            work.put(method.quantize({name: chosen[name].weight.detach() for name in names}, seen), names)
+            bar.update(len(names))
+        kept = sorted([*kept, *work.keep_the_rest()], key=lambda each: each.name)
+        new = work.copy.model.requires_grad_(False)
+        errors = output_errors(new, work.weights(), work.divided, batches, run)
+    rows = tuple(replace(row, output_error=errors.get(row.name)) for row in work.rows)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return QuantizedModel(new, Report(rows, tuple(kept), nbytes(model), nbytes(new), parameters))
+
+
+@dataclass
+class _Work:
+    """A model half-way: what has been put into the copy so far."""
+
+    copy: Copy
+    chosen: Mapping[str, nn.Linear]
+    fold: Fold | None
+    rows: list[LayerReport]
+    divided: dict[str, Tensor]  # the scale by which a layer's predecessor now divides its input
+
+    def put(self, results: Mapping[str, Any], names: Group) -> None:
+        """Replace a group of layers by what a method has chosen for them."""
+        made = {name: self._layer(name, results[name]) for name in names}
+        errors = {name: weight_error(self.chosen[name].weight, layer.weight) for name, layer in made.items()}
+        scaled = [name for name, layer in made.items() if layer.input_scale is not None]
+        note = "input scale folded" if scaled and self._folded(made) else "input scale at run time"
+        for name, layer in made.items():
+            old, weight_nbytes = self.chosen[name], layer.nbytes - (0 if layer.bias is None else layer.bias.nbytes)
+            notes = [note] if name in scaled else []
+            notes += [f"untied from {other}" for other in self.copy.untied.get(name, [])]
+            notes += filter(None, [getattr(results[name], "note", "")])
+            bits = 8 * weight_nbytes / old.weight.numel()
+            shape = (layer.out_features, layer.in_features)
+            row = LayerReport(name, shape, bits, size(old), layer.nbytes, errors[name], note="; ".join(notes))
+            self.rows.append(row)
+            self.copy.replace(name, layer)
+
+    def keep_the_rest(self) -> list[KeptLayer]:
+        """Let layers stay that were never given out."""
+        kept = []
+        for name in list(self.copy.pending):
+            self.copy.own(name)
+            layer = self.chosen[name]
+            shape = (layer.out_features, layer.in_features)
+            kept.append(KeptLayer(name, shape, size(layer), "no calibration batch reaches it"))
+        return kept
+
+    def weights(self) -> dict[str, Tensor]:
+        """The original weight of each layer that has been replaced."""
+        return {row.name: self.chosen[row.name].weight.detach() for row in self.rows}
+
+    def _layer(self, name: str, result: Any) -> QuantizedLinear:
+        q: QuantizedTensor = getattr(result, "quantized", result)
+        extra = {key: getattr(result, key, None) for key in ("input_scale", "input_order")}
+        return QuantizedLinear(q, self.chosen[name].bias, **extra)
+
+    def _folded(self, made: Mapping[str, QuantizedLinear]) -> bool:
+        """Move the input scale that a group has in common to where its input comes from; False if that cannot be."""
+        scales = [layer.input_scale for layer in made.values() if layer.input_scale is not None]
+        common = len(scales) == len(made) and all(torch.equal(scale, scales[0]) for scale in scales)
+        if self.fold is None or not common or not self.fold(self.copy.model, tuple(made), scales[0]):
+            return False
+        self.divided |= dict.fromkeys(made, scales[0])
+        for layer in made.values():
+            layer.input_scale = None
+        return True
+
+
+def _observed(
+    method: Method, copy: Copy, batches: Sequence[Any], run: Run, *, sequential: bool
+) -> Iterator[tuple[Group, Any]]:
+    if not method.calibrated:
+        return (((name,), None) for name in list(copy.pending))
+    replay = Replay(copy.model, copy.pending, batches, run)
+    return replay.in_order(method) if sequential else replay.at_once(method)

@@ -1,0 +1,209 @@
+"""Training on a corpus of a few lines: it learns, it resumes to the same bits, and what it exports is whole."""
+
+import itertools
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import export_tinylm
+import pytest
+import tinylm_data
+import torch
+import train_tinylm
+from export_tinylm import export, thinned, xz_bits_per_byte
+from torch import Tensor
+from train_tinylm import Recipe, prepare, train
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qcourse.models.corpus import SEPARATOR, encode_documents
+from qcourse.models.corpus_sources import Document
+from qcourse.models.llama import random_llama
+from qcourse.models.tinylm import load_tinylm
+
+TINY = Recipe(
+    steps=12,
+    batch_size=4,
+    context=16,
+    warmup_steps=3,
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+DOCUMENTS = (
+    Document("a", "docs", "Return the sum of two numbers.\n\n" * 8),
+    Document("b", "docs", "Return the product of two numbers.\n\n" * 8),
+    Document("a", "code", "def add(a, b):\n    return a + b\n\n" * 8),
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    folder = tmp_path_factory.mktemp("prepared")
+    return folder, prepare(DOCUMENTS, TINY, folder)
+
+
+def weights_of(recipe: Recipe, streams: dict[str, Tensor], folder: Path, **options: float) -> dict[str, Tensor]:
+    folder.mkdir(exist_ok=True)
+    return train(recipe, streams, folder, **options).state_dict()
+
+
+def test_it_learns(prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    train(replace(TINY, steps=60), prepared[1], tmp_path)
+    curve = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["curve"]
+    assert len(curve) == 60
+    assert curve[0] == pytest.approx(math.log(TINY.vocab_size), abs=0.3)
+    assert sum(curve[-5:]) / 5 < curve[0] / 2
+
+
+@pytest.mark.parametrize("stops", [[5], [1, 2, 11]])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path, stops: list[int]
+) -> None:
+    expected = weights_of(TINY, prepared[1], tmp_path / "whole")
+    for stop in stops:
+        stopped = weights_of(TINY, prepared[1], tmp_path / "parts", stop_at=stop)
+    assert not torch.equal(stopped["lm_head.weight"], expected["lm_head.weight"])
+    found = weights_of(TINY, prepared[1], tmp_path / "parts")
+    assert all(torch.equal(found[name], w) for name, w in expected.items())
+    curves = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["curve"] for run in ("whole", "parts")]
+    assert curves[0] == curves[1]
+    assert not list(tmp_path.rglob("*.new"))
+
+
+def test_the_seed_decides(prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+    one, again, other = (
+        weights_of(replace(TINY, seed=seed, steps=2), prepared[1], tmp_path / name)["lm_head.weight"]
+        for name, seed in [("one", 0), ("again", 0), ("other", 1)]
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_minutes_end_a_run_and_count_over_a_stop(
+    prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(train_tinylm.time, "monotonic", lambda: next(clock) * 6.0)
+    recipe = replace(TINY, steps=None, minutes=2)
+    train(recipe, prepared[1], tmp_path, stop_at=3)
+    before = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["elapsed_s"]
+    train(recipe, prepared[1], tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert 0 < before < 120 <= state["elapsed_s"] < 140
+    assert state["step"] < 20
+
+
+def test_a_checkpoint_is_written_on_the_way(
+    prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_tinylm, "CHECKPOINT_EVERY_S", 0)
+    saved = []
+    monkeypatch.setattr(train_tinylm, "_save", lambda *state: saved.append(state[3]))
+    train(replace(TINY, steps=3), prepared[1], tmp_path)
+    assert saved == [1, 2, 3, 3]
+
+
+def test_the_schedule_warms_up_and_comes_down() -> None:
+    recipe = Recipe(steps=1000, minutes=10, warmup_steps=10, learning_rate=1.0)
+    rates = [recipe.learning_rate_at(step, 0.0) for step in range(1001)]
+    assert rates[0] == 0.1
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[500] == pytest.approx(0.51)
+    assert rates[1000] == pytest.approx(0.02)
+    assert recipe.learning_rate_at(10, 600) == recipe.learning_rate_at(1000, 0) == pytest.approx(0.02)
+    assert recipe.learning_rate_at(10, 300) == pytest.approx(rates[500])
+    assert replace(recipe, steps=None).share_done(10**9, 300) == 0.5
+    assert replace(recipe, minutes=None).share_done(500, 1e9) == 0.5
+
+
+def test_matrices_decay_and_norms_do_not() -> None:
+    groups = train_tinylm.make_optimizer(random_llama(TINY.llama(), seed=0), TINY).param_groups
+    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.1, {2}), (0.0, {1})]
+    assert len(groups[0]["params"]) == 7 * 2 + 1  # the tied head once
+
+
+def test_the_tokenizer_spells_anything_and_knows_its_corpus(prepared: tuple[Path, dict[str, Tensor]]) -> None:
+    tokenizer = tinylm_data.train_tokenizer(DOCUMENTS, vocabulary=300)
+    assert tokenizer.token_to_id(SEPARATOR) == 0
+    assert tokenizer.get_vocab_size() == 300
+    for text in ["naïve ∑ 量子化 🐍\r\n\t x", "", " ", "\x00\x7f", DOCUMENTS[0].text]:
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert len(tokenizer.encode("Return the sum").ids) < len("Return the sum") / 2
+    ids = encode_documents([d for d in DOCUMENTS if d.kind == "docs"], tokenizer)
+    assert (ids == 0).nonzero().flatten().tolist()[::2] == [0, len(ids) - 1]
+    assert torch.equal(prepared[1]["docs"].long(), ids)
+
+
+def test_batches_are_windows_of_the_streams_and_repeatable() -> None:
+    streams = {"docs": torch.arange(100), "code": torch.arange(1000, 1100)}
+    options = {"seed": 0, "size": 2000, "context": 16}
+    rows = tinylm_data.batch(streams, 3, docs_share=0.75, **options)
+    assert rows.shape == (2000, 17)
+    assert torch.equal(rows, rows[:, :1] + torch.arange(17))  # no window crosses from one stream to the other
+    assert 0.7 < (rows[:, 0] < 1000).double().mean() < 0.8
+    assert {0, 83} <= set(rows[:, 0].tolist())  # the first and the last place there is
+    assert torch.equal(rows, tinylm_data.batch(streams, 3, docs_share=0.75, **options))
+    assert not torch.equal(rows, tinylm_data.batch(streams, 4, docs_share=0.75, **options))
+    assert not torch.equal(rows, tinylm_data.batch(streams, 3, docs_share=0.75, **options | {"seed": 1}))
+
+
+def test_the_export_is_whole(
+    prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_tinylm, "stdlib_corpus", lambda part: DOCUMENTS if part == "held_out" else ())
+    run, folder = prepared[0], tmp_path / "model"
+    trained = train(TINY, prepared[1], run)
+    (run / "recipe.json").write_text(json.dumps(asdict(TINY)), encoding="utf-8")
+    report = export(run, folder)
+    model, tokenizer = load_tinylm(folder)
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight.bfloat16().float())
+    ids = torch.tensor([[0, *tokenizer.encode("Return the").ids]])
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+    assert AutoTokenizer.from_pretrained(folder)("Return the").input_ids == ids[0, 1:].tolist()
+    assert theirs.generation_config.eos_token_id == 0
+    docs, overlapping = report["held_out"]["docs"]
+    assert (docs["stride"], overlapping["stride"]) == (16, 4)
+    assert docs["bits_per_byte"] == pytest.approx(
+        math.log2(docs["perplexity"]) * docs["tokens"] / docs["bytes"], rel=1e-6
+    )
+    assert report["tokens"] == 12 * 4 * 16
+    text = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for measured in (docs, overlapping):
+        assert f"| {measured['stride']} | {measured['perplexity']:.2f} | {measured['bits_per_byte']:.3f} |" in text
+    assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["steps"] == 12
+
+
+def test_the_curve_is_thinned_to_means() -> None:
+    assert thinned([4.0, 2.0]) == [(1, 4.0), (2, 2.0)]
+    points = thinned([float(i) for i in range(1000)])
+    assert [step for step, _ in points] == list(range(25, 1001, 25))
+    assert [loss for _, loss in points] == [step - 13 for step, _ in points]
+
+
+def test_xz_knows_a_repetition() -> None:
+    assert xz_bits_per_byte(bytes(10_000)) < 0.2 < 8 < xz_bits_per_byte(bytes(range(256)))
+
+
+def test_main_prepares_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_tinylm, "stdlib_corpus", lambda part: DOCUMENTS if part == "train" else ())
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(TINY).items() if type(value) is int]
+    train_tinylm.main([str(tmp_path / "run"), *options, "--steps=4", "--no-compile"])
+    monkeypatch.setattr(train_tinylm, "prepare", None)  # what is there is not made again
+    train_tinylm.main([str(tmp_path / "run"), *options, "--steps=6"])
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 6
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text(encoding="utf-8"))["steps"] == 6
+    corpus = json.loads((tmp_path / "run" / "corpus.json").read_text(encoding="utf-8"))
+    assert corpus["docs"]["documents"] == 2
+
+
+def test_main_asks_for_an_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_tinylm.main([str(tmp_path)])
+    assert "--steps or --minutes" in capsys.readouterr().err
