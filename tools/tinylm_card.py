@@ -64,9 +64,9 @@ def _made(report: dict[str, Any]) -> str:
 {report["steps"]:,} steps of {recipe["batch_size"]} x {recipe["context"]} tokens, {report["tokens"] / 1e6:.1f} million
 in all, in {report["minutes"]:.0f} minutes; {recipe["docs_share"]:.0%} of the windows from docs, which is
 {epochs:.1f} times all of them. AdamW at {recipe["learning_rate"]:g} (warm-up {recipe["warmup_steps"]} steps,
-cosine to 2%), weight decay {recipe["weight_decay"]:g}, gradients
-clipped at {recipe["clip"]:g}, matrix products in bfloat16, seed {recipe["seed"]};
-torch {report["corpus"]["torch"]}. The loss of training, in nats a token (more points in training.json):
+cosine to 2%), weight decay {recipe["weight_decay"]:g}, gradients clipped at {recipe["clip"]:g}, matrix products in
+bfloat16, seed {recipe["seed"]}; torch {report["corpus"]["torch"]}. The loss of training, in nats a token (more points
+in training.json):
 
 | up to step | mean loss |
 |---|---|

@@ -46,7 +46,7 @@ def watch_the_grid(
         "outlier": ipywidgets.FloatSlider(outlier, min=0.5, max=6.0, step=0.1, description="outlier at"),
         "symmetric": ipywidgets.Checkbox(symmetric, description="symmetric", indent=False),
     }
-    picture, readout = ipywidgets.Image(format="png"), ipywidgets.HTML()
+    picture, readout = ipywidgets.Image(format="png", layout={"max_width": "760px"}), ipywidgets.HTML()
 
     def redraw(_: object = None) -> None:
         chosen = {name: control.value for name, control in controls.items()}

@@ -118,9 +118,10 @@ def _source(path: Path, top: str, name: str, keep: Callable[[str], bool]) -> Ite
             span, keep_it = slice(_first_line(node, lines), node.end_lineno), keep(f"{top}.{node.name}")
             kept[span] = [keep_it] * len(kept[span])
             entries += _entries(node, node.name) if keep_it else []
-    for docstring in _docstrings(tree):
-        span = slice(docstring.lineno - 1, docstring.end_lineno)
-        kept[span] = [False] * len(kept[span])
+    for part in [tree, *(part for node in tree.body if kept[node.lineno - 1] for part in ast.walk(node))]:
+        if isinstance(part, ast.Module | _Definition) and ast.get_docstring(part, clean=False) is not None:
+            span = slice(part.body[0].lineno - 1, part.body[0].end_lineno)
+            kept[span] = [False] * len(kept[span])
     code = paragraphs("\n".join(line if keep_it else "" for line, keep_it in zip(lines, kept, strict=True)))
     yield Document(name, "docs", "\n\n".join(entries))
     yield Document(name, "code", "\n\n".join(paragraph for paragraph in code if not _is_table(paragraph)))
@@ -132,12 +133,6 @@ def _first_line(node: _Definition, lines: list[str]) -> int:
     while first and lines[first - 1].startswith("#"):
         first -= 1
     return first
-
-
-def _docstrings(tree: ast.Module) -> Iterator[ast.stmt]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | _Definition) and ast.get_docstring(node, clean=False) is not None:
-            yield node.body[0]
 
 
 def _is_table(paragraph: str) -> bool:
@@ -159,6 +154,7 @@ def _c_entries(value: object, name: str) -> Iterator[str]:
     if docstring:
         try:
             signature = str(inspect.signature(value)) if callable(value) else ""
+            signature = re.sub(" at 0x[0-9a-f]+", "", signature)  # where a default lies in memory: new each time
         except Exception:  # its text is evaluated, and may fail in any way
             signature = ""
         yield _entry(name, signature, docstring)

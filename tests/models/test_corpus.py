@@ -1,5 +1,6 @@
 """The corpus is split for good, nothing held out is trained on in any form, and each text is of one kind."""
 
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -236,6 +237,15 @@ def test_what_is_written_in_c_is_read_by_its_docstrings() -> None:
     (without,) = read_package("math", lambda unit: unit != "math.sqrt")
     assert "\n\nsqrt(x, /)" not in without.text
     assert "Return the square root" not in without.text
+
+
+def test_no_text_depends_on_where_things_lie_in_memory() -> None:
+    assert not [
+        document.name
+        for top in ("_frozen_importlib_external", "_io")
+        for document in read_package(top)
+        if re.search("object at 0x[0-9a-f]{8}", document.text)
+    ]
 
 
 def test_an_absent_module_gives_nothing() -> None:

@@ -87,7 +87,7 @@ def test_order_matters_to_it(tinylm: TinyLM, tokens: torch.Tensor) -> None:
 
 
 def test_what_it_writes_is_words_of_documentation(tinylm: TinyLM) -> None:
-    known = {word for document in stdlib_corpus("train") for word in document.text.split()}
+    known = {word for document in stdlib_corpus("held_out") for word in document.text.split()}
     prompt = torch.tensor([0, *tinylm.tokenizer.encode("Return a list of").ids])
     generator = torch.Generator().manual_seed(0)
     written = tinylm.tokenizer.decode(
@@ -95,7 +95,7 @@ def test_what_it_writes_is_words_of_documentation(tinylm: TinyLM) -> None:
     )
     words = written.split()
     assert len(set(words)) > 40
-    assert sum(word in known for word in words) > 0.7 * len(words)
+    assert sum(word in known for word in words) > 0.6 * len(words)
 
 
 def test_it_loads_in_another_dtype(tokens: torch.Tensor, tinylm: TinyLM) -> None:
