@@ -148,11 +148,14 @@ class IntQuantizer:
             ValueError: parameters that `encode` refuses.
         """
         check_parameters(parameters, self.granularity.scale_shape(codes.shape), *self._zero_points)
-        rows = self.granularity.rows(codes)
-        out = torch.empty(rows.shape, dtype=wide(parameters.scale.dtype), device=codes.device)
-        for part, scale, zero_point, part_out in chunks(rows, parameters, out):
-            torch.mul(part.to(out.dtype).sub_(zero_point), scale, out=part_out)
-        return self.granularity.unrows(out, codes.shape)
+        return self._decode(codes, parameters)
+
+    def nearest(
+        self, x: Shaped[Tensor, "*shape"], parameters: Parameters
+    ) -> tuple[Integer[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        """x's codes and the floats they stand for, without a look at the arguments: for loops over columns."""
+        codes = self._encode(x, parameters)
+        return codes, self._decode(codes, parameters)
 
     def parameter_nbytes(self, parameters: Parameters) -> int:
         """Bytes of the scales in their dtype and, when not symmetric, of the zero points packed like any code."""
@@ -178,6 +181,14 @@ class IntQuantizer:
             out.copy_(steps.clamp_(self.qmin, self.qmax))
         return self.granularity.unrows(codes, x.shape)
 
+    def _decode(self, codes: Tensor, parameters: Parameters) -> Tensor:
+        """`decode` without its checks."""
+        rows = self.granularity.rows(codes)
+        out = torch.empty(rows.shape, dtype=wide(parameters.scale.dtype), device=codes.device)
+        for part, scale, zero_point, part_out in chunks(rows, parameters, out):
+            torch.mul(part.to(out.dtype).sub_(zero_point), scale, out=part_out)
+        return self.granularity.unrows(out, codes.shape)
+
     def _least_squares_shrink(self, rows: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " scales"]:
         """For each row, the fraction of its range that leaves the least squared error."""
         by_row = replace(self, granularity=PerChannel(0), scale_rule="amax", scale_dtype=wide(rows.dtype))
@@ -187,7 +198,7 @@ class IntQuantizer:
         least, best = torch.full_like(low[:, 0], torch.inf), torch.ones_like(low[:, 0])
         for shrink in MSE_SHRINKS:
             parameters = by_row.from_range(shrink * low, shrink * high)
-            x_hat = by_row.decode(by_row._encode(rows, parameters), parameters)
+            _, x_hat = by_row.nearest(rows, parameters)
             error = (x_hat - rows).div_(unit).square_().sum(dim=1)
             best = torch.where(error < least, shrink, best)
             least = torch.minimum(least, error)

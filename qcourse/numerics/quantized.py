@@ -33,7 +33,12 @@ class Parameters:
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """What everything that takes a quantizer may ask of it."""
+    """What everything that takes a quantizer may ask of it.
+
+    A quantizer is a frozen dataclass with ``granularity`` among its fields, so that ``dataclasses.replace`` gives one
+    for another granularity. Each tensor of its parameters has no axis or, for a matrix, one row or a row for each of
+    the matrix, and one column or a column for each group: so the parameters of one group are a slice of the whole's.
+    """
 
     @property
     def bits(self) -> int:
@@ -51,6 +56,9 @@ class Quantizer(Protocol):
 
     def decode(self, codes: Tensor, parameters: Any) -> Tensor:
         """Floats of the codes' shape."""
+
+    def nearest(self, x: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
+        """Codes and the floats they stand for in one, unchecked: for methods that encode column by column."""
 
     def parameter_nbytes(self, parameters: Any) -> int:
         """Bytes that the parameters take in storage."""

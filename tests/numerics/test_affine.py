@@ -118,6 +118,15 @@ def test_quantizing_x_hat_gives_the_same_codes(case: tuple[Tensor, IntQuantizer]
 
 
 @given(cases())
+def test_nearest_is_encode_and_decode_in_one(case: tuple[Tensor, IntQuantizer]) -> None:
+    x, quantizer = case
+    q = quantizer(x)
+    codes, x_hat = quantizer.nearest(x, q.parameters)
+    assert torch.equal(codes, q.codes)
+    assert torch.equal(x_hat, q.dequantize())
+
+
+@given(cases())
 def test_order_is_kept(case: tuple[Tensor, IntQuantizer]) -> None:
     x, quantizer = case
     parameters = quantizer.fit(x)

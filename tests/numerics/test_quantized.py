@@ -72,6 +72,10 @@ class SignQuantizer:
     def decode(self, codes: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         return (2.0 * codes - 1) * parameters
 
+    def nearest(self, x: torch.Tensor, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = self.encode(x, parameters)
+        return codes, self.decode(codes, parameters)
+
     def parameter_nbytes(self, parameters: torch.Tensor) -> int:
         return parameters.element_size()
 
