@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qcourse.checks import check as check
+    from qcourse.models.evaluate import perplexity as perplexity
+    from qcourse.models.hub import load_hub as load_hub
+    from qcourse.models.minilm import load_minilm as load_minilm
+    from qcourse.models.quantize import quantize_model as quantize_model
+    from qcourse.models.tinylm import load_tinylm as load_tinylm
     from qcourse.numerics.affine import IntQuantizer as IntQuantizer
     from qcourse.numerics.affine import fake_quantize as fake_quantize
     from qcourse.numerics.affine import integer_range as integer_range
@@ -28,8 +33,13 @@ _HOME = {
     "check": "qcourse.checks",
     "fake_quantize": "qcourse.numerics.affine",
     "integer_range": "qcourse.numerics.affine",
+    "load_hub": "qcourse.models.hub",
+    "load_minilm": "qcourse.models.minilm",
+    "load_tinylm": "qcourse.models.tinylm",
     "pack": "qcourse.numerics.packing",
+    "perplexity": "qcourse.models.evaluate",
     "quantize": "qcourse.numerics.affine",
+    "quantize_model": "qcourse.models.quantize",
     "unpack": "qcourse.numerics.packing",
 }
 __all__ = list(_HOME)
