@@ -1,0 +1,1 @@
+"""How codes are multiplied: integer and packed products, each beside the exact arithmetic that it has to equal."""
