@@ -49,9 +49,9 @@ def load_tinylm(folder: Path | None = None, *, dtype: torch.dtype = torch.float3
         ValueError: a file is not the one that SHA256SUMS describes; the message gives both hashes.
 
     >>> from qcourse.models.generate import generate
-    >>> model, tokenizer = load_tinylm()  # doctest: +SKIP
-    >>> prompt = torch.tensor([0, *tokenizer.encode("Return a list of the").ids])  # doctest: +SKIP
-    >>> tokenizer.decode(generate(model, prompt, 8).tolist()).startswith("Return a list of the")  # doctest: +SKIP
+    >>> model, tokenizer = load_tinylm()
+    >>> prompt = torch.tensor([0, *tokenizer.encode("Return a list of the").ids])
+    >>> tokenizer.decode(generate(model, prompt, 8).tolist()).startswith("Return a list of the")
     True
     """
     folder = FOLDER if folder is None else folder

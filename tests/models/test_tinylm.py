@@ -16,10 +16,6 @@ from qcourse.models.evaluate import agreement, perplexity
 from qcourse.models.generate import generate
 from qcourse.models.tinylm import CHECKSUMS, FILES, FOLDER, TinyLM, load_tinylm
 
-pytestmark = pytest.mark.skipif(
-    not FOLDER.exists(), reason="the weights are not in this checkout; tools/train_tinylm.py makes them"
-)
-
 XZ_SHARE = 0.6  # of the bits that xz needs: what makes it a language model worth quantizing
 
 
