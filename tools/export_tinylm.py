@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tinylm_card import card
+from torch import Tensor
 from train_tinylm import Recipe
 
 from qcourse.models.corpus import SEPARATOR, encode_documents, stdlib_corpus
@@ -39,15 +40,9 @@ SIZE_LIMIT_BYTES = 20_000_000
 
 def export(run: Path, folder: Path) -> dict[str, Any]:
     """Write the folder; return what was measured, which training.json holds too."""
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(**_read_json(run / "recipe.json"))
     state = torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")
-    weights = {name: w.bfloat16() for name, w in state["model"].items() if name != "lm_head.weight"}  # tied
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copy(run / "tokenizer.json", folder)
-    _write_configs(recipe, folder)
-    sums = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in FILES)
-    (folder / CHECKSUMS).write_text(sums, encoding="ascii")
+    _write_model(state["model"], recipe, run, folder)
     tinylm = load_tinylm(folder)
     report = {
         "recipe": _read_json(run / "recipe.json"),
@@ -69,6 +64,16 @@ def export(run: Path, folder: Path) -> dict[str, Any]:
     if size_bytes > SIZE_LIMIT_BYTES:
         raise ValueError(f"the folder must stay below {SIZE_LIMIT_BYTES:,} bytes, got {size_bytes:,}")
     return report
+
+
+def _write_model(weights: dict[str, Tensor], recipe: Recipe, run: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    halved = {name: w.bfloat16() for name, w in weights.items() if name != "lm_head.weight"}  # tied
+    save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(run / "tokenizer.json", folder)
+    _write_configs(recipe, folder)
+    sums = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in FILES)
+    (folder / CHECKSUMS).write_text(sums, encoding="ascii")
 
 
 def _write_configs(recipe: Recipe, folder: Path) -> None:
@@ -116,9 +121,10 @@ def thinned(losses: list[float]) -> list[tuple[int, float]]:
 
 def sample(tinylm: TinyLM, prompt: str) -> str:
     """Let the model go on from a prompt that begins a text; seeded."""
-    ids = torch.tensor([0, *tinylm.tokenizer.encode(prompt).ids])
+    positions = tinylm.model.config.max_position_embeddings
+    ids = torch.tensor([0, *tinylm.tokenizer.encode(prompt).ids])[:positions]
     generator = torch.Generator().manual_seed(0)
-    room = min(SAMPLE_TOKENS, tinylm.model.config.max_position_embeddings - len(ids))
+    room = min(SAMPLE_TOKENS, positions - len(ids))
     text = generate(tinylm.model, ids, room, temperature=TEMPERATURE, generator=generator, stop=0)
     return tinylm.tokenizer.decode(text.tolist())
 

@@ -8,14 +8,15 @@ Source: Mitchell et al. 2019, "Model Cards for Model Reporting".
 How it differs from training.json, which holds the same numbers: this is for people.
 """
 
+from dataclasses import fields
 from typing import Any
+
+from train_tinylm import Recipe
 
 
 def card(report: dict[str, Any]) -> str:
     """Write the card, in Markdown, from the report of ``export_tinylm.export``."""
-    return "\n\n".join(
-        [_what(report), _read(report), _made(report), _good(report), _writes(report), _again(report["corpus"])]
-    )
+    return "\n\n".join([_what(report), _read(report), _made(report), _good(report), _writes(report), _again(report)])
 
 
 def _what(report: dict[str, Any]) -> str:
@@ -95,9 +96,20 @@ def _writes(report: dict[str, Any]) -> str:
     return f"## What it writes\n\n{samples}"
 
 
-def _again(corpus: dict[str, Any]) -> str:
+def _again(report: dict[str, Any]) -> str:
+    command = " ".join(["python tools/train_tinylm.py RUN", *_options(report["recipe"])])
     return f"""## To make it again
 
-`python tools/train_tinylm.py RUN --minutes 75 --compile`, then `python tools/export_tinylm.py RUN FOLDER`, with Python
-{corpus["python"]}: another version has other texts, and other weights come out.
+`{command}`, then `python tools/export_tinylm.py RUN FOLDER`, with Python
+{report["corpus"]["python"]}: another version has other texts, and other weights come out.
 """
+
+
+def _options(recipe: dict[str, Any]) -> list[str]:
+    """What the command line has to say: all that the recipe's own values do not."""
+    options = []
+    for field in fields(Recipe):
+        value, option = recipe[field.name], f"--{field.name.replace('_', '-')}"
+        if value != field.default:
+            options.append(f"{option} {value}" if field.type is not bool else option if value else f"--no{option[1:]}")
+    return options

@@ -61,6 +61,12 @@ class Recipe:
     num_attention_heads: int = 8
     num_key_value_heads: int = 4
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "minutes", "warmup_steps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+
     def llama(self) -> LlamaConfig:
         """The model's sizes: the head is the embedding, and it is meant for the context that it was trained on."""
         sizes = {name: value for name, value in asdict(self).items() if name in LlamaConfig.__dataclass_fields__}
@@ -171,7 +177,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **options)
     given = vars(parser.parse_args(arguments))
     folder = given.pop("folder")
-    recipe = Recipe(**given)
+    try:
+        recipe = Recipe(**given)
+    except ValueError as error:
+        parser.error(str(error))
     if recipe.steps is None and recipe.minutes is None:
         parser.error("say when to end: --steps or --minutes")
     prepared = folder / "streams.safetensors"

@@ -118,11 +118,17 @@ _STATEMENTS = (
     (21, "E", "7B parameters: 28, 14, 7, 3.5 and 1.75 GB at 32, 16, 8, 4 and 2 bits."),
     (22, "E", "float16 and bfloat16 both range over +-65,504."),
     (23, "C", "70B parameters: 140 GB in float16, 35 GB in INT4."),
+    (30, "E", "GPTQ: after rounding weight i, the others change by -(w_q - w) / H_ii times row i of H."),
+    (31, "B, C", "at equal bits GPTQ keeps a layer's outputs, and the model, closer than rounding to nearest."),
+    (32, "E", "about 1% of the weights are salient, those that meet large activations; AWQ scales them up."),
+    (45, "B", "NF4 makes Llama-3.1-8B take about 4 times less memory."),
     (46, "C", "a range that is too tight clips the tails, which is usually worse than one that is too wide."),
     (47, "B", "per-tensor INT4 destroys the matrix: 40% relative error."),
     (48, "C", "7B in INT4 with groups is about 4 GB, about 7 times smaller than float32."),
+    (49, "E", "rounding to nearest at INT4 loses much accuracy in models below about 30B parameters."),
     (50, "A, C, D", "A keeps a scale for each weight column, C and D for each row."),
     (51, "B, D", "B uses codes [-128, 127], D [-127, 127] (and [-7, 7] at INT4)."),
     (52, "C", "rounding errors are roughly zero-mean and partly cancel in a long sum."),
+    (53, "D", "a perplexity measured on one kind of text says nothing about another."),
 )
 CLAIMS = {number: Claim(number, sources, statement) for number, sources, statement in _STATEMENTS}

@@ -1,4 +1,4 @@
-"""Calibration data: the batches that a model is run on while it is being quantized.
+"""Calibration data: the batches that a model is run on while it is being quantized, and running it on them.
 
 The idea: a calibrated method needs inputs that are like those of later use, and not many. For a language model they are
 whole windows of running text; for any other model, whatever its forward pass takes, batch by batch.
@@ -8,13 +8,15 @@ Source: GPTQ (Frantar et al., ICLR 2023), section 5, calibrates on 128 windows o
 How it differs from ``evaluate.py``: there, windows to judge a model by, each token predicted once; here, to run it on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from qcourse.models.evaluate import check_ids
+
+Run = Callable[[nn.Module, Any], object]
 
 
 def windows(
@@ -55,7 +57,7 @@ def check_batches(calibration: Iterable[Any] | None, *, required: bool) -> list[
         if required:
             raise ValueError("calibration=None, but the method chooses codes by a layer's inputs: give it batches")
         return []
-    if isinstance(calibration, Tensor | str):
+    if isinstance(calibration, Tensor | str | Mapping):
         raise TypeError(
             f"calibration must be batches, got a single {type(calibration).__name__}: for a row of token ids write"
             " windows(tokens, context), for one batch [batch]"
@@ -64,3 +66,21 @@ def check_batches(calibration: Iterable[Any] | None, *, required: bool) -> list[
     if not batches:
         raise ValueError("calibration has no batch; give at least one, or None")
     return batches
+
+
+def run_batch(run: Run, model: nn.Module, batches: Sequence[Any], number: int) -> None:
+    """run(model, batches[number]); ValueError, with the batch, for what a model raises that does not fit its input.
+
+    >>> run_batch(lambda model, batch: model(batch["ids"]), nn.Linear(2, 2), [{"x": 1}], 0)
+    Traceback (most recent call last):
+    ValueError: the model cannot run batch 0 of calibration (dict): KeyError('ids')
+    """
+    try:
+        run(model, batches[number])
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        words = _words(batches[number])
+        raise ValueError(f"the model cannot run batch {number} of calibration ({words}): {error!r}") from error
+
+
+def _words(batch: Any) -> str:
+    return f"{batch.dtype} of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__

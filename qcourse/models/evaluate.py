@@ -42,8 +42,11 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp(nll): as uncertain as a choice among so many equally likely tokens."""
-        return math.exp(self.nll)
+        """exp(nll): as uncertain as a choice among so many equally likely tokens; infinite beyond float64."""
+        try:
+            return math.exp(self.nll)
+        except OverflowError:
+            return math.inf
 
     def bits_per_byte(self, size_bytes: int) -> float:
         """Bits that the model needs for each byte of the text: nll * tokens / (ln 2 * size_bytes).
@@ -90,8 +93,8 @@ def perplexity(
 
     Raises:
         TypeError: tokens is not of integers.
-        ValueError: tokens is not one row of at least 2, context is below 1, stride is not from 1 to context,
-            or batch_size is below 1.
+        ValueError: tokens is not one row of at least 2, context is below 1 or above the model's
+            max_position_embeddings, stride is not from 1 to context, or batch_size is below 1.
 
     >>> uniform = lambda ids: torch.zeros(*ids.shape, 50)
     >>> round(perplexity(uniform, torch.arange(20), context=8).perplexity, 3)
@@ -100,9 +103,7 @@ def perplexity(
     stride = context if stride is None else stride
     total, count = 0.0, 0
     with torch.no_grad():
-        for ids, targets in _batches(
-            _check(tokens, context, stride, batch_size), context, stride, batch_size, device_of(model)
-        ):
+        for ids, targets in _batches(tokens, context, stride, batch_size, model):
             logits = _logits(model, ids)[targets >= 0]
             total += F.cross_entropy(logits, targets[targets >= 0], reduction="sum").item()
             count += len(logits)
@@ -133,9 +134,7 @@ def agreement(
     """
     kl, equal, count = 0.0, 0, 0
     with torch.no_grad():
-        for ids, targets in _batches(
-            _check(tokens, context, context, batch_size), context, context, batch_size, device_of(model)
-        ):
+        for ids, targets in _batches(tokens, context, context, batch_size, model, reference):
             theirs = _logits(reference, ids.to(device_of(reference) or ids.device)).to(ids.device)
             ours = _logits(model, ids)
             if ours.shape != theirs.shape:
@@ -150,10 +149,11 @@ def agreement(
 
 
 def _batches(
-    tokens: Tensor, context: int, stride: int, batch_size: int, device: torch.device | None
+    tokens: Tensor, context: int, stride: int, batch_size: int, *models: Model
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ids and targets (batch, context), -1 where a target was predicted before; a shorter last window alone."""
-    tokens = tokens.long().to(device or tokens.device)
+    _check(tokens, context, stride, batch_size, room=min(map(room_of, models)))
+    tokens = tokens.long().to(device_of(models[0]) or tokens.device)
     starts = [0, *range(stride, len(tokens) - 1 - context + stride, stride)]
     whole = [start for start in starts if start + context < len(tokens)]
     for batch in [*(whole[i : i + batch_size] for i in range(0, len(whole), batch_size)), starts[len(whole) :]]:
@@ -175,15 +175,19 @@ def device_of(model: Model) -> torch.device | None:
     return next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
 
 
-def _check(tokens: Tensor, context: int, stride: int, batch_size: int) -> Tensor:
+def room_of(model: Model) -> float:
+    """How many positions a model has, by its config; infinity where that does not say."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or math.inf
+
+
+def _check(tokens: Tensor, context: int, stride: int, batch_size: int, *, room: float) -> None:
     check_ids(tokens, "tokens", least=2)
-    if context < 1:
-        raise ValueError(f"context must be at least 1, got {context}")
+    if not 1 <= context <= room:
+        raise ValueError(f"context must be at least 1, and within the model's {room} positions, got {context}")
     if not 1 <= stride <= context:
         raise ValueError(f"stride must be from 1 to context ({context}), or tokens are skipped, got {stride}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return tokens
 
 
 def check_ids(ids: Tensor, name: str, *, least: int) -> None:

@@ -8,7 +8,6 @@ Source: Holtzman et al. 2020 for what choosing the likeliest token does to a tex
 How it differs from ``evaluate.py``: there a text is given, and all of its tokens are predicted at once.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from qcourse.models.evaluate import Model, check_ids, device_of
+from qcourse.models.evaluate import Model, check_ids, device_of, room_of
 from qcourse.models.llama import Cache, KVCache, Llama
 
 
@@ -48,7 +47,8 @@ def generate(
 
     Raises:
         TypeError: ids is not of integers.
-        ValueError: ids is not one row, or the text would be too long, or temperature is negative.
+        ValueError: ids is not one row, or the text would be too long, or max_new_tokens or temperature is negative, or
+            the model does not take the cache.
 
     >>> from qcourse.models.llama import LlamaConfig, random_llama
     >>> model = random_llama(LlamaConfig(64, 32, 48, 2, 4, 2), seed=0)
@@ -56,11 +56,12 @@ def generate(
     torch.Size([8])
     """
     check_ids(ids, "ids", least=1)
-    room = getattr(getattr(model, "config", None), "max_position_embeddings", math.inf)
+    if cache is not None and not isinstance(model, Llama):
+        raise ValueError(f"cache must be None for a {type(model).__name__}: only a Llama takes one, got {cache!r}")
     before = len(ids) + (0 if cache is None else cache.length)
-    if before + max_new_tokens > room:
+    if max_new_tokens < 0 or before + max_new_tokens > room_of(model):
         raise ValueError(
-            f"max_new_tokens must leave the text within the model's {room} positions,"
+            f"max_new_tokens must be at least 0 and leave the text within the model's {room_of(model)} positions,"
             f" got {max_new_tokens} after {before}"
         )
     if temperature < 0:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 OFFLINE = (
@@ -44,25 +45,39 @@ def load_hub(name: str | Path, *, revision: str | None = None, dtype: torch.dtyp
         ImportError: transformers is not installed.
         OSError: the model, or this revision of it, was not found, or the hub not reached; the message says what was
             tried and what works offline.
-        ValueError: name is empty, or a folder with a revision, or holds no causal language model.
+        ValueError: name is empty, or a folder with a revision, or holds no causal language model; the tokenizer or a
+            tensor is missing, damaged, or does not fit; or it would need code of its own.
     """
-    if not str(name).strip():
-        raise ValueError(f"name={name!r} must be 'owner/model' or a folder")
-    if revision is not None and Path(name).is_dir():
-        raise ValueError(
-            f"revision={revision!r} pins a model of the hub; {name} is a folder, which has one version only"
-        )
+    _check(name, revision)
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import, and needed here alone
     except ImportError as error:
         raise ImportError("load_hub needs transformers: pip install transformers") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype="auto" if dtype is None else dtype)
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        options |= {"dtype": "auto" if dtype is None else dtype, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
     except OSError as error:
         at = "" if revision is None else f" at revision {revision!r}"
-        where = (
-            f"the folder {name}" if Path(name).is_dir() else f"the hub and its cache on this machine for {name!r}{at}"
-        )
+        hub = f"the hub and its cache on this machine for {name!r}{at}"
+        where = f"the folder {name}" if Path(name).is_dir() else hub
         raise OSError(f"could not load {name}. Tried: {where}. transformers says: {error}\n{OFFLINE}") from error
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} is no causal language model that can be loaded: {error}") from error
+    model, found = loaded
+    if found["missing_keys"]:  # transformers fills them with random numbers
+        raise ValueError(f"{name} lacks the weights {sorted(found['missing_keys'])}")
     return HubModel(model.eval().requires_grad_(False), tokenizer)
+
+
+def _check(name: str | Path, revision: str | None) -> None:
+    if not str(name).strip():
+        raise ValueError(f"name={name!r} must be 'owner/model' or a folder")
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} pins a model of the hub; {name} is a folder, which has one version only"
+            )
+    elif isinstance(name, Path) or name.startswith((".", "/")) or name.count("/") > 1:
+        raise FileNotFoundError(f"could not load {name}: there is no such folder. {OFFLINE}")

@@ -13,15 +13,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qcourse.models.batches import Run, run_batch
 from qcourse.models.quantized_linear import QuantizedLinear
-from qcourse.models.replay import Run
-from qcourse.numerics.rows import CHUNK
+from qcourse.models.watch import check_input, on_input
+from qcourse.numerics.rows import CHUNK, wide
 
 
 def weight_error(w: Tensor, w_hat: Tensor) -> float:
@@ -42,36 +43,46 @@ def output_errors(
     model: nn.Module,
     weights: Mapping[str, Tensor],
     divided: Mapping[str, Tensor],
+    took: Mapping[str, Tensor],
     batches: Sequence[Any],
     run: Run,
 ) -> dict[str, float]:
     """||x (w - w_hat)^T|| / ||x w^T|| over all x that enter each quantized layer while the model runs, by name.
 
+    Computed in float32 (float64 where x is), whatever the model computes in.
+
     Args:
         model: has the quantized layers.
         weights: the original weight (out, in) of each.
         divided: for a layer whose input reaches it divided by an input scale (in,), that scale.
+        took: for a layer whose rows now divide its outputs by the input scale of the next, that scale (out,).
         batches: what run is given, one after another.
         run: uses the model on one batch.
 
     Returns:
         The errors; a layer that no batch reaches is absent.
+
+    Raises:
+        ValueError: the model cannot run a batch, or an input is not finite.
     """
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, QuantizedLinear)}
     lost: Counter[str] = Counter()
     size: Counter[str] = Counter()
 
-    def compare(name: str, layer: QuantizedLinear, x: Tensor, y_hat: Tensor) -> None:
-        x_was = x * divided[name] if name in divided else x
-        y = F.linear(x_was.to(x.dtype), weights[name].to(x.dtype))
-        lost[name] += _square(y_hat - y if layer.bias is None else y_hat - layer.bias - y)  # type: ignore[assignment]
-        size[name] += _square(y)  # type: ignore[assignment]
+    def compare(name: str, x: Tensor) -> None:
+        check_input(x, name)
+        x = x.to(wide(x.dtype))
+        w, w_hat = weights[name].to(x.dtype), layers[name].weight.to(x.dtype)
+        w = w * divided[name].to(x.dtype) if name in divided else w
+        w_hat = w_hat * took[name].to(x.dtype)[:, None] if name in took else w_hat
+        lost[name] += _square(x @ (w_hat - w).T)  # type: ignore[assignment]
+        size[name] += _square(x @ w.T)  # type: ignore[assignment]
 
     with ExitStack() as hooks:
         for name in weights:
-            hook = lambda layer, args, y_hat, name=name: compare(name, layer, args[0], y_hat)  # noqa: E731
-            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook))
-        for batch in batches:
-            run(model, batch)
+            hooks.enter_context(on_input(layers[name], partial(compare, name)))
+        for number in range(len(batches)):
+            run_batch(run, model, batches, number)
     return {name: _relative(lost[name], size[name]) for name in weights if name in size}
 
 

@@ -168,7 +168,7 @@ def load_weights(config: LlamaConfig, weights: Mapping[str, Tensor]) -> Llama:
         The model in eval mode, without gradients, in the weights' dtype.
 
     Raises:
-        RuntimeError: a weight is missing, or not one of this model, or of another shape; the message lists them.
+        ValueError: a weight is missing, or not one of this model, or of another shape; the message lists them.
 
     >>> model = random_llama(LlamaConfig(64, 32, 48, 2, 4, 2), seed=0)
     >>> torch.equal(load_weights(model.config, model.state_dict()).lm_head.weight, model.lm_head.weight)
@@ -178,7 +178,10 @@ def load_weights(config: LlamaConfig, weights: Mapping[str, Tensor]) -> Llama:
         model = Llama(config)
     if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
         weights = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}
-    model.load_state_dict(weights, assign=True)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"weights do not fit config: {error}") from error
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval().requires_grad_(False)
@@ -196,5 +199,7 @@ def random_llama(config: LlamaConfig, *, seed: int) -> Llama:
     for name, w in weights.items():
         adds = name.endswith(("o_proj.weight", "down_proj.weight"))
         std = 0.02 / math.sqrt(2 * config.num_hidden_layers if adds else 1)
-        weights[name] = torch.ones(w.shape) if w.ndim == 1 else std * torch.randn(w.shape, generator=generator)
+        weights[name] = (
+            torch.ones(w.shape) if w.ndim == 1 else torch.empty(w.shape).normal_(0, std, generator=generator)
+        )
     return load_weights(config, weights).train().requires_grad_()

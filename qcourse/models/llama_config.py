@@ -22,7 +22,8 @@ class LlamaConfig:
     """The sizes of a Llama, named as in transformers' config.json.
 
     Raises:
-        ValueError: hidden_size does not split into heads of even width, or the query heads not into groups.
+        ValueError: a size is below 1; hidden_size does not split into heads of even width, or the query heads not into
+            groups.
     """
 
     vocab_size: int
@@ -37,6 +38,9 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self)[:7]:
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {getattr(self, field.name)}")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 "hidden_size must be a multiple of 2 x num_attention_heads, since RoPE turns pairs within a head,"
@@ -72,8 +76,10 @@ class LlamaConfig:
         True
         """
         rope = config.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default":
-            config = {**config, "rope_scaling": rope}
+        scaling = config.get("rope_scaling") or rope
+        if scaling.get("rope_type", scaling.get("type", "default")) == "default":
+            scaling = None
+        config = {**config, "rope_scaling": scaling}
         found = {"num_key_value_heads": config.get("num_attention_heads"), **rope}
         found |= {name: value for name, value in config.items() if value is not None}
         missing = [field.name for field in fields(cls)[:6] if found.get(field.name) is None]

@@ -13,7 +13,7 @@ How it differs from ``quantize.py``: here is what one group of layers asks for; 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ class Method(Protocol):
             calibrated = True
 
             def observe(self, seen, x):
+                x = x.float()  # in bfloat16 the sum would stop growing
                 return x.T @ x if seen is None else seen.addmm_(x.T, x)
 
             def quantize(self, weights, seen):
@@ -47,7 +48,10 @@ class Method(Protocol):
         """Whether it needs inputs; without, ``observe`` is not called and ``seen`` is None."""
 
     def observe(self, seen: Any, x: Tensor) -> Any:
-        """What is known after x (tokens, in) as well; seen is None before the first x. It may reuse seen's memory."""
+        """What is known after x (tokens, in) as well, in the model's dtype; seen is None before the first x alone.
+
+        It may reuse seen's memory.
+        """
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Any) -> Mapping[str, Any]:
         """For each layer's name, given its weight (out, in), the codes: a QuantizedTensor, or an object that has it.
@@ -70,20 +74,19 @@ class RoundToNearest:
     """
 
     quantizer: Quantizer
-    calibrated: bool = False
+    calibrated: ClassVar[bool] = False
 
     def observe(self, seen: None, x: Tensor) -> None:
         """Nothing to know."""
 
     def quantize(self, weights: Mapping[str, Tensor], seen: None) -> dict[str, QuantizedTensor]:
-        """fit and encode, layer by layer; ValueError, with the layer's name, for what the quantizer cannot hold."""
+        """The quantizer, layer by layer; ValueError, with the layer's name, for what it cannot hold."""
         result = {}
         for name, w in weights.items():
             try:
-                parameters = self.quantizer.fit(w)
+                result[name] = self.quantizer(w)
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from error
-            result[name] = QuantizedTensor(self.quantizer.encode(w, parameters), parameters, self.quantizer)
         return result
 
 

@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from qcourse.models.batches import check_batches
+from qcourse.models.batches import Run, check_batches
+from qcourse.models.inspect import linears
 from qcourse.models.layer_errors import output_errors, weight_error
 from qcourse.models.method import Method, as_method
 from qcourse.models.quantized_linear import QuantizedLinear
-from qcourse.models.replay import Group, Replay, Run
+from qcourse.models.replay import Group, Replay
 from qcourse.models.report import KeptLayer, LayerReport, Report, nbytes
-from qcourse.models.selection import Layers, choose, size
+from qcourse.models.selection import Layers, choose
 from qcourse.models.surgery import Copy
 from qcourse.numerics.quantized import QuantizedTensor
 
-Fold = Callable[[nn.Module, Group, Tensor], bool]
+Fold = Callable[[nn.Module, Group, Tensor], str | None]
 
 
 class QuantizedModel(NamedTuple):
@@ -60,23 +61,26 @@ def quantize_model(
         run: one forward pass on one batch; for MiniLM ``lambda model, texts: model.embed(texts)``.
         layers: names, or a predicate of name and layer. By default all but the head (what the model's
             get_output_embeddings() gives, a layer called lm_head, or one that shares its weight with an embedding).
+            Layers of a class that computes more than nn.Linear does are kept.
         on_indivisible: "refuse", or "keep" in floats, a layer whose width the method's groups do not divide.
         sequential: whether a layer is calibrated on what the layers quantized before it produce, or on the original's
             activations.
         fold: called as fold(new model, names, input_scale) to divide what precedes these layers by input_scale; it
-            returns whether it could. If not, the layers divide their input themselves. It puts new weights in the place
-            of old ones (never writes into one), and within the block that the layers are in.
+            returns the name of the module that it divided, or None. Then the layers divide their input themselves. It
+            puts new weights in the place of old ones (never writes into one), and within the block that the layers are
+            in. ``fold.fold`` does it for any model of blocks that runs on token ids.
         progress: whether to show a progress bar.
 
     Returns:
         The new model, in eval mode and without gradients, that shares no memory with the original, and the report. A
         chosen layer whose weight is tied to another's (the head's to the embedding) is untied: the other keeps its
-        floats. Chosen layers that no calibration batch reaches are kept, and listed as such.
+        floats, or gets codes of its own. Chosen layers that no calibration batch reaches are kept, and listed as such.
 
     Raises:
         TypeError: method, calibration or layers is none of the above.
         ValueError: the model has no linear layer, or none is chosen; a name is not one of them; groups do not divide a
-            layer; calibration is missing or empty, or the model cannot run it; a weight or an input is not finite.
+            layer; calibration is missing or empty, or the model cannot run it, or it reaches no chosen layer; a weight
+            or an input is not finite.
 
     >>> from qcourse import IntQuantizer
     >>> quantized, report = quantize_model(nn.Sequential(nn.Linear(64, 32)), IntQuantizer(bits=4), progress=False)
@@ -86,18 +90,20 @@ def quantize_model(
     method = as_method(method)
     chosen, kept = choose(model, layers, method.quantizer.granularity, on_indivisible)
     batches = check_batches(calibration, required=method.calibrated)
-    work = _Work(Copy(model, chosen), chosen, fold, [], {})
+    places = {name: place for place, name in enumerate(linears(model))}
+    work = _Work(Copy(model, chosen), chosen, fold, [], {}, {})
     work.copy.model.eval()
     with torch.no_grad(), tqdm(total=len(chosen), desc="quantizing", unit="layer", disable=not progress) as bar:
         for names, seen in _observed(method, work.copy, batches, run, sequential=sequential):
             work.put(method.quantize({name: chosen[name].weight.detach() for name in names}, seen), names)
             bar.update(len(names))
-        kept = sorted([*kept, *work.keep_the_rest()], key=lambda each: each.name)
+        kept = sorted([*kept, *work.keep_the_rest()], key=lambda each: places[each.name])
+        if not work.rows:
+            raise ValueError("no batch of calibration reaches a chosen layer: does run use the model that it is given?")
         new = work.copy.model.requires_grad_(False)
-        errors = output_errors(new, work.weights(), work.divided, batches, run)
+        errors = output_errors(new, work.weights(), work.divided, work.took, batches, run)
     rows = tuple(replace(row, output_error=errors.get(row.name)) for row in work.rows)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return QuantizedModel(new, Report(rows, tuple(kept), nbytes(model), nbytes(new), parameters))
+    return QuantizedModel(new, Report(rows, tuple(kept), nbytes(model), nbytes(new), _parameters(model)))
 
 
 @dataclass
@@ -109,6 +115,7 @@ class _Work:
     fold: Fold | None
     rows: list[LayerReport]
     divided: dict[str, Tensor]  # the scale by which a layer's predecessor now divides its input
+    took: dict[str, Tensor]  # the same scale, by the name of that predecessor
 
     def put(self, results: Mapping[str, Any], names: Group) -> None:
         """Replace a group of layers by what a method has chosen for them."""
@@ -119,11 +126,11 @@ class _Work:
         for name, layer in made.items():
             old, weight_nbytes = self.chosen[name], layer.nbytes - (0 if layer.bias is None else layer.bias.nbytes)
             notes = [note] if name in scaled else []
-            notes += [f"untied from {other}" for other in self.copy.untied.get(name, [])]
+            notes += [f"untied from {other}" for other in self.copy.untied[name]]
             notes += filter(None, [getattr(results[name], "note", "")])
             bits = 8 * weight_nbytes / old.weight.numel()
             shape = (layer.out_features, layer.in_features)
-            row = LayerReport(name, shape, bits, size(old), layer.nbytes, errors[name], note="; ".join(notes))
+            row = LayerReport(name, shape, bits, nbytes(old), layer.nbytes, errors[name], note="; ".join(notes))
             self.rows.append(row)
             self.copy.replace(name, layer)
 
@@ -134,7 +141,7 @@ class _Work:
             self.copy.own(name)
             layer = self.chosen[name]
             shape = (layer.out_features, layer.in_features)
-            kept.append(KeptLayer(name, shape, size(layer), "no calibration batch reaches it"))
+            kept.append(KeptLayer(name, shape, nbytes(layer), "no calibration batch reaches it"))
         return kept
 
     def weights(self) -> dict[str, Tensor]:
@@ -150,9 +157,11 @@ class _Work:
         """Move the input scale that a group has in common to where its input comes from; False if that cannot be."""
         scales = [layer.input_scale for layer in made.values() if layer.input_scale is not None]
         common = len(scales) == len(made) and all(torch.equal(scale, scales[0]) for scale in scales)
-        if self.fold is None or not common or not self.fold(self.copy.model, tuple(made), scales[0]):
+        place = self.fold(self.copy.model, tuple(made), scales[0]) if self.fold is not None and common else None
+        if place is None:
             return False
         self.divided |= dict.fromkeys(made, scales[0])
+        self.took[place] = scales[0]
         for layer in made.values():
             layer.input_scale = None
         return True
@@ -165,3 +174,11 @@ def _observed(
         return (((name,), None) for name in list(copy.pending))
     replay = Replay(copy.model, copy.pending, batches, run)
     return replay.in_order(method) if sequential else replay.at_once(method)
+
+
+def _parameters(model: nn.Module) -> int:
+    """How many numbers a model has, or had before layers of it were quantized."""
+    quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    shapes = sum(layer.in_features * layer.out_features for layer in quantized)
+    biases = sum(layer.bias.numel() for layer in quantized if layer.bias is not None)
+    return shapes + biases + sum(parameter.numel() for parameter in model.parameters())

@@ -92,7 +92,7 @@ class QuantizedLinear(nn.Module):
         ValueError: q is no matrix of int8 or uint8 codes of its bits; another argument of the wrong length.
 
     >>> from qcourse import IntQuantizer
-    >>> layer = QuantizedLinear.from_linear(nn.Linear(64, 32), IntQuantizer(bits=4))
+    >>> layer = QuantizedLinear(IntQuantizer(bits=4)(torch.randn(32, 64)), torch.zeros(32))
     >>> layer.packed.dtype, layer.nbytes  # half a byte a weight, a scale of 4 bytes, 32 biases of 4 bytes
     (torch.uint8, 1156)
     """
@@ -121,13 +121,6 @@ class QuantizedLinear(nn.Module):
         for name, value in {**self.layout.write(q), **extra}.items():
             self.register_buffer(name, None if value is None else value.detach().clone())
 
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, quantizer: Quantizer) -> "QuantizedLinear":
-        """Round a linear layer's weight to the nearest codes; raises what the quantizer raises."""
-        w = linear.weight.detach()
-        parameters = quantizer.fit(w)
-        return cls(QuantizedTensor(quantizer.encode(w, parameters), parameters, quantizer), linear.bias)
-
     @property
     def quantized(self) -> QuantizedTensor:
         """The weight as it was given: the same codes, scales and zero points."""
@@ -146,8 +139,9 @@ class QuantizedLinear(nn.Module):
         """Bytes of all that the layer holds."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
-    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Decode the weight to x's dtype and multiply."""
+    def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Decode the weight to the input's dtype and multiply; the argument is called as nn.Linear's is."""
+        x = input
         if self.input_scale is not None:
             x = (x / self.input_scale).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)

@@ -3,9 +3,12 @@
 The idea: a layer late in a quantized model sees what quantized layers before it produce, so a calibrated method goes
 through a model in the order of use: observe a layer's inputs, quantize it, go on with the next. To run the whole model
 again for each would take a time that grows with the square of its depth. Most models are a chain of like blocks, each
-reading the one before: so the outputs of the last finished block are kept, and all finished blocks answer with them at
-once. Memory stays that of one block's outputs, and of what the method gathers. Whether a model is such a chain is
-looked at, on all the calibration data; where it is not, it runs from its input each time.
+reading the one before: so the outputs of the last finished block are kept, and finished blocks answer at once, the last
+with its outputs, those before it with NaN. Memory stays that of one block's outputs, and of what the method gathers.
+
+Whether a model is such a chain is looked at, on all the calibration data. Its blocks are called in order, and none is
+given an object (a cache) twice that it may have written to. If something else reads an earlier block, NaN shows it.
+Where a model is no chain, it runs from its input each time.
 
 Source: GPTQ's and AWQ's published code keep the inputs of one decoder block; here the model's own forward pass hands
 out masks and positions, so that no architecture has to be known.
@@ -14,17 +17,19 @@ How it differs from ``inspect.record_inputs``: that keeps the activations of all
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
+from qcourse.models.batches import Run, run_batch
 from qcourse.models.method import Method
+from qcourse.models.watch import Watch, check_input, on_input, on_output
 
-Run = Callable[[nn.Module, Any], object]
 Group = tuple[str, ...]
 
 
@@ -51,147 +56,109 @@ class Replay:
         self.calls: list[Counter[nn.Module]] = []  # how often each layer and block is called, for each batch
         self.groups: dict[str, list[str]] = {}  # the layers that read one input, by the first of them, in order of use
         self.places: dict[str, int] = {}  # how many blocks have to be finished before a layer's input is final
-        self.done = 0  # blocks that are finished
-        self.outputs: list[list[Any]] = []  # of the last of them, for each batch and call
+        self.answers: list[list[list[Any]]] = []  # of each finished block, for each batch and call
         self._trace()
 
     def in_order(self, method: Method) -> Iterator[tuple[Group, Any]]:
-        """Yield each group and what the method saw of its input, x (tokens, in), once the groups before are done."""
+        """Yield each group and what the method saw of its input, x (tokens, in), once the groups before are done.
+
+        A group that nothing reaches any more, as may be in a mixture of experts, is left out.
+        """
         order = sorted(self.groups, key=self.places.__getitem__) if self.blocks else self.groups
         for first in order:
-            while self.done < min(self.places[first], len(self.blocks)):
-                block = self.blocks[self.done]
-                self.outputs = [self._collect(number, block, after=True) for number in range(len(self.batches))]
-                self.done += 1
+            while len(self.answers) < min(self.places[first], len(self.blocks)):
+                block = self.blocks[len(self.answers)]
+                outputs = [self._collect(number, block, after=True) for number in range(len(self.batches))]
+                self.answers = [*tree_map(_spoilt, self.answers), outputs]
             seen = None
             for number in range(len(self.batches)):
                 for x in self._collect(number, self.layers[first], after=False):
                     seen = observe(method, seen, x, first)
-            yield tuple(self.groups[first]), seen
+            if seen is not None:
+                yield tuple(self.groups[first]), seen
 
     def at_once(self, method: Method) -> Iterator[tuple[Group, Any]]:
         """Yield the same for the model as it is now: every layer is observed before the first is given out."""
         seen: dict[str, Any] = dict.fromkeys(self.groups)
 
-        def look(first: str) -> Callable[[Tensor], None]:
-            return lambda x: seen.update({first: observe(method, seen[first], x, first)})
+        def look(first: str, x: Tensor) -> None:
+            seen[first] = observe(method, seen[first], x, first)
 
         with ExitStack() as hooks:
             for first in self.groups:
-                hooks.enter_context(_before(self.layers[first], look(first)))
-            for batch in self.batches:
-                self.run(self.model, batch)
-        yield from ((tuple(group), seen.pop(first)) for first, group in self.groups.items())
+                hooks.enter_context(on_input(self.layers[first], partial(look, first)))
+            for number in range(len(self.batches)):
+                run_batch(self.run, self.model, self.batches, number)
+        yield from ((tuple(group), seen.pop(first)) for first, group in self.groups.items() if seen[first] is not None)
 
     def _collect(self, number: int, module: nn.Module, *, after: bool) -> list[Any]:
         """The inputs, or the outputs, of a module's calls on one batch; finished blocks are passed over."""
         found: list[Any] = []
-        if not self.calls[number][module]:
-            return found
+        calls = self.calls[number][module]
 
         def keep(value: Any) -> None:
-            found.append(value)
-            if len(found) == self.calls[number][module]:
+            last = len(found) + 1 == calls
+            found.append(value if last else tree_map(_copied, value))
+            if last:
                 raise _Enough
 
-        finished = self.blocks[: self.done]
         try:
             with ExitStack() as stack:
-                for block in finished:
-                    answers = iter(self.outputs[number])
-                    block.forward = lambda *args, answers=answers, **named: next(answers)
+                for block, outputs in zip(self.blocks, self.answers, strict=False):
+                    answers = iter(outputs[number])
+                    block.forward = lambda *args, answers=answers, **named: tree_map(_copied, next(answers))
                     stack.callback(delattr, block, "forward")
-                stack.enter_context(_after(module, keep) if after else _before(module, keep))
-                self.run(self.model, self.batches[number])
+                stack.enter_context(on_output(module, keep) if after else on_input(module, keep))
+                if calls:
+                    run_batch(self.run, self.model, self.batches, number)
         except _Enough:
             pass
+        if len(self.answers) > 1 and any(map(_is_spoilt, tree_leaves(found))):  # no chain after all
+            self.blocks, self.answers = [], []
+            return self._collect(number, module, after=after)
         return found
 
     def _trace(self) -> None:
-        """Let all batches pass once; note the calls, the groups, and whether the blocks are a chain."""
-        chain = bool(self.blocks)
-        for number, batch in enumerate(self.batches):
-            watch = _Watch(self.layers, self.blocks, self.groups, self.places)
+        """Let all batches pass once; note the calls, the groups, and whether the blocks are called as a chain is."""
+        chain = True
+        for number in range(len(self.batches)):
+            watch = Watch(self.layers, self.blocks, self.groups, self.places)
             with ExitStack() as hooks:
                 for name, layer in self.layers.items():
-                    hooks.enter_context(_before(layer, partial(watch.layer, name)))
+                    hooks.enter_context(on_input(layer, partial(watch.layer, name)))
                 for i, block in enumerate(self.blocks):
-                    hooks.enter_context(_before(block, partial(watch.before_block, i)))
-                    hooks.enter_context(_after(block, watch.after_block))
-                try:
-                    self.run(self.model, batch)
-                except (RuntimeError, IndexError, TypeError, AttributeError) as error:
-                    raise ValueError(
-                        f"the model cannot run batch {number} of calibration ({_words(batch)}): {error}"
-                    ) from error
+                    hook = block.register_forward_pre_hook(partial(watch.before_block, i), with_kwargs=True)
+                    hooks.enter_context(hook)
+                    hooks.enter_context(on_output(block, watch.after_block))
+                run_batch(self.run, self.model, self.batches, number)
             self.calls.append(watch.calls)
             chain = chain and watch.chain
         if not chain:
             self.blocks = []
 
 
-class _Watch:
-    """What is seen of one batch's way through the model."""
-
-    def __init__(
-        self,
-        layers: Mapping[str, nn.Module],
-        blocks: Sequence[nn.Module],
-        groups: dict[str, list[str]],
-        places: dict[str, int],
-    ) -> None:
-        self.layers, self.blocks, self.groups, self.places = layers, blocks, groups, places
-        self.calls: Counter[nn.Module] = Counter()
-        self.chain = True
-        self._input: tuple[Any, str] = (None, "")  # held, so that no other tensor takes its place in memory
-        self._output: Any = None
-        self._finished = 0  # blocks, since the first was last begun
-
-    def layer(self, name: str, x: Any) -> None:
-        self.calls[self.layers[name]] += 1
-        first = self._input[1] if self._input[0] is x else name
-        self._input = x, first
-        self.places.setdefault(name, self._finished)
-        if not any(name in group for group in self.groups.values()):
-            self.groups.setdefault(first, []).append(name)
-
-    def before_block(self, i: int, x: Any) -> None:
-        self.calls[self.blocks[i]] += 1
-        if i == 0 and self._finished == len(self.blocks):
-            self._finished = 0
-        reads_last = x is not None and x is self._output
-        self.chain = self.chain and i == self._finished and reads_last == (i > 0)
-
-    def after_block(self, output: Any) -> None:
-        self._output = output[0] if isinstance(output, tuple) else output
-        self._finished += 1
-
-
 def observe(method: Method, seen: Any, x: Tensor, name: str) -> Any:
-    """method.observe of x with its leading axes as tokens; ValueError for NaN and infinity, of which all would be."""
-    if not torch.isfinite(x).all():
-        raise ValueError(f"calibration brings NaN or infinity into layer {name!r}")
-    return method.observe(seen, x.detach().reshape(-1, x.shape[-1]))  # (tokens, in)
+    """method.observe of x with its leading axes as tokens; seen where x has none."""
+    check_input(x, name)
+    return method.observe(seen, x.detach().reshape(-1, x.shape[-1])) if x.numel() else seen  # (tokens, in)
 
 
 def _longest_chain(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[nn.Module]:
     """The longest ModuleList whose members all have layers of interest in them."""
     wanted = set(layers.values())
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    chains = [blocks for blocks in lists if all(wanted & set(block.modules()) for block in blocks)]
+    chains = [blocks for blocks in lists if all(wanted & {*block.modules()} - {block} for block in blocks)]
     return max(chains, key=len, default=[])
 
 
-def _before(module: nn.Module, look: Callable[[Any], None]) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        look(args[0] if args else named.get("input", named.get("hidden_states")))
-
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value  # the model may write into what it is given
 
 
-def _after(module: nn.Module, look: Callable[[Any], None]) -> Any:
-    return module.register_forward_hook(lambda module, args, output: look(output))
+def _spoilt(value: Any) -> Any:
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return value.new_full((), torch.nan).expand(value.shape) if floats else value
 
 
-def _words(batch: Any) -> str:
-    return f"{batch.dtype} of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+def _is_spoilt(value: Any) -> bool:
+    return isinstance(value, Tensor) and bool(value.isnan().any())

@@ -51,7 +51,7 @@ class Report:
 
     Args:
         bytes_before, bytes_after: of the whole model, each tensor once: embeddings, norms and kept layers included.
-        parameters: how many numbers the whole model had.
+        parameters: how many numbers the whole model had, those that a quantized layer stands for included.
     """
 
     layers: tuple[LayerReport, ...]

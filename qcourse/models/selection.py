@@ -10,16 +10,17 @@ How it differs from ``inspect.linears``: there, all linear layers; here, those t
 """
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qcourse.models.inspect import linears
-from qcourse.models.report import KeptLayer
+from qcourse.models.report import KeptLayer, nbytes
 from qcourse.numerics.granularity import Granularity
 
-Layers = Collection[str] | Callable[[str, nn.Linear], Any] | None
+Layers = Iterable[str] | Callable[[str, nn.Linear], Any] | None
 
 
 def choose(
@@ -28,7 +29,8 @@ def choose(
     """The layers to quantize by name, and all other linear layers with why not.
 
     Args:
-        model: any module.
+        model: any module. A layer of a class that computes more than nn.Linear does, or whose weight is used without
+            calling it (in nn.MultiheadAttention), is never chosen.
         layers: names, a predicate of name and layer, or None for all but the head.
         granularity: has to fit the weights (out, in).
         on_indivisible: "refuse" or "keep" a layer that it does not fit.
@@ -49,7 +51,8 @@ def choose(
     found = linears(model)
     if not found:
         raise ValueError(f"model must have an nn.Linear layer, and this {type(model).__name__} has none")
-    why = _unwanted(model, found, layers)
+    special = {name: _special(layer) for name, layer in found.items()}
+    why = _unwanted(model, found, layers) | {name: words for name, words in special.items() if words}
     misfits = {name: _misfit(layer, granularity) for name, layer in found.items() if name not in why}
     misfits = {name: words for name, words in misfits.items() if words}
     if misfits and on_indivisible == "refuse":
@@ -58,15 +61,10 @@ def choose(
             + "\n".join(f"- {name}: {words}" for name, words in misfits.items())
         )
     why |= misfits
-    kept = [KeptLayer(name, _shape(layer), size(layer), why[name]) for name, layer in found.items() if name in why]
+    kept = [KeptLayer(name, _shape(layer), nbytes(layer), why[name]) for name, layer in found.items() if name in why]
     if len(kept) == len(found):
         raise ValueError("no layer is left to quantize:\n" + "\n".join(f"- {each.name}: {each.why}" for each in kept))
     return {name: layer for name, layer in found.items() if name not in why}, kept
-
-
-def size(layer: nn.Linear) -> int:
-    """Bytes of a layer's weight and bias."""
-    return layer.weight.nbytes + (0 if layer.bias is None else layer.bias.nbytes)
 
 
 def _shape(layer: nn.Linear) -> tuple[int, int]:
@@ -76,23 +74,33 @@ def _shape(layer: nn.Linear) -> tuple[int, int]:
 def _unwanted(model: nn.Module, found: dict[str, nn.Linear], layers: Layers) -> dict[str, str]:
     """Why each linear layer that is not wanted is not."""
     if layers is None:
-        return {name: "it is the head" for name, layer in found.items() if _is_head(model, name, layer)}
+        return dict.fromkeys(_heads(model, found), "it is the head")
     if isinstance(layers, str):
         raise TypeError(f"layers must be a list of names or a predicate, got the string {layers!r}: write [{layers!r}]")
     if callable(layers):
         return {name: "not chosen" for name, layer in found.items() if not layers(name, layer)}
-    for name in layers:
+    names = list(layers)
+    for name in names:
         if name not in found:
             near = difflib.get_close_matches(str(name), found, cutoff=0) or list(found)[:3]
             raise ValueError(f"layers has {name!r}, which is no linear layer of the model; it has, for example, {near}")
-    return {name: "not chosen" for name in found if name not in layers}
+    return dict.fromkeys(found.keys() - names, "not chosen")
 
 
-def _is_head(model: nn.Module, name: str, layer: nn.Linear) -> bool:
+def _heads(model: nn.Module, found: Mapping[str, nn.Linear]) -> list[str]:
     told = getattr(model, "get_output_embeddings", lambda: None)()
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    shared = any(embedding.weight is layer.weight for embedding in embeddings)
-    return layer is told or shared or name.rpartition(".")[2] == "lm_head"
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    return [
+        name
+        for name, layer in found.items()
+        if layer is told or layer.weight in embeddings or name.rpartition(".")[2] == "lm_head"
+    ]
+
+
+def _special(layer: nn.Linear) -> str:
+    if type(layer).forward is not nn.Linear.forward:
+        return f"a {type(layer).__name__} computes more than a linear layer"
+    return "its weight is used without calling it" if isinstance(layer, NonDynamicallyQuantizableLinear) else ""
 
 
 def _misfit(layer: nn.Linear, granularity: Granularity) -> str:

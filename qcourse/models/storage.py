@@ -12,6 +12,7 @@ How it differs from ``tinylm.py`` and ``minilm_files.py``: there, published file
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def load_quantized(path: str | Path, model: nn.Module) -> nn.Module:
     work = Copy(model, {name: linears[name] for name in about["layers"]})
     try:
         for name, description in about["layers"].items():
-            own = {key: tensors.pop(f"{name}.{key}") for key in _keys(name, tensors)}
+            keys = [key for key in tensors if key.rpartition(".")[0] == name]
+            own = {key.rpartition(".")[2]: tensors.pop(key) for key in keys}
             work.replace(name, _layer(name, rebuild(description, Layout), own, linears[name]))
         _fill(work.model, tensors, about["tied"])
     except ValueError as error:
@@ -93,12 +95,20 @@ def load_quantized(path: str | Path, model: nn.Module) -> nn.Module:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("qcourse", "{}"))
+            text = (file.metadata() or {}).get("qcourse", "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except SafetensorError as error:
         raise ValueError(f"{path} is cut short, or no safetensors file: {error}") from error
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{path} is no file of {FORMAT!r}: its metadata say {about.get('format')!r}")
+    try:
+        about = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has metadata that are no JSON: {error}") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        said = about.get("format") if isinstance(about, dict) else about
+        raise ValueError(f"{path} is no file of {FORMAT!r}: its metadata say {said!r}")
+    for key in ("layers", "tied"):
+        if not isinstance(about.get(key), dict):
+            raise ValueError(f"{path} has metadata with no table of {key!r}")
     return about, tensors
 
 
@@ -107,14 +117,14 @@ def _untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     first: dict[tuple[Any, ...], str] = {}
     tied = {}
     for name, tensor in state.items():
-        kept = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else (name,), name)
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else (name,)
+        kept = first.setdefault(place, name)
         if kept != name:
             tied[name] = kept
-    return {name: tensor.contiguous() for name, tensor in state.items() if name not in tied}, tied
-
-
-def _keys(layer: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    return [name.removeprefix(f"{layer}.") for name in tensors if name.rpartition(".")[0] == layer]
+    once = {name: tensor for name, tensor in state.items() if name not in tied}
+    memory = Counter(tensor.untyped_storage().data_ptr() for tensor in once.values())
+    overlaps = {name for name, tensor in once.items() if memory[tensor.untyped_storage().data_ptr()] > 1}
+    return {name: tensor.clone() if name in overlaps else tensor.contiguous() for name, tensor in once.items()}, tied
 
 
 def _layer(name: str, layout: Layout, own: dict[str, Tensor], old: nn.Linear) -> QuantizedLinear:
@@ -129,7 +139,7 @@ def _layer(name: str, layout: Layout, own: dict[str, Tensor], old: nn.Linear) ->
         q.dequantize()  # the quantizer looks at shapes and values
         return QuantizedLinear(q, **{key: own.get(key) for key in EXTRA})
     except KeyError as error:
-        raise ValueError(f"tensor {name}.{error.args[0]} is missing") from error
+        raise ValueError(f"tensor {f'{name}.{error.args[0]}'.removeprefix('.')} is missing") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"layer {name!r} has a wrong tensor: {error}") from error
 

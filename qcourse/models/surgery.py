@@ -24,19 +24,25 @@ class Copy:
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
-        weights = {id(layer.weight): layer.weight for layer in layers.values()}
+        weights = {name: layer.weight for name, layer in layers.items()}
         self._holder = nn.Module()  # so that the model has a parent too, should it be itself a layer
-        self._holder.model = copy.deepcopy(model, {**weights})
+        self._holder.model = copy.deepcopy(model, {id(weight): weight for weight in weights.values()})
         found = ((name, self.model.get_submodule(name)) for name in layers)
         self.pending = {name: layer for name, layer in found if isinstance(layer, nn.Linear)}
-        self.untied: dict[str, list[str]] = {}  # layer -> the parameters that it shared its weight with
-        own: dict[int, nn.Parameter] = {}
-        names = {id(layer.weight): name for name, layer in layers.items()}
-        for path, module in self.model.named_modules():
+        self._places: dict[nn.Module, list[tuple[nn.Module, str]]] = {layer: [] for layer in self.pending.values()}
+        self._own: dict[Tensor, nn.Parameter] = {}  # for a weight of the original, the copy's
+        users: dict[Tensor, list[str]] = {weight: [] for weight in weights.values()}
+        for path, module in self._holder.named_modules():
+            for key, child in module._modules.items():
+                if child in self._places:
+                    self._places[child].append((module, key))
             for key, weight in module._parameters.items():
-                if id(weight) in weights and weight is not None and module not in self.pending.values():
-                    module._parameters[key] = own.setdefault(id(weight), _owned(weight))
-                    self.untied.setdefault(names[id(weight)], []).append(f"{path}.{key}")
+                if weight in users:
+                    users[weight].append(f"{path}.{key}".removeprefix("model."))
+                    if module not in self._places:
+                        module._parameters[key] = self._owned(weight)
+        # layer -> the parameters that it shared its weight with
+        self.untied = {name: [user for user in users[w] if user != _weight(name)] for name, w in weights.items()}
 
     @property
     def model(self) -> nn.Module:
@@ -45,17 +51,19 @@ class Copy:
 
     def replace(self, name: str, new: nn.Module) -> None:
         """Put another module in a layer's place, under all the names that it has."""
-        old = self.pending.pop(name)
-        for parent in list(self._holder.modules()):
-            for key, child in parent._modules.items():
-                if child is old:
-                    parent._modules[key] = new
+        for parent, key in self._places[self.pending.pop(name)]:
+            parent._modules[key] = new
 
     def own(self, name: str) -> None:
-        """Let a layer stay, with a weight of its own."""
+        """Let a layer stay, with a weight of the copy's own."""
         layer = self.pending.pop(name)
-        layer.weight = _owned(layer.weight)
+        layer.weight = self._owned(layer.weight)
+
+    def _owned(self, weight: Tensor) -> nn.Parameter:
+        if weight not in self._own:
+            self._own[weight] = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        return self._own[weight]
 
 
-def _owned(weight: Tensor) -> nn.Parameter:
-    return nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+def _weight(layer: str) -> str:
+    return f"{layer}.weight".removeprefix(".")

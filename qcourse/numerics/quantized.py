@@ -48,6 +48,9 @@ class Quantizer(Protocol):
     def granularity(self) -> Granularity:
         """Which values share a scale."""
 
+    def __call__(self, x: Tensor) -> "QuantizedTensor":
+        """x quantized on its own range: fit, then encode."""
+
     def fit(self, x: Tensor) -> Any:
         """The parameters for x."""
 

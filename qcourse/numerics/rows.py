@@ -34,6 +34,9 @@ def range_of_rows(rows: Float[Tensor, "scales size"]) -> tuple[Tensor, Tensor]:
 def chunks(rows: Tensor, parameters: Parameters, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """rows and out in pieces of about CHUNK values, each with the scales and zero points of its rows as a column."""
     scale, zero_point = parameters.scale.detach().reshape(-1, 1), parameters.zero_point.reshape(-1, 1)
+    if rows.numel() <= CHUNK:  # methods that go column by column come here a thousand times
+        yield rows, scale, zero_point, out
+        return
     if len(rows) == 1:
         for part, part_out in zip(rows.split(CHUNK, dim=1), out.split(CHUNK, dim=1), strict=True):
             yield part, scale, zero_point, part_out

@@ -130,7 +130,7 @@ def test_bad_tokens_are_refused(model: Llama, evaluate: object) -> None:
             evaluate(model, tokens, 8)  # type: ignore[operator]
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         evaluate(model, TOKENS, 8, batch_size=0)  # type: ignore[operator]
-    with pytest.raises(ValueError, match="context must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"context must be at least 1, .* got 0"):
         evaluate(model, TOKENS, 0)  # type: ignore[operator]
 
 
@@ -138,6 +138,22 @@ def test_bad_tokens_are_refused(model: Llama, evaluate: object) -> None:
 def test_a_stride_that_skips_tokens_is_refused(model: Llama, stride: int) -> None:
     with pytest.raises(ValueError, match=rf"stride must be from 1 to context \(8\).*got {stride}"):
         perplexity(model, TOKENS, 8, stride=stride)
+
+
+def test_a_context_that_the_model_has_no_positions_for_is_refused(model: Llama) -> None:
+    with pytest.raises(ValueError, match="within the model's 64 positions, got 65"):
+        perplexity(model, TOKENS, 65)
+    for pair in ((model, lambda ids: model(ids)), (lambda ids: model(ids), model)):
+        with pytest.raises(ValueError, match="within the model's 64 positions, got 65"):
+            agreement(*pair, TOKENS, 65)
+    assert perplexity(model, TOKENS, 64).tokens == 82
+
+
+def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
+    sure_and_wrong = lambda ids: 2000 * torch.nn.functional.one_hot((ids + 1) % 96, 96)  # noqa: E731
+    found = perplexity(sure_and_wrong, torch.zeros(20, dtype=torch.long), 16)
+    assert found.nll == pytest.approx(2000)
+    assert found.perplexity == math.inf
 
 
 def greedy_without_cache(model: Llama, ids: Tensor, count: int) -> Tensor:
@@ -197,7 +213,11 @@ def test_stop_ends_the_text(model: Llama) -> None:
     assert torch.equal(ended, whole[: 5 + whole[5:].tolist().index(stop) + 1])
 
 
-def test_what_generate_refuses(model: Llama) -> None:
+def test_what_generate_refuses(model: Llama, theirs: LlamaForCausalLM) -> None:
+    with pytest.raises(ValueError, match="cache must be None for a LlamaForCausalLM: only a Llama takes one"):
+        generate(theirs, TOKENS[:5], 4, cache=KVCache())
+    with pytest.raises(ValueError, match=r"max_new_tokens must be at least 0 .* got -1 after 5"):
+        generate(model, TOKENS[:5], -1)
     with pytest.raises(ValueError, match="the model's 64 positions, got 60 after 5"):
         generate(model, TOKENS[:5], 60)
     cache = KVCache()

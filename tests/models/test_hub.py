@@ -1,12 +1,16 @@
 """A checkpoint on disk loads as one of the hub would, and quantizes; what cannot be loaded says what was tried."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qcourse import IntQuantizer, PerGroup
@@ -63,6 +67,63 @@ def test_a_folder_that_lacks_the_weights(folder: Path) -> None:
 def test_a_revision_of_a_folder(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"revision='main' pins a model of the hub; .* is a folder"):
         load_hub(folder, revision="main")
+
+
+def test_a_head_that_is_tied_is_not_missing(folder: Path) -> None:
+    config = LlamaConfig(**Sizes(len(WORDS), 64, 96, 2, 4, 2, tie_word_embeddings=True).to_transformers())
+    LlamaForCausalLM(config).save_pretrained(folder)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    model = load_hub(folder).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight  # type: ignore[union-attr]
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop(UP), rf"lacks the weights \['{UP}'\]"),
+        (lambda w: w.update({UP: torch.ones(3)}), "no causal language model that can be loaded: .*mismatch"),
+    ],
+    ids=["missing", "of another shape"],
+)
+def test_weights_that_do_not_fit(folder: Path, change: Callable[[dict[str, Tensor]], object], words: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=words):
+        load_hub(folder)
+
+
+def test_weights_that_are_cut_short(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"no causal language model that can be loaded: .*incomplete"):
+        load_hub(folder)
+
+
+def test_a_folder_that_lacks_the_tokenizer(folder: Path) -> None:
+    for path in folder.glob("token*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"(?s)no causal language model that can be loaded: .*tokenizer"):
+        load_hub(folder)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "no/where/at/all", "/nowhere", Path("nowhere")])
+def test_a_folder_that_is_not_there(name: str | Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"could not load .*where.*: there is no such folder"):
+        load_hub(name)
+
+
+def test_code_of_the_checkpoint_s_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "own.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # who is asked, says yes
+    with pytest.raises(ValueError, match="custom code"):
+        load_hub(folder)
 
 
 @pytest.mark.parametrize("name", ["", "  "])

@@ -177,13 +177,13 @@ def test_the_seed_alone_decides_and_the_global_generator_stays() -> None:
 def test_weights_that_do_not_fit_are_named() -> None:
     weights = random_llama(GROUPED, seed=0).state_dict()
     missing = {name: w for name, w in weights.items() if name != "model.norm.weight"}
-    with pytest.raises(RuntimeError, match=r"Missing key.*model\.norm\.weight"):
+    with pytest.raises(ValueError, match=r"Missing key.*model\.norm\.weight"):
         load_weights(GROUPED, missing)
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*extra"):
+    with pytest.raises(ValueError, match=r"Unexpected key.*extra"):
         load_weights(GROUPED, {**weights, "extra": torch.zeros(1)})
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(ValueError, match="size mismatch"):
         load_weights(GROUPED, {**weights, "model.norm.weight": torch.ones(3)})
-    with pytest.raises(RuntimeError, match=r"Missing key.*embed_tokens"):
+    with pytest.raises(ValueError, match=r"Missing key.*embed_tokens"):
         load_weights(GROUPED, {})
 
 
@@ -192,6 +192,8 @@ def test_configs_of_transformers_4_and_5_are_read() -> None:
     old = {name: value for name, value in new.items() if name != "rope_parameters"}
     assert LlamaConfig.from_transformers(new) == LlamaConfig.from_transformers(old) == GROUPED
     assert TheirConfig(**old).rope_parameters["rope_theta"] == TheirConfig(**new).rope_parameters["rope_theta"] == 500
+    for plain in ({"rope_type": "default"}, {"type": "default"}):
+        assert LlamaConfig.from_transformers({**old, "rope_scaling": plain}) == GROUPED
     ungrouped = LlamaConfig.from_transformers({**old, "num_key_value_heads": None})
     assert ungrouped.num_key_value_heads == 8
 
@@ -204,6 +206,7 @@ def test_configs_of_transformers_4_and_5_are_read() -> None:
         ({"mlp_bias": True}, "mlp_bias = False"),
         ({"hidden_act": "gelu"}, "hidden_act = 'silu'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling = None"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "rope_scaling = None"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0}}, "rope_scaling = None"),
         ({"head_dim": 16}, "head_dim = 8"),
         ({"vocab_size": None}, "vocab_size"),
@@ -220,6 +223,8 @@ def test_a_config_that_means_another_function_is_refused(change: dict[str, objec
     [
         ({"num_attention_heads": 7}, "hidden_size must be a multiple of 2 x num_attention_heads.* got 64 and 7"),
         ({"hidden_size": 56}, "hidden_size must be a multiple of 2 x num_attention_heads.* got 56 and 8"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
+        ({"num_key_value_heads": -2}, "num_key_value_heads must be at least 1, got -2"),
         ({"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads, got 3 and 8"),
     ],
 )

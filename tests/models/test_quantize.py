@@ -74,13 +74,17 @@ class Scaled(Spy):
 # The layer
 
 
+def rounded(linear: nn.Linear, quantizer: IntQuantizer) -> QuantizedLinear:
+    return QuantizedLinear(quantizer(linear.weight.detach()), linear.bias)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("granularity", [PerChannel(0), PerGroup(16)])
 def test_a_layer_holds_exactly_the_codes_and_counts_what_it_holds(bits: int, symmetric: bool, granularity: Any) -> None:
     linear = nn.Linear(48, 10).requires_grad_(False)
     quantizer = IntQuantizer(bits, symmetric, granularity, scale_dtype=torch.float16)
-    q, layer = quantizer(linear.weight), QuantizedLinear.from_linear(linear, quantizer)
+    q, layer = quantizer(linear.weight), rounded(linear, quantizer)
     assert layer.quantized.codes.dtype == q.codes.dtype
     for name in ("codes", "scale", "zero_point"):
         assert torch.equal(getattr(layer.quantized, name), getattr(q, name))
@@ -90,14 +94,14 @@ def test_a_layer_holds_exactly_the_codes_and_counts_what_it_holds(bits: int, sym
 
 
 def test_no_tensor_of_a_layer_is_of_the_weights_size() -> None:
-    layer = QuantizedLinear.from_linear(nn.Linear(256, 256), IntQuantizer(4))
+    layer = rounded(nn.Linear(256, 256), IntQuantizer(4))
     layer(torch.randn(2, 256))
     assert max(tensor.nbytes for tensor in [*layer.parameters(), *layer.buffers()]) == 256 * 256 // 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_layer_computes_in_the_dtype_of_x_and_keeps_its_own(dtype: torch.dtype) -> None:
-    layer = QuantizedLinear.from_linear(nn.Linear(32, 8), INT4)
+    layer = rounded(nn.Linear(32, 8), INT4)
     before = layer.scale.clone()  # type: ignore[operator]
     assert layer(torch.randn(2, 32, dtype=dtype)).dtype == dtype
     layer.to(dtype).to("meta" if dtype == torch.float64 else "cpu")
@@ -215,6 +219,59 @@ def test_a_model_can_be_quantized_in_turns() -> None:
     assert bits == [4] * 14 + [8] * 7 + [4]  # the last is the head, which the predicate let in
 
 
+def test_what_is_quantized_in_turns_counts_as_the_parameters_it_was() -> None:
+    model = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 32), nn.Linear(32, 8, bias=False))
+    int8 = IntQuantizer(8)
+    half = quantize_model(model, int8, layers=["0", "2"], progress=False).model
+    report = quantize_model(half, int8, progress=False).report
+    assert report.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert report.bits_per_parameter == quantize_model(model, int8, progress=False).report.bits_per_parameter
+
+
+class Lora(nn.Linear):
+    """Adds a product of low rank to what a linear layer does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.sum(-1, keepdim=True)
+
+
+def test_layers_that_are_more_than_a_weight_are_kept() -> None:
+    model = nn.Sequential(Lora(32, 32), nn.TransformerEncoderLayer(32, 2, 32, batch_first=True)).eval()
+    x = torch.randn(2, 5, 32)
+    new, report = quantize_model(model, INT4, calibration=[x], layers=lambda name, layer: True, progress=False)
+    assert [(kept.name, kept.why) for kept in report.kept] == [
+        ("0", "a Lora computes more than a linear layer"),
+        ("1.self_attn.out_proj", "its weight is used without calling it"),
+    ]
+    assert torch.equal(new[0](x), model[0](x))  # type: ignore[index]
+    with pytest.raises(ValueError, match="no layer is left to quantize:\n- : a Lora computes more"):
+        quantize_model(Lora(32, 32), INT4, layers=[""])
+
+
+class Headed(nn.Module):
+    """Has a head of whatever name, tied to its embedding or told by get_output_embeddings."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.embedding, self.body, self.out = nn.Embedding(5, 32), nn.Linear(32, 32), nn.Linear(32, 5, bias=False)
+        if tied:
+            self.out.weight = self.embedding.weight
+        else:
+            self.get_output_embeddings = lambda: self.out
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_of_another_name_is_kept(tied: bool) -> None:
+    report = quantize_model(Headed(tied=tied), INT4, progress=False).report
+    assert [(kept.name, kept.why) for kept in report.kept] == [("out", "it is the head")]
+
+
+def test_names_may_come_one_by_one() -> None:
+    model = nn.Sequential(nn.Linear(32, 4), nn.Linear(4, 4), nn.Linear(32, 4))
+    report = quantize_model(model, INT4, layers=(name for name in ("0", "2")), progress=False).report
+    assert [row.name for row in report.layers] == ["0", "2"]
+
+
 # The report
 
 
@@ -244,6 +301,24 @@ def test_errors_of_weights_and_outputs_are_what_they_say() -> None:
     output_error = float((inputs @ lost.T).norm() / (inputs @ w.T).norm())
     assert report.layers[1].output_error == pytest.approx(output_error, rel=1e-5)
     assert quantize_model(model, quantizer, progress=False).report.layers[1].output_error is None
+
+
+@pytest.mark.parametrize("bias", [0, 8])
+def test_the_error_of_the_outputs_is_not_that_of_bfloat16(bias: float) -> None:
+    model = nn.Linear(256, 64).bfloat16().requires_grad_(False)
+    model.bias += bias
+    x, quantizer = torch.randn(50, 256).bfloat16(), IntQuantizer(8, granularity=PerGroup(32))
+    report = quantize_model(model, quantizer, calibration=x.split(20), progress=False).report
+    w = model.weight.double()
+    lost = w - quantizer(model.weight).dequantize()
+    expected = float((x.double() @ lost.T).norm() / (x.double() @ w.T).norm())
+    assert report.layers[0].output_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_layers_that_are_kept_come_in_the_order_of_the_model() -> None:
+    model = nn.Sequential(*(nn.Linear(32 if i % 8 else 8, 4) for i in range(17)))
+    report = quantize_model(model, INT4, on_indivisible="keep", progress=False).report
+    assert [kept.name for kept in report.kept] == ["0", "8", "16"]
 
 
 def test_the_table() -> None:
@@ -312,37 +387,72 @@ def test_each_group_is_shown_what_the_quantized_layers_before_it_give(theirs: bo
     assert all(torch.equal(a, b) for a, b in zip(new.buffers(), rounded.buffers(), strict=True))
 
 
-def test_finished_blocks_are_not_computed_again() -> None:
+@pytest.mark.parametrize(("passes", "expected"), [(1, 5), (2, 2 + 1 + 1 + 2 + 2 + 2 + 2)])
+def test_finished_blocks_are_not_computed_again(passes: int, expected: int) -> None:
     model = llama()
     calls: list[int] = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(0))
-    quantize_model(model, Spy(INT4, []), calibration=BATCHES[:1], progress=False)
-    # To look at the model; its third and fourth group (the first two end before the MLP); its outputs; the errors.
-    assert len(calls) == 5
-    assert "forward" not in vars(model.model.layers[0])
+    run = lambda m, batch: [m(batch) for _ in range(passes)]  # noqa: E731
+    new = quantize_model(model, Spy(INT4, []), calibration=BATCHES[:1], run=run, progress=False).model
+    # To look at the model; its four groups (the last pass for the first two ends before the MLP); its outputs; errors.
+    assert len(calls) == expected
+    assert "forward" not in vars(new.model.layers[0])
 
 
-class Skipping(nn.Module):
-    """Blocks that read the block before the last as well: no chain."""
+class Routed(nn.Module):
+    """Two experts, of which a gate takes one; the gate's sign changes once it is rounded."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, empty: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+        self.gate, self.left, self.right = (nn.Linear(32, out, bias=False) for out in (1, 32, 32))
+        self.empty = empty
+        nn.init.constant_(self.gate.weight, -0.4)
+        self.gate.weight.data[0, 0] = 7  # so that the scale is 1, and all others round to 0
 
     def forward(self, x: Tensor) -> Tensor:
-        before = x
-        for layer in self.layers:
-            before, x = x, torch.tanh(layer(x + before))
-        return x
+        expert, other = (self.left, self.right) if self.gate(x).sum() > 0 else (self.right, self.left)
+        y = expert(x + 1)
+        return y + other(x[:0]).sum() if self.empty else y
 
 
-def test_a_model_that_is_no_chain_runs_as_a_whole() -> None:
-    model, x = Skipping().requires_grad_(False), torch.randn(5, 32)
-    spy = Spy(INT4, [])
-    quantize_model(model, spy, calibration=[x], progress=False)
-    order = [(f"layers.{i}",) for i in range(4)]
-    for (_, seen), expected in zip(spy.shown, by_hand(model, order, lambda m: m(x)), strict=True):
-        torch.testing.assert_close(seen, expected)
+@pytest.mark.parametrize(("empty", "reached"), [(True, ["left"]), (False, [])])
+def test_an_expert_that_gets_no_token_is_kept(empty: bool, reached: list[str]) -> None:
+    model = Routed(empty=empty)
+    report = quantize_model(model, Spy(INT4, []), calibration=[torch.ones(2, 32)], progress=False).report
+    assert [row.name for row in report.layers] == ["gate", *reached]
+    assert [kept.name for kept in report.kept] == [name for name in ("left", "right") if name not in reached]
+    assert {kept.why for kept in report.kept} == {"no calibration batch reaches it"}
+    options: dict[str, Any] = {"calibration": [torch.ones(2, 32)], "sequential": False, "progress": False}
+    report = quantize_model(model, Spy(INT4, []), **options).report
+    assert [row.name for row in report.layers] == ["gate", "right"]
+
+
+@pytest.mark.parametrize("method", [INT4, Spy(INT4, [])], ids=["rounding", "calibrated"])
+def test_a_run_that_uses_another_model_is_noticed(method: object) -> None:
+    model, other = nn.Linear(32, 4), nn.Linear(32, 4)
+    run = lambda m, x: other(x)  # noqa: E731
+    if isinstance(method, Spy):
+        with pytest.raises(ValueError, match="no batch of calibration reaches a chosen layer"):
+            quantize_model(model, method, calibration=[torch.ones(1, 32)], run=run, progress=False)
+    else:
+        report = quantize_model(model, method, calibration=[torch.ones(1, 32)], run=run, progress=False).report
+        assert report.layers[0].output_error is None
+
+
+def test_a_layer_whose_input_comes_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(input=x)
+
+    x, spy = torch.randn(3, 32), Spy(INT4, [])
+    new, report = quantize_model(Named(), spy, calibration=[x], progress=False)
+    assert torch.equal(spy.shown[0][1], x)
+    assert new(x).shape == (3, 4)
+    assert report.layers[0].output_error is not None
 
 
 def test_several_passes_a_batch_are_all_seen() -> None:
@@ -373,7 +483,7 @@ def test_an_input_scale_stays_with_the_layer_where_it_cannot_be_folded() -> None
     torch.testing.assert_close(new(TOKENS[None]), model(TOKENS[None]), atol=0.3, rtol=0)
 
 
-def fold(model: nn.Module, names: tuple[str, ...], scale: Tensor) -> bool:
+def fold(model: nn.Module, names: tuple[str, ...], scale: Tensor) -> str | None:
     """Into the norm before q, k, v and before gate and up."""
     layer = model.get_submodule(names[0].rsplit(".", 2)[0])
     norms = {"q_proj": "input_layernorm", "gate_proj": "post_attention_layernorm"}
@@ -381,7 +491,7 @@ def fold(model: nn.Module, names: tuple[str, ...], scale: Tensor) -> bool:
     if norm:
         weight = layer.get_submodule(norm).weight
         layer.get_submodule(norm).weight = nn.Parameter(weight / scale, requires_grad=False)  # type: ignore[operator]
-    return norm is not None
+    return norm
 
 
 @pytest.mark.parametrize("sequential", [True, False])
@@ -400,6 +510,32 @@ def test_an_input_scale_is_folded_where_it_can_be(sequential: bool) -> None:
         assert a.output_error == pytest.approx(b.output_error, rel=0.02)
         assert a.weight_error == pytest.approx(b.weight_error, rel=0.02)
     assert torch.equal(model.model.layers[0].input_layernorm.weight, torch.ones(64))
+
+
+@dataclass(frozen=True)
+class ScaledAlone(Spy):
+    """Like Scaled, but each layer has a scale of its own, or the first has none."""
+
+    some: bool = False
+
+    def quantize(self, weights: Mapping[str, Tensor], seen: Tensor) -> Mapping[str, Any]:
+        scales = [
+            None if self.some and not i else torch.full((w.shape[1],), 2.0**i) for i, w in enumerate(weights.values())
+        ]
+        return {
+            name: Result(self.quantizer(w if s is None else w * s), input_scale=s)
+            for (name, w), s in zip(weights.items(), scales, strict=True)
+        }
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_scales_that_a_group_does_not_share_are_not_folded(some: bool) -> None:
+    model = llama()
+    method = ScaledAlone(IntQuantizer(8, granularity=PerGroup(32)), [], some=some)
+    new, report = quantize_model(model, method, calibration=BATCHES, fold=fold, progress=False)
+    notes = {row.name.rpartition(".")[2]: row.note for row in report.layers}
+    assert notes["v_proj"] == notes["up_proj"] == "input scale at run time"
+    torch.testing.assert_close(new(TOKENS[None]), model(TOKENS[None]), atol=0.3, rtol=0)
 
 
 def test_a_layer_that_no_batch_reaches_is_kept_and_named() -> None:
@@ -459,6 +595,40 @@ def test_a_tied_head_that_is_chosen_is_untied() -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+class Shared(nn.Module):
+    """Two linear layers and two embeddings that share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Linear(32, 32, bias=False) for _ in range(2))
+        self.first, self.second = (nn.Embedding(32, 32) for _ in range(2))
+        self.two.weight = self.first.weight = self.second.weight = self.one.weight
+
+
+def test_layers_that_share_a_weight_get_codes_each_and_a_note() -> None:
+    model = Shared()
+    new, report = quantize_model(model, INT4, layers=["one", "two"], progress=False)
+    assert [row.note for row in report.layers] == [
+        f"untied from {other}.weight; untied from first.weight; untied from second.weight" for other in ("two", "one")
+    ]
+    assert new.first.weight is new.second.weight
+
+
+def test_layers_that_share_a_weight_and_are_kept_share_it_still() -> None:
+    run = lambda m, x: m.one(x)  # noqa: E731
+    new, report = quantize_model(
+        nn.ModuleDict({"one": nn.Linear(32, 32), "rest": Shared()}),
+        Spy(INT4, []),
+        calibration=[torch.ones(1, 32)],
+        run=run,
+        layers=lambda name, layer: True,
+        progress=False,
+    )
+    assert [kept.name for kept in report.kept] == ["rest.one", "rest.two"]
+    rest = new.rest
+    assert rest.one.weight is rest.two.weight is rest.first.weight is rest.second.weight
+
+
 def test_a_weight_that_is_not_finite_is_named() -> None:
     model = llama()
     model.model.layers[1].mlp.up_proj.weight[0, 3] = torch.nan
@@ -466,24 +636,54 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
         quantize_model(model, INT4, progress=False)
 
 
+METHODS = {"rounding": INT4, "calibrated": Spy(INT4, [])}
+
+
+def test_a_calibrated_method_without_calibration() -> None:
+    with pytest.raises(ValueError, match="calibration=None, but the method"):
+        quantize_model(llama(), Spy(INT4, []), progress=False)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize(
     ("calibration", "error", "words"),
     [
-        (None, ValueError, "calibration=None, but the method"),
         ([], ValueError, "calibration has no batch"),
         (TOKENS, TypeError, r"got a single Tensor: for a row of token ids write windows\(tokens, context\)"),
+        ({"ids": TOKENS}, TypeError, "got a single dict: .* for one batch"),
+        ([{"ids": TOKENS}], ValueError, r"cannot run batch 0 of calibration \(dict\)"),
+        ([BATCHES[0], torch.zeros(1, 8)], ValueError, "cannot run batch 1 of calibration"),
         ([torch.zeros(1, 8)], ValueError, r"cannot run batch 0 of calibration \(torch\.float32 of shape \(1, 8\)\)"),
         ([torch.full((1, 8), 96)], ValueError, "cannot run batch 0 of calibration"),
     ],
 )
-def test_calibration_data_that_cannot_be(calibration: Any, error: type[Exception], words: str) -> None:
+def test_calibration_data_that_cannot_be(
+    calibration: Any, error: type[Exception], words: str, method: object, sequential: bool
+) -> None:
     with pytest.raises(error, match=words):
-        quantize_model(llama(), Spy(INT4, []), calibration=calibration, progress=False)
+        quantize_model(llama(), method, calibration=calibration, sequential=sequential, progress=False)
 
 
-def test_calibration_data_that_are_not_finite() -> None:
+@pytest.mark.parametrize(
+    "error", [KeyError("a"), IndexError("a"), TypeError("a"), AttributeError("a"), RuntimeError("a")]
+)
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_run_that_fails_names_the_batch(method: object, sequential: bool, error: Exception) -> None:
+    def run(model: nn.Module, batch: Tensor) -> None:
+        raise error
+
+    with pytest.raises(ValueError, match=r"cannot run batch 0 of calibration .*\('a'\)"):
+        quantize_model(nn.Linear(32, 4), method, calibration=[TOKENS], run=run, sequential=sequential, progress=False)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_calibration_data_that_are_not_finite(method: object, sequential: bool) -> None:
+    model, x = nn.Sequential(nn.Linear(32, 4)), torch.full((1, 32), torch.nan)
     with pytest.raises(ValueError, match="NaN or infinity into layer '0'"):
-        quantize_model(nn.Sequential(nn.Linear(32, 4)), Spy(INT4, []), calibration=[torch.full((1, 32), torch.nan)])
+        quantize_model(model, method, calibration=[x], sequential=sequential, progress=False)
 
 
 @pytest.mark.parametrize(

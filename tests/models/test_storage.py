@@ -1,6 +1,7 @@
 """A quantized model comes back from its file as it was; a bad file is refused, a full disk harms nothing."""
 
 import json
+import pstats
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,32 @@ def test_every_kind_of_buffer_comes_back(tmp_path: Path) -> None:
     back = load_quantized(tmp_path / "a", nn.Sequential(nn.Linear(16, 5)))
     x = torch.randn(3, 16)
     assert torch.equal(back(x), layer(x))
+
+
+def test_a_model_that_is_one_layer_itself(tmp_path: Path) -> None:
+    layer, x = quantize_model(nn.Linear(32, 8), QUANTIZER, progress=False).model, torch.randn(3, 32)
+    save_quantized(layer, tmp_path / "a")
+    assert torch.equal(load_quantized(tmp_path / "a", nn.Linear(32, 8))(x), layer(x))
+    changed(tmp_path / "a", lambda tensors, about: tensors.pop("scale"))
+    with pytest.raises(ValueError, match="tensor scale is missing"):
+        load_quantized(tmp_path / "a", nn.Linear(32, 8))
+
+
+def test_buffers_that_overlap_come_back_each(tmp_path: Path) -> None:
+    class Overlapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 4)
+            whole = torch.randn(4, 8)
+            for name, part in {"whole": whole, "rows": whole[:2], "ints": whole.view(torch.int32)}.items():
+                self.register_buffer(name, part)
+
+    model = quantize_model(Overlapping(), QUANTIZER, progress=False).model
+    save_quantized(model, tmp_path / "a")
+    back = load_quantized(tmp_path / "a", Overlapping())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(back.get_buffer(name), buffer)
+        assert back.get_buffer(name).dtype == buffer.dtype
 
 
 def test_the_model_given_is_not_changed(saved: tuple[nn.Module, Path]) -> None:
@@ -149,6 +176,7 @@ def changed(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], ob
 CODES = "model.layers.1.mlp.up_proj.packed"
 NORM = "model.norm.weight"
 LAYER = "model.layers.1.mlp.up_proj"
+STRANGER = "pstats.FunctionProfile"  # a dataclass, but not one of this package
 
 
 @pytest.mark.parametrize(
@@ -167,7 +195,10 @@ LAYER = "model.layers.1.mlp.up_proj"
         (lambda t, a: a.update(format="other"), "its metadata say 'other'"),
         (lambda t, a: a["layers"].update(other=a["layers"][LAYER]), "has no linear layer 'other'"),
         (lambda t, a: a["layers"][LAYER].update(shape=[64, 96]), r"is \(64, 96\) without bias in the file, \(96, 64\)"),
+        (lambda t, a: a.pop("tied"), r"model\.safetensors has metadata with no table of 'tied'"),
+        (lambda t, a: a.update(layers=[]), r"model\.safetensors has metadata with no table of 'layers'"),
         (lambda t, a: a["layers"][LAYER]["quantizer"].update(value="os.system"), "'os.system', which is no dataclass"),
+        (lambda t, a: a["layers"][LAYER]["quantizer"].update(value=STRANGER), f"'{STRANGER}', which is no dataclass"),
         (lambda t, a: a["layers"][LAYER]["quantizer"].update(bits=99), "bits=99 must be"),
         (lambda t, a: a["layers"][LAYER]["quantizer"].update(extra=1), "no value of this version of qcourse"),
     ],
@@ -184,6 +215,16 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
         load_quantized(tmp_path / "other.safetensors", empty())
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{no", "has metadata that are no JSON"), ("[]", r"metadata say \[\]"), ("null", "metadata say None")],
+)
+def test_metadata_of_another_form(tmp_path: Path, text: str, words: str) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "other.safetensors", metadata={"qcourse": text})
+    with pytest.raises(ValueError, match=rf"other\.safetensors .*{words}"):
+        load_quantized(tmp_path / "other.safetensors", empty())
+
+
 def test_a_model_that_is_not_quantized(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must have a QuantizedLinear layer to be saved, and this Linear has none"):
         save_quantized(nn.Linear(2, 2), tmp_path / "a")
@@ -196,7 +237,9 @@ def test_a_value_goes_through_json() -> None:
     assert rebuild(json.loads(json.dumps(describe(QUANTIZER))), IntQuantizer) == QUANTIZER
 
 
-@pytest.mark.parametrize("value", [torch.ones(2), len, {"a": 1}, Path("a")])
+@pytest.mark.parametrize(
+    "value", [torch.ones(2), len, {"a": 1}, Path("a"), pstats.FunctionProfile("1", 0.0, 0.0, 0.0, 0.0, "a", 1)]
+)
 def test_what_cannot_be_described(value: object) -> None:
     with pytest.raises(TypeError, match="cannot be saved"):
         describe(value)

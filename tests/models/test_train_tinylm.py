@@ -3,11 +3,13 @@
 import itertools
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import export_tinylm
 import pytest
+import tinylm_card
 import tinylm_data
 import torch
 import train_tinylm
@@ -121,6 +123,18 @@ def test_the_schedule_warms_up_and_comes_down() -> None:
     assert replace(recipe, minutes=None).share_done(500, 1e9) == 0.5
 
 
+@pytest.mark.parametrize("field", ["steps", "minutes", "warmup_steps"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_recipe_that_never_ends_or_begins_is_refused(
+    field: str, value: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be above 0, got {value}"):
+        replace(TINY, **{field: value})
+    with pytest.raises(SystemExit):
+        train_tinylm.main([str(tmp_path), f"--{field.replace('_', '-')}={value}"])
+    assert f"{field} must be above 0" in capsys.readouterr().err
+
+
 def test_matrices_decay_and_norms_do_not() -> None:
     groups = train_tinylm.make_optimizer(random_llama(TINY.llama(), seed=0), TINY).param_groups
     assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.1, {2}), (0.0, {1})]
@@ -178,6 +192,30 @@ def test_the_export_is_whole(
     for measured in (docs, overlapping):
         assert f"| {measured['stride']} | {measured['perplexity']:.2f} | {measured['bits_per_byte']:.3f} |" in text
     assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["steps"] == 12
+    command = re.search(r"`python tools/train_tinylm.py RUN (.*?)`", text)
+    assert command is not None
+    assert command[1].startswith("--steps 12 --batch-size 4 ")
+    assert recipe_of(command[1], monkeypatch) == TINY
+
+
+def recipe_of(options: str, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """What a command line means to train_tinylm."""
+    given: list[Recipe] = []
+    monkeypatch.setattr(train_tinylm, "prepare", lambda documents, recipe, folder: given.append(recipe) or {})
+    monkeypatch.setattr(train_tinylm, "stdlib_corpus", lambda part: ())
+    monkeypatch.setattr(train_tinylm, "train", lambda *_: None)
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: 0)
+    train_tinylm.main(["nowhere", *options.split()])
+    return given[0]
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(minutes=75, compile=True), Recipe(steps=9, learning_rate=1e-4, device="cuda")]
+)
+def test_the_card_says_how_to_make_it_again(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tinylm_card._again({"recipe": asdict(recipe), "corpus": {"python": "3.12"}})
+    command = text.split("`")[1].removeprefix("python tools/train_tinylm.py RUN ")
+    assert recipe_of(command, monkeypatch) == recipe
 
 
 def test_the_curve_is_thinned_to_means() -> None:

@@ -63,6 +63,10 @@ class SignQuantizer:
 
     bits, granularity = 1, PerTensor()
 
+    def __call__(self, x: torch.Tensor) -> QuantizedTensor:
+        parameters = self.fit(x)
+        return QuantizedTensor(self.encode(x, parameters), parameters, self)
+
     def fit(self, x: torch.Tensor) -> torch.Tensor:
         return x.abs().mean()
 
@@ -82,8 +86,7 @@ class SignQuantizer:
 
 def test_any_quantizer_fills_a_quantized_tensor() -> None:
     quantizer, x = SignQuantizer(), torch.tensor([3.0, -1.0, -2.0])
-    parameters = quantizer.fit(x)
-    q = QuantizedTensor(quantizer.encode(x, parameters), parameters, quantizer)
+    q = quantizer(x)
     assert isinstance(quantizer, Quantizer)
     assert q.dequantize().tolist() == [2, -2, -2]
     assert q.nbytes == 1 + np.dtype(np.float32).itemsize
