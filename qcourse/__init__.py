@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qcourse.checks import check as check
+    from qcourse.methods.awq import awq as awq
+    from qcourse.methods.gptq import gptq as gptq
     from qcourse.models.evaluate import perplexity as perplexity
     from qcourse.models.hub import load_hub as load_hub
     from qcourse.models.minilm import load_minilm as load_minilm
@@ -30,8 +32,10 @@ _HOME = {
     "PerGroup": "qcourse.numerics.granularity",
     "PerTensor": "qcourse.numerics.granularity",
     "QuantizedTensor": "qcourse.numerics.quantized",
+    "awq": "qcourse.methods.awq",
     "check": "qcourse.checks",
     "fake_quantize": "qcourse.numerics.affine",
+    "gptq": "qcourse.methods.gptq",
     "integer_range": "qcourse.numerics.affine",
     "load_hub": "qcourse.models.hub",
     "load_minilm": "qcourse.models.minilm",

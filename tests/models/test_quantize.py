@@ -679,11 +679,12 @@ def test_a_run_that_fails_names_the_batch(method: object, sequential: bool, erro
 
 
 @pytest.mark.parametrize("sequential", [True, False])
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", [INT4, Spy(INT4, [])], ids=METHODS)
 def test_calibration_data_that_are_not_finite(method: object, sequential: bool) -> None:
     model, x = nn.Sequential(nn.Linear(32, 4)), torch.full((1, 32), torch.nan)
     with pytest.raises(ValueError, match="NaN or infinity into layer '0'"):
         quantize_model(model, method, calibration=[x], sequential=sequential, progress=False)
+    assert not getattr(method, "shown", [])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,475 @@
+"""Sheet 05, GPTQ: cases, references, tolerances, points and known mistakes.
+
+In the cases of 05.3 and 05.4 no weight comes nearer than a fiftieth of a step to the middle between two codes, when its
+turn comes. So float32 and float64, Cholesky and an inverse for each column, blocks or none, all give the same codes.
+What is drawn there is drawn until no known mistake gives the right codes, or those of another mistake.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from qcourse.checks.common import f64, pick, qmax, uniform, whole
+from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
+
+MARGIN = 0.02  # of a step, from a tie
+NUDGE = 1e-4  # a relative change of the weights that no answer should hang on
+
+
+def _hessian(generator: Generator, inputs: int) -> Tensor:
+    """The damped second moment of inputs that are alike, and some louder than others."""
+    own, common = (torch.randn(4 * inputs, count, generator=generator) for count in (inputs, 1))
+    x = (own + 1.5 * common) * uniform(generator, 0.6, 1.6, inputs)
+    h = x.T @ x / len(x)
+    return h + 0.01 * h.diagonal().mean() * torch.eye(inputs)
+
+
+# 05.1 -------------------------------------------------------------------------------------------------------------
+
+
+def _moment_cases(generator: Generator) -> list[Case]:
+    by_hand = [
+        ([[1.0, 2.0], [3.0, 0.0]], 0.1),
+        ([[2.0, 0.0, 1.0]], 0.01),
+        ([[1.0, -1.0], [0.5, 2.0], [-2.0, 1.0]], 0.5),
+    ]
+    shapes = ((6, 3, 0.01), (3, 5, 0.1), (8, 4, 1.0))
+    drawn = [(torch.randn(tokens, inputs, generator=generator) + 0.5, damp) for tokens, inputs, damp in shapes]
+    return [Case((torch.as_tensor(x), damp)) for x, damp in by_hand + drawn]
+
+
+def _moment(x: Any) -> np.ndarray:
+    return f64(x).T @ f64(x) / len(x)
+
+
+def _damped(h: np.ndarray, damp: float) -> np.ndarray:
+    return h + damp * np.trace(h) / len(h) * np.eye(len(h))
+
+
+def _damped_by(unit: Callable[[np.ndarray], Any]) -> Callable[..., np.ndarray]:
+    """The second moment of x, with damp times what unit makes of it added."""
+    return lambda x, damp: _moment(x) + damp * unit(_moment(x))
+
+
+DAMPED = Exercise(
+    id="05.1",
+    title="The damped Hessian",
+    function="damped_hessian",
+    points=1,
+    cases=_moment_cases,
+    reference=lambda x, damp: _damped(_moment(x), damp),
+    mistakes=(
+        Mistake(
+            "damped by the sum of the diagonal, not its mean",
+            _damped_by(lambda h: np.trace(h) * np.eye(len(h))),
+            "With a thousand inputs, how much larger than a single entry is what you add to it?",
+        ),
+        Mistake(
+            "damped by damp itself",
+            _damped_by(lambda h: np.eye(len(h))),
+            "Make every input ten times as loud: is what you add still the same share of the diagonal?",
+        ),
+        Mistake(
+            "damped everywhere, not on the diagonal alone",
+            _damped_by(lambda h: np.trace(h) / len(h)),
+            "Noise of its own on every input makes each of them louder. Does it make two of them more alike?",
+        ),
+        Mistake(
+            "summed over the tokens, not averaged",
+            lambda x, damp: len(x) * _damped(_moment(x), damp),
+            "The same tokens twice over: should that change the matrix?",
+        ),
+        Mistake(
+            "x x^T, a matrix of tokens",
+            lambda x, damp: _damped(f64(x) @ f64(x).T / len(x), damp),
+            "There has to be a row for each input, however many tokens there were: which axis has to go?",
+        ),
+    ),
+)
+
+
+# 05.2 -------------------------------------------------------------------------------------------------------------
+
+
+def _step_case(generator: Generator, inputs: int) -> tuple[Tensor, Tensor, int]:
+    """Weights of which one is well away from a whole number, and from half-way between two."""
+    i = int(whole(generator, 0, inputs - 1))
+    w = uniform(generator, -4, 4, inputs)
+    w[i] = whole(generator, -4, 4) + pick(generator, -1, 1) * uniform(generator, 0.15, 0.4)
+    return w, _hessian(generator, inputs), i
+
+
+def _step_cases(generator: Generator) -> list[Case]:
+    by_hand = [
+        ([0.4, 0.4], [[2.0, 1.0], [1.0, 1.0]], 1),
+        ([1.7, -0.6, 2.0], [[1.0, 0.0, 0.5], [0.0, 2.0, 0.0], [0.5, 0.0, 1.5]], 0),
+        ([-1.7, 0.25, 3.5], [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]], 0),  # nobody can answer
+    ]
+    drawn = [_step_case(generator, inputs) for inputs in (2, 3, 4, 6)]
+    return [Case((torch.as_tensor(w), torch.as_tensor(h), i)) for w, h, i in by_hand + drawn]
+
+
+def _round_one(
+    w: Any,
+    hessian: Any,
+    i: int,
+    *,
+    factor: float = 1,
+    inverse: bool = True,
+    divided: bool = True,
+    rounding: Callable[[float], float] = np.rint,
+) -> np.ndarray:
+    """The optimal brain surgeon's step, and its ways to go wrong; entry i is always the rounded weight."""
+    w, h = f64(w), f64(hessian)
+    direction = np.linalg.inv(h)[i] if inverse else h[i]
+    new = w + factor * (rounding(w[i]) - w[i]) * direction / (direction[i] if divided else 1)
+    new[i] = rounding(w[i])
+    return new
+
+
+def _undivided(w: Any, hessian: Any, i: int) -> np.ndarray:
+    """Not even weight i arrives where it should."""
+    return f64(w) + (np.rint(f64(w)[i]) - f64(w)[i]) * np.linalg.inv(f64(hessian))[i]
+
+
+STEP = Exercise(
+    id="05.2",
+    title="One weight rounds, the others answer",
+    function="round_one",
+    points=2,
+    cases=_step_cases,
+    reference=_round_one,
+    tolerance=1e-3,  # an inverse in float32
+    mistakes=(
+        *(
+            Mistake(
+                "H in the place of its inverse",
+                lambda w, hessian, i, factor=factor: _round_one(w, hessian, i, inverse=False, factor=factor),
+                "At a minimum the gradient 2 H d points along one axis. What has to be done to H to get d alone?",
+            )
+            for factor in (1, -1)
+        ),
+        *(
+            Mistake(
+                "not divided by the diagonal",
+                function,
+                "By how much does your step move weight i itself, and by how much should it?",
+            )
+            for function in (lambda w, hessian, i: _round_one(w, hessian, i, divided=False), _undivided)
+        ),
+        Mistake(
+            "the others move the wrong way",
+            lambda w, hessian, i: _round_one(w, hessian, i, factor=-1),
+            "If two inputs always rise together and one weight lost 0.4, should the other lose or gain?",
+        ),
+        Mistake(
+            "the others do not move",
+            lambda w, hessian, i: _round_one(w, hessian, i, factor=0),
+            "Weight i is rounded now. Who makes up for what that changed in the output?",
+        ),
+        Mistake(
+            "floored, not rounded",
+            lambda w, hessian, i: _round_one(w, hessian, i, rounding=np.floor),
+            "What is the whole number nearest to 0.7?",
+        ),
+    ),
+)
+
+
+# 05.3 -------------------------------------------------------------------------------------------------------------
+
+
+Row = Callable[[np.ndarray, int], np.ndarray]
+
+
+def _sweep(
+    w: Any, hessian: Any, grid: Callable[[np.ndarray, int], Any], top: float, row: Row
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each column its steps (w / scale, when its turn comes) and codes; afterwards w moves along a row.
+
+    Args:
+        grid: from w as it has become and the column to the scales, (out,).
+        row: from hessian and the column to how far each column moves where this one moves by 1, (in,).
+    """
+    w, h = f64(w).copy(), f64(hessian)
+    for j in range(w.shape[1]):
+        scale = grid(w, j)
+        steps = w[:, j] / scale
+        codes = np.clip(np.rint(steps), -top - 1, top)
+        yield steps, codes
+        w += np.outer(scale * codes - w[:, j], row(h, j))
+        w[:, j] = scale * codes
+
+
+def _padded(row: np.ndarray, j: int) -> np.ndarray:
+    """What columns j and on do, after zeros for those that are done."""
+    return np.concatenate([np.zeros(j), row])
+
+
+def _by_inverse(h: np.ndarray, j: int) -> np.ndarray:
+    """The right row: of the inverse for the columns that are left."""
+    inverse = np.linalg.inv(h[j:, j:])
+    return _padded(inverse[0] / inverse[0, 0], j)
+
+
+def _by_whole_inverse(h: np.ndarray, j: int) -> np.ndarray:
+    inverse = np.linalg.inv(h)
+    return _padded(inverse[j, j:] / inverse[j, j], j)
+
+
+def _by_hessian(h: np.ndarray, j: int) -> np.ndarray:
+    return _padded(h[j, j:] / h[j, j], j)
+
+
+def _by_factor_of_hessian(h: np.ndarray, j: int) -> np.ndarray:
+    upper = np.linalg.cholesky(h).T
+    return upper[j] / upper[j, j]
+
+
+def _against_hessian(h: np.ndarray, j: int) -> np.ndarray:
+    return -_by_hessian(h, j)
+
+
+def _undivided_factor(h: np.ndarray, j: int) -> np.ndarray:
+    """Row j of the factor as it is."""
+    inverse = np.linalg.inv(h[j:, j:])
+    return _padded(inverse[0] / np.sqrt(inverse[0, 0]), j)
+
+
+def _undivided_inverse(h: np.ndarray, j: int) -> np.ndarray:
+    return _padded(np.linalg.inv(h[j:, j:])[0], j)
+
+
+def _nobody(h: np.ndarray, j: int) -> np.ndarray:
+    return np.zeros(len(h))
+
+
+def _codes_by(row: Row, *, saturated: bool = True) -> Callable[..., np.ndarray]:
+    """The sweep on a given grid."""
+
+    def codes(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray:
+        top = qmax(bits) if saturated else np.inf
+        found = _sweep(w, hessian, lambda w, j: f64(scale)[:, 0], top, row)
+        return np.stack([codes for _, codes in found], axis=1).astype(np.int64)
+
+    return codes
+
+
+def _codes_at_the_end(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray:
+    """Every step moves every column, and what has become of them is rounded last of all."""
+    w, inverse, scale = f64(w).copy(), np.linalg.inv(f64(hessian)), f64(scale)[:, 0]
+    top = qmax(bits)
+    for j in range(w.shape[1]):
+        w_hat = scale * np.clip(np.rint(w[:, j] / scale), -top - 1, top)
+        w += np.outer(w_hat - w[:, j], inverse[j] / inverse[j, j])
+    return np.clip(np.rint(w / scale[:, None]), -top - 1, top).astype(np.int64)
+
+
+def _clear(found: Iterator[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether no column was near a tie when its turn came."""
+    return all(np.abs(steps - np.floor(steps) - 0.5).min() > MARGIN for steps, _ in found)
+
+
+def _telling(exercise: Exercise, w: Tensor, *others: Any) -> bool:
+    """Whether the reference and the mistakes all differ, and none of them hangs on the last digits of w."""
+    functions = [("", exercise.reference), *((mistake.name, mistake.function) for mistake in exercise.mistakes)]
+
+    def answers(w: Tensor) -> list[np.ndarray]:
+        return [np.hstack([*map(np.ravel, function(w, *others))]) for _, function in functions]  # all numbers in one
+
+    found, turn = answers(w), NUDGE * (-1.0) ** torch.arange(w.shape[1])
+    apart = all(
+        one[0] == other[0] or np.abs(a - b).max() > MARGIN
+        for (one, a), (other, b) in combinations(zip(functions, found, strict=True), 2)
+    )
+    return apart and all(
+        np.allclose(a, b, rtol=MARGIN, atol=MARGIN)
+        for nudged in (w * (1 + turn), w * (1 - turn))
+        for a, b in zip(found, answers(nudged), strict=True)
+    )
+
+
+def _codes_case(generator: Generator, out: int, inputs: int, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Drawn until no weight comes near a tie and the case is telling; the largest of a row may be beyond its grid."""
+    while True:
+        w, h = torch.randn(out, inputs, generator=generator), _hessian(generator, inputs)
+        scale = 0.9 * w.abs().amax(dim=1, keepdim=True) / qmax(bits)
+        fixed = f64(scale)[:, 0]
+        clear = _clear(_sweep(w, h, lambda w, j, fixed=fixed: fixed, qmax(bits), _by_inverse))  # type: ignore[misc]
+        if clear and _telling(SWEEP, w, h, scale, bits):
+            return w, h, scale, bits
+
+
+def _codes_cases(generator: Generator) -> list[Case]:
+    pair, ones = [[2.0, 1.0], [1.0, 1.0]], [[1.0]]
+    four = [[2.0, 1.8, 1.6, 1.6], [1.8, 2.2, 2.0, 1.6], [1.6, 2.0, 2.2, 1.6], [1.6, 1.6, 1.6, 1.6]]
+    by_hand = [
+        ([[0.4, 0.4]], pair, ones, 4),
+        ([[1.4, 0.4, -0.6, 2.4]], four, ones, 4),  # the lesson's
+        ([[7.3, 7.4], [0.3, -0.7]], pair, [[1.0], [0.25]], 4),  # pushed beyond the last code
+    ]
+    shapes = ((3, 4, 4), (4, 5, 3), (2, 8, 4), (4, 6, 3))
+    drawn = [_codes_case(generator, *shape) for shape in shapes]
+    return [Case((*map(torch.as_tensor, tensors), bits)) for *tensors, bits in by_hand + drawn]
+
+
+SWEEP = Exercise(
+    id="05.3",
+    title="The sweep over a matrix",
+    function="sweep_codes",
+    points=3,
+    cases=_codes_cases,
+    reference=_codes_by(_by_inverse),
+    mistakes=(
+        Mistake(
+            "rounding to nearest: nobody answers",
+            _codes_by(_nobody),
+            "Is column 1 the same when its turn comes as it was at the beginning?",
+        ),
+        *(
+            Mistake(
+                "H in the place of its inverse",
+                _codes_by(row),
+                "Which matrix says how the others answer: that of the inputs, or its inverse? And whose factor is U?",
+            )
+            for row in (_by_hessian, _against_hessian, _by_factor_of_hessian)
+        ),
+        *(
+            Mistake(
+                "columns that are done still take part",
+                function,
+                "A rounded column can answer no more. For which columns is the inverse that column 1 needs?",
+            )
+            for function in (_codes_by(_by_whole_inverse), _codes_at_the_end)
+        ),
+        *(
+            Mistake(
+                "the error is not divided by the diagonal",
+                _codes_by(row),
+                "Your update acts on column j as well: does it bring it just to where it was rounded to?",
+            )
+            for row in (_undivided_factor, _undivided_inverse)
+        ),
+        Mistake(
+            "the codes are not saturated",
+            _codes_by(_by_inverse, saturated=False),
+            "The others may push a weight beyond the last code: where does it go then, and what is its error?",
+        ),
+    ),
+)
+
+
+# 05.4 -------------------------------------------------------------------------------------------------------------
+
+
+def _amax_scale(w: np.ndarray, top: float) -> np.ndarray:
+    amax = np.abs(w).max(axis=1)
+    return np.where(amax == 0, 1.0, amax / top)
+
+
+class _Groups:
+    """Scales of groups; they are kept as they come.
+
+    Args:
+        stale: the weights to fit to, where they are not those of the moment.
+        every_column: fit anew at each column, not only at a group's first.
+    """
+
+    def __init__(self, group_size: int, top: float, *, stale: Any = None, every_column: bool = False) -> None:
+        self.group_size, self.top, self.stale, self.every_column = group_size, top, stale, every_column
+        self.scales: dict[int, np.ndarray] = {}
+
+    def __call__(self, w: np.ndarray, j: int) -> np.ndarray:
+        group = j // self.group_size
+        if self.every_column or group not in self.scales:
+            start = group * self.group_size
+            source = w if self.stale is None else f64(self.stale)
+            self.scales[group] = _amax_scale(source[:, start : start + self.group_size], self.top)
+        return self.scales[group]
+
+
+def _groups_by(
+    row: Row, *, stale: bool = False, every_column: bool = False, within: bool = False
+) -> Callable[..., Any]:
+    """The sweep in groups; `within`: an error is answered in its own group alone."""
+
+    def codes_and_scales(w: Any, hessian: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+        groups = _Groups(group_size, qmax(bits), stale=w if stale else None, every_column=every_column)
+
+        def cut(h: np.ndarray, j: int) -> np.ndarray:
+            full = row(h, j)
+            return np.where(np.arange(len(h)) // group_size == j // group_size, full, 0) if within else full
+
+        codes = np.stack([codes for _, codes in _sweep(w, hessian, groups, qmax(bits), cut)], axis=1)
+        return codes.astype(np.int64), np.stack(list(groups.scales.values()), axis=1)
+
+    return codes_and_scales
+
+
+def _groups_case(generator: Generator, out: int, inputs: int, group_size: int, bits: int) -> tuple[Any, ...]:
+    """Drawn until no weight comes near a tie and the case is telling."""
+    while True:
+        w, h = torch.randn(out, inputs, generator=generator), _hessian(generator, inputs)
+        clear = _clear(_sweep(w, h, _Groups(group_size, qmax(bits)), qmax(bits), _by_inverse))
+        if clear and _telling(GROUPS, w, h, group_size, bits):
+            return w, h, group_size, bits
+
+
+def _groups_cases(generator: Generator) -> list[Case]:
+    far_pair = [[2.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0]]
+    near_pairs = [[2.0, 1.0, 0.0, 0.5], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.5], [0.5, 0.0, 0.5, 2.0]]
+    by_hand = [
+        ([[2.4, 7.0, 3.1, 6.6]], far_pair, 2, 4),
+        ([[0.4, 3.0, -1.2, 2.0], [-2.7, 1.6, 0.2, 3.0]], near_pairs, 2, 3),
+    ]
+    shapes = ((4, 6, 2, 3), (2, 6, 3, 3), (3, 8, 4, 4), (4, 6, 3, 4))
+    drawn = [_groups_case(generator, *shape) for shape in shapes]
+    return [Case((torch.as_tensor(w), torch.as_tensor(h), *sizes)) for w, h, *sizes in by_hand + drawn]
+
+
+GROUPS = Exercise(
+    id="05.4",
+    title="Groups that are fitted at their turn",
+    function="sweep_groups",
+    points=4,
+    cases=_groups_cases,
+    reference=_groups_by(_by_inverse),
+    tolerance=1e-3,  # a scale comes out of the updates before it, in float32
+    mistakes=(
+        Mistake(
+            "stale scales, fitted before the sweep",
+            _groups_by(_by_inverse, stale=True),
+            "When a group's turn comes, are its weights still the ones that you took the scale from?",
+        ),
+        Mistake(
+            "a new scale at every column",
+            _groups_by(_by_inverse, every_column=True),
+            "A group has one scale for all its codes, those already written included: when must it be known?",
+        ),
+        Mistake(
+            "errors are answered within their group alone",
+            _groups_by(_by_inverse, within=True),
+            "A group shares a scale. Does an input stop at the border of a group to go together with others?",
+        ),
+        *(
+            Mistake(
+                "H in the place of its inverse",
+                _groups_by(row),
+                "As in 05.3: is it the matrix of the inputs that says how the others answer, or its inverse?",
+            )
+            for row in (_by_hessian, _against_hessian, _by_factor_of_hessian)
+        ),
+        Mistake(
+            "rounding to nearest: nobody answers",
+            _groups_by(_nobody),
+            "These are the codes of 02.2. What has become of the errors of the columns before?",
+        ),
+    ),
+)
+
+
+SHEET = Sheet("05", "GPTQ", (DAMPED, STEP, SWEEP, GROUPS))

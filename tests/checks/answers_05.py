@@ -1,0 +1,277 @@
+"""Sheet 05, GPTQ: right answers in other styles, and mistakes as people write them in torch and float32."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import qcourse
+from qcourse.methods.gptq import gptq
+from qcourse.methods.hessian import Hessian, inverse_factor
+from qcourse.numerics.quantized import Parameters
+
+# Right answers.
+
+
+def damped_by_package(x: Tensor, damp: float) -> Tensor:
+    factor = inverse_factor(Hessian().add(x.double()), damp=damp, dtype=torch.float64)
+    # A dead input has 1 on its diagonal there, in units of the others' mean, so this holds where none is dead.
+    dead = factor.dead
+    damped = factor.unit * torch.linalg.inv(factor.upper.T @ factor.upper)
+    return damped if not dead.any() else damped_loop(x, damp)
+
+
+def round_by_package(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    first = [i, *(j for j in range(len(w)) if j != i)]
+    row = inverse_factor(hessian.double()[first][:, first], damp=1e-12, dtype=torch.float64).upper[0]
+    step = (w[i].round() - w[i]) / row[0] * row
+    return w + step[torch.tensor(first).argsort()]
+
+
+class OnGivenScales(qcourse.IntQuantizer):
+    """An IntQuantizer that is told its scales, by row."""
+
+    def fit(self, x: Tensor) -> Parameters:
+        return self.from_range(-self.given * self.qmax, self.given * self.qmax)
+
+
+def codes_by_package(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+    quantizer = OnGivenScales(bits, granularity=qcourse.PerChannel(0))
+    object.__setattr__(quantizer, "given", scale)
+    return gptq(w.double(), hessian.double(), quantizer, damp=1e-9).quantized.codes
+
+
+def groups_by_package(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    quantizer = qcourse.IntQuantizer(bits, granularity=qcourse.PerGroup(group_size))
+    q = gptq(w.double(), hessian.double(), quantizer, damp=1e-9).quantized
+    return q.codes, q.scale
+
+
+def damped_loop(x: Tensor, damp: float) -> Tensor:
+    h = sum(torch.outer(token, token) for token in x) / x.shape[0]
+    mean = sum(h[i, i] for i in range(len(h))) / len(h)
+    for i in range(len(h)):
+        h[i, i] += damp * mean
+    return h
+
+
+def damped_einsum(x: Tensor, damp: float) -> np.ndarray:
+    h = np.einsum("ti,tj->ij", x.numpy(), x.numpy()) / len(x)
+    h[np.diag_indices_from(h)] += damp * np.diag(h).mean()
+    return h
+
+
+def round_solve(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    """The other way to put it: the gradient of the others is 0."""
+    w, rest = w.clone(), torch.arange(len(w)) != i
+    delta = w[i].round() - w[i]
+    w[rest] -= delta * torch.linalg.solve(hessian[rest][:, rest], hessian[rest, i])
+    w[i] += delta
+    return w
+
+
+def round_unit_vector(w: Tensor, hessian: Tensor, i: int) -> np.ndarray:
+    w, unit = w.numpy(), np.eye(len(w), dtype=np.float32)[i]
+    direction = np.linalg.solve(hessian.numpy(), unit)
+    return w - (w[i] - np.rint(w[i])) / direction[i] * direction
+
+
+def codes_cholesky(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    w, codes = w.clone(), torch.zeros(w.shape, dtype=torch.int32)
+    for j in range(w.shape[1]):
+        code = torch.clamp(torch.round(w[:, j : j + 1] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        error = (w[:, j : j + 1] - code * scale) / upper[j, j]
+        w[:, j:] -= error @ upper[j : j + 1, j:]
+        codes[:, j : j + 1] = code
+    return codes
+
+
+def codes_eliminated(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> np.ndarray:
+    """The inverse shrinks by one step of Gaussian elimination a column."""
+    w, inverse, scale = w.numpy().astype(np.float32), np.linalg.inv(hessian.numpy()), scale.numpy()[:, 0]
+    codes = np.zeros(w.shape, np.int8)
+    for j in range(w.shape[1]):
+        codes[:, j] = np.clip(np.rint(w[:, j] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        row = inverse[j] / inverse[j, j]
+        w = w + np.outer(scale * codes[:, j] - w[:, j], row)
+        inverse = inverse - np.outer(inverse[:, j], row)
+    return codes
+
+
+def codes_row_by_row(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> list:
+    top = 2 ** (bits - 1) - 1
+    codes = []
+    for row, step in zip(w.double(), scale.flatten().tolist(), strict=True):
+        left, taken = row.clone(), []
+        for j in range(len(row)):
+            taken.append(max(-top - 1, min(top, round(left[0].item() / step))))
+            delta = taken[-1] * step - left[0]
+            answer = torch.linalg.inv(hessian.double()[j:, j:])[0]
+            left = (left + delta * answer / answer[0])[1:]
+        codes.append(taken)
+    return codes
+
+
+def groups_cholesky(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    upper, top = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True), 2 ** (bits - 1) - 1
+    w, codes, scales = w.clone(), torch.zeros_like(w), []
+    for j in range(w.shape[1]):
+        if j % group_size == 0:
+            scales.append(w[:, j : j + group_size].abs().amax(dim=1) / top)
+        codes[:, j] = (w[:, j] / scales[-1]).round().clamp(-top - 1, top)
+        w[:, j:] -= torch.outer((w[:, j] - scales[-1] * codes[:, j]) / upper[j, j], upper[j, j:])
+    return codes.long(), torch.stack(scales, dim=1)
+
+
+def groups_lazy(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """A group is a block: the columns after it hear of its errors when it is done."""
+    upper = np.linalg.cholesky(np.linalg.inv(hessian.double().numpy())).T  # of the other kind: L L^T
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True).numpy()
+    w, top = w.double().numpy().copy(), 2 ** (bits - 1) - 1
+    codes, scales = np.zeros(w.shape, int), []
+    for start in range(0, w.shape[1], group_size):
+        stop = start + group_size
+        scale = np.abs(w[:, start:stop]).max(axis=1) / top
+        errors = np.zeros((len(w), group_size))
+        for j in range(start, stop):
+            codes[:, j] = np.clip(np.rint(w[:, j] / scale), -top - 1, top)
+            errors[:, j - start] = (w[:, j] - scale * codes[:, j]) / upper[j, j]
+            w[:, j:stop] -= np.outer(errors[:, j - start], upper[j, j:stop])
+        w[:, stop:] -= errors @ upper[start:stop, stop:]
+        scales.append(scale)
+    return codes, np.stack(scales, axis=1)
+
+
+THE_PACKAGE = {
+    "05.1": damped_by_package,
+    "05.2": round_by_package,
+    "05.3": codes_by_package,
+    "05.4": groups_by_package,
+}
+THE_LESSON: dict[str, str] = {}
+OTHER_STYLES = {
+    "05.1": (
+        damped_loop,
+        damped_einsum,
+        lambda x, damp: x.T @ x / len(x) + damp * x.square().mean() * torch.eye(x.shape[1]),
+    ),
+    "05.2": (round_solve, round_unit_vector),
+    "05.3": (codes_cholesky, codes_eliminated, codes_row_by_row),
+    "05.4": (groups_cholesky, groups_lazy),
+}
+
+
+# Mistakes.
+
+
+def damped_by_sum(x: Tensor, damp: float) -> Tensor:
+    h = x.T @ x / len(x)
+    h.diagonal().add_(damp * h.diagonal().sum())
+    return h
+
+
+def damped_everywhere(x: Tensor, damp: float) -> Tensor:
+    h = x.T @ x / len(x)
+    return h + damp * h.diagonal().mean()
+
+
+def step_of_the_source(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    delta = w[i].round() - w[i]
+    new = w - delta / hessian[i, i] * hessian[i]
+    new[i] = w[i].round()
+    return new
+
+
+def step_undivided(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    return w + (w[i].round() - w[i]) * torch.linalg.inv(hessian)[:, i]
+
+
+def step_from_the_new_weight(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    """The error is taken as w - w_hat and added."""
+    inverse, new = torch.linalg.inv(hessian), w.clone()
+    new[i] = w[i].round()
+    rest = torch.arange(len(w)) != i
+    new[rest] += (w[i] - new[i]) / inverse[i, i] * inverse[i, rest]
+    return new
+
+
+def swept(upper: Tensor, w: Tensor, scale: Tensor, bits: int, *, divide: bool = True, clamp: bool = True) -> Tensor:
+    w, codes, top = w.clone(), torch.zeros_like(w), 2 ** (bits - 1) - 1
+    for j in range(w.shape[1]):
+        codes[:, j] = torch.round(w[:, j] / scale[:, 0])
+        if clamp:
+            codes[:, j].clamp_(-top - 1, top)
+        error = w[:, j] - scale[:, 0] * codes[:, j]
+        w[:, j:] -= torch.outer(error / upper[j, j] if divide else error, upper[j, j:])
+    return codes.int()
+
+
+def factor(hessian: Tensor) -> Tensor:
+    return torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+
+
+def swept_by_whole_inverse(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+    return swept(torch.linalg.inv(hessian), w, scale, bits)
+
+
+def all_columns_every_time(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+    inverse, w, top = torch.linalg.inv(hessian), w.clone(), 2 ** (bits - 1) - 1
+    for j in range(w.shape[1]):
+        w_hat = scale[:, 0] * torch.round(w[:, j] / scale[:, 0]).clamp(-top - 1, top)
+        w -= torch.outer((w[:, j] - w_hat) / inverse[j, j], inverse[j])
+    return torch.round(w / scale).clamp(-top - 1, top).int()
+
+
+def groups_stale(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    top = 2 ** (bits - 1) - 1
+    scales = w.unflatten(1, (-1, group_size)).abs().amax(dim=2) / top
+    w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
+    for j in range(w.shape[1]):
+        scale = scales[:, j // group_size]
+        codes[:, j] = torch.round(w[:, j] / scale).clamp(-top - 1, top)
+        w[:, j:] -= torch.outer((w[:, j] - scale * codes[:, j]) / upper[j, j], upper[j, j:])
+    return codes.int(), scales
+
+
+def groups_block_only(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    """Lazy updates of which the last, the one for all later columns, was forgotten."""
+    top, upper = 2 ** (bits - 1) - 1, factor(hessian)
+    w, codes, scales = w.clone(), torch.zeros_like(w), []
+    for start in range(0, w.shape[1], group_size):
+        stop = start + group_size
+        scales.append(w[:, start:stop].abs().amax(dim=1) / top)
+        for j in range(start, stop):
+            codes[:, j] = torch.round(w[:, j] / scales[-1]).clamp(-top - 1, top)
+            e = (w[:, j] - scales[-1] * codes[:, j]) / upper[j, j]
+            w[:, j:stop] -= torch.outer(e, upper[j, j:stop])
+    return codes.int(), torch.stack(scales, dim=1)
+
+
+def groups_nearest(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    q = qcourse.quantize(w, bits, granularity=qcourse.PerGroup(group_size))
+    return q.codes, q.scale
+
+
+INSTEAD = "H in the place of its inverse"
+DONE = "columns that are done still take part"
+MISTAKES = [
+    ("05.1", "damped by the sum of the diagonal, not its mean", damped_by_sum),
+    ("05.1", "damped everywhere, not on the diagonal alone", damped_everywhere),
+    ("05.1", "damped by damp itself", lambda x, damp: x.T @ x / len(x) + damp * torch.eye(x.shape[1])),
+    ("05.2", INSTEAD, step_of_the_source),
+    ("05.2", "not divided by the diagonal", step_undivided),
+    ("05.2", "the others move the wrong way", step_from_the_new_weight),
+    ("05.3", INSTEAD, lambda w, h, s, bits: swept(torch.linalg.cholesky(h, upper=True), w, s, bits)),
+    ("05.3", INSTEAD, lambda w, h, s, bits: swept(h, w, s, bits)),
+    ("05.3", DONE, swept_by_whole_inverse),
+    ("05.3", DONE, all_columns_every_time),
+    (
+        "05.3",
+        "the error is not divided by the diagonal",
+        lambda w, h, s, bits: swept(factor(h), w, s, bits, divide=False),
+    ),
+    ("05.3", "the codes are not saturated", lambda w, h, s, bits: swept(factor(h), w, s, bits, clamp=False)),
+    ("05.4", "stale scales, fitted before the sweep", groups_stale),
+    ("05.4", "errors are answered within their group alone", groups_block_only),
+    ("05.4", "rounding to nearest: nobody answers", groups_nearest),
+]

@@ -1,0 +1,268 @@
+"""Sheet 06, AWQ: right answers in other styles, and mistakes as people write them in torch and float32."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qcourse.methods.awq import awq
+from qcourse.methods.moment import Activations, Moment
+from qcourse.models.quantized_linear import QuantizedLinear
+from qcourse.numerics.affine import IntQuantizer
+from qcourse.numerics.granularity import PerChannel, PerGroup
+
+# Right answers.
+
+
+def keep_of_package(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
+    loudest = Activations.before(x).add(x).total.argsort(descending=True)[:count]
+    return torch.where(torch.isin(torch.arange(w.shape[1]), loudest), w, w_hat)
+
+
+def fold_of_package(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    """A layer whose codes stand for w s and that divides its own input, taken apart."""
+    quantizer = IntQuantizer(8, granularity=PerChannel(1), scale_dtype=torch.float64)
+    codes = quantizer(torch.diag(s))
+    layer = QuantizedLinear(codes, input_scale=s)
+    assert torch.allclose(layer(s).float(), s)  # diag(s) (s / s)
+    return layer(gain) / s, layer(shift) / s, w @ codes.dequantize().to(w.dtype)
+
+
+def error_of_package(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
+    moment = Moment(gram[None], squared=True)
+    return (moment.losses(w - w_hat).sum() / moment.losses(w).sum()).sqrt()
+
+
+def alpha_of_package(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, float]:
+    curve = awq(w, x, IntQuantizer(bits, granularity=PerChannel(0)), clip=False, grid=4).curve
+    errors = {alpha: curve[int(4 * alpha)].item() for alpha in alphas}
+    return min(errors.items(), key=lambda found: found[1])
+
+
+def shares_of_package(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> Tensor:
+    quantizer = IntQuantizer(bits, granularity=PerGroup(group_size))
+    blocks = Moment((x.T @ x)[None], squared=True).blocks(w.shape[1] // group_size)
+    losses = torch.stack([blocks.losses(quantizer.nearest(w, quantizer.fit(share * w))[1] - w) for share in shares])
+    return torch.tensor(shares)[losses.argmin(dim=0)]
+
+
+def keep_loop(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> list[list[float]]:
+    size = [sum(abs(value) for value in column) for column in x.T.tolist()]
+    salient = sorted(range(len(size)), key=lambda j: -size[j])[:count]
+    return [
+        [(row if j in salient else row_hat)[j] for j in range(len(row))]
+        for row, row_hat in zip(w.tolist(), w_hat.tolist(), strict=True)
+    ]
+
+
+def keep_mask(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> np.ndarray:
+    size = np.linalg.norm(x.numpy(), ord=1, axis=0)
+    return np.where(size >= np.partition(size, -count)[-count], w.numpy(), w_hat.numpy())
+
+
+def fold_loop(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> list:
+    scales = s.tolist()
+    new = [[value / scale for value, scale in zip(part.tolist(), scales, strict=True)] for part in (gain, shift)]
+    return [*new, [[value * scale for value, scale in zip(row, scales, strict=True)] for row in w.tolist()]]
+
+
+def fold_modules(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    norm, linear = nn.LayerNorm(len(gain)), nn.Linear(w.shape[1], w.shape[0], bias=False)
+    with torch.no_grad():
+        norm.weight.copy_(gain).div_(s)
+        norm.bias.copy_(shift).div_(s)
+        linear.weight.copy_(w).mul_(s[None])
+    return norm.weight.data, norm.bias.data, linear.weight.data
+
+
+def error_einsum(w: Tensor, w_hat: Tensor, gram: Tensor) -> float:
+    lost, size = (torch.einsum("oi,ij,oj->", part, gram, part) for part in (w_hat - w, w))
+    return (lost / size).item() ** 0.5
+
+
+def error_root_of_gram(w: Tensor, w_hat: Tensor, gram: Tensor) -> np.floating:
+    """By some x that has this Gram matrix: one token for each eigenvector."""
+    values, vectors = np.linalg.eigh(gram.double().numpy())
+    x = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+    return np.linalg.norm(x @ (w - w_hat).double().numpy().T) / np.linalg.norm(x @ w.double().numpy().T)
+
+
+def alpha_loop(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, float]:
+    best = (0.0, float("inf"))
+    for alpha in alphas:
+        s = [(sum(abs(v) for v in column) / len(column)) ** alpha for column in x.T.tolist()]
+        lost = size = 0.0
+        for row in w.tolist():
+            step = max(abs(v * scale) for v, scale in zip(row, s, strict=True)) / (2 ** (bits - 1) - 1)
+            hat = [round(v * scale / step) * step / scale for v, scale in zip(row, s, strict=True)]
+            for token in x.tolist():
+                lost += sum((v - v_hat) * t for v, v_hat, t in zip(row, hat, token, strict=True)) ** 2
+                size += sum(v * t for v, t in zip(row, token, strict=True)) ** 2
+        best = min(best, (alpha, (lost / size) ** 0.5), key=lambda found: found[1])
+    return best
+
+
+def alpha_normalised(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, np.floating]:
+    """With s divided by a common factor, x by s instead of w_hat, and the Gram matrix, in float32."""
+    quantizer, errors = IntQuantizer(bits, granularity=PerChannel(0)), []
+    for alpha in alphas:
+        s = x.abs().mean(dim=0).pow(alpha)
+        s = s / (s.max() * s.min()).sqrt()
+        d = w * s - quantizer(w * s).dequantize()
+        errors.append((((x / s) @ d.T).square().sum() / (x @ w.T).square().sum()).sqrt().numpy())
+    return alphas[int(np.argmin(errors))], min(errors)
+
+
+def shares_loop(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> list[list[float]]:
+    top, chosen = 2 ** (bits - 1) - 1, []
+    for row in w:
+        chosen.append([])
+        for start in range(0, len(row), group_size):
+            group, part = row[start : start + group_size], x[:, start : start + group_size]
+            losses = {}
+            for share in shares:
+                scale = group.abs().max() * share / top
+                hat = (group / scale).round().clip(-top - 1, top) * scale
+                losses[share] = (part @ (group - hat)).norm().item()
+            chosen[-1].append(min(losses, key=losses.__getitem__))
+    return chosen
+
+
+def shares_by_gram(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> np.ndarray:
+    groups = w.numpy().reshape(len(w), -1, group_size)
+    parts = x.numpy().reshape(len(x), -1, group_size)
+    grams = np.einsum("tgi,tgj->gij", parts, parts)
+    best, least = np.zeros(groups.shape[:2]), np.full(groups.shape[:2], np.inf)
+    for share in shares:
+        scale = np.abs(groups).max(axis=-1, keepdims=True) / (2 ** (bits - 1) - 1) * np.float32(share)
+        d = groups - scale * np.clip(np.rint(groups / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        loss = np.einsum("ogi,gij,ogj->og", d, grams, d)
+        best, least = np.where(loss < least, share, best), np.minimum(loss, least)
+    return best
+
+
+THE_PACKAGE = {
+    "06.1": keep_of_package,
+    "06.2": fold_of_package,
+    "06.3": error_of_package,
+    "06.4": alpha_of_package,
+    "06.5": shares_of_package,
+}
+THE_LESSON = {"06.3": "error_by_gram"}
+OTHER_STYLES = {
+    "06.1": (keep_loop, keep_mask),
+    "06.2": (fold_loop, fold_modules),
+    "06.3": (error_einsum, error_root_of_gram),
+    "06.4": (alpha_loop, alpha_normalised),
+    "06.5": (shares_loop, shares_by_gram),
+}
+
+
+# Mistakes.
+
+
+def keep_by(ranking: object) -> object:
+    def keep(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
+        mixed = w_hat.clone()
+        for j in ranking(w, x).argsort(descending=True)[:count]:
+            mixed[:, j] = w[:, j]
+        return mixed
+
+    return keep
+
+
+def error_of_sum(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
+    d = w - w_hat
+    return torch.sqrt((d @ gram @ d.T).sum() / (w @ gram @ w.T).sum())
+
+
+def alpha_by(hat: object, error: object) -> object:
+    def best(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, Tensor]:
+        def nearest(w: Tensor) -> Tensor:
+            scale = w.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+            return (w / scale).round() * scale
+
+        errors = torch.stack([error(w, hat(w, x, alpha, nearest), x) for alpha in alphas])
+        return alphas[int(errors.argmin())], errors.min()
+
+    return best
+
+
+def of_outputs(w: Tensor, w_hat: Tensor, x: Tensor) -> Tensor:
+    return (x @ w.T - x @ w_hat.T).norm() / (x @ w.T).norm()
+
+
+def of_weights(w: Tensor, w_hat: Tensor, x: Tensor) -> Tensor:
+    return (w - w_hat).norm() / w.norm()
+
+
+def size(x: Tensor) -> Tensor:
+    return x.abs().mean(0)
+
+
+def shares_by(loss: object) -> object:
+    def best(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> Tensor:
+        groups, parts = w.view(len(w), -1, group_size), x.view(len(x), -1, group_size)
+        losses = [loss(groups, parts, share, 2 ** (bits - 1) - 1) for share in shares]  # each (out, groups)
+        return torch.tensor(shares)[torch.stack(losses).argmin(0)]
+
+    return best
+
+
+def scale_of(groups: Tensor, share: float, qmax: int) -> Tensor:
+    return groups.abs().amax(2, keepdim=True) * share / qmax
+
+
+def loss_of(parts: Tensor, d: Tensor) -> Tensor:
+    return (parts[:, None] * d).sum(3).pow(2).sum(0)  # (tokens, out, groups, size) -> (out, groups)
+
+
+def loss_unsaturated(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
+    scale = scale_of(groups, share, qmax)
+    return loss_of(parts, groups - torch.round(groups / scale) * scale)
+
+
+def loss_clamped_first(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
+    scale = scale_of(groups, share, qmax)
+    cut = torch.minimum(torch.maximum(groups, -qmax * scale), qmax * scale)
+    return loss_of(parts, groups - torch.round(cut / scale) * scale)
+
+
+def loss_in_weights(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
+    scale = scale_of(groups, share, qmax)
+    return (groups - (groups / scale).round().clamp(-qmax - 1, qmax) * scale).pow(2).mean(2)
+
+
+MISTAKES = [
+    ("06.1", "salience by the norm of the weights", keep_by(lambda w, x: w.pow(2).sum(0))),
+    ("06.1", "the mean of x, not of |x|", keep_by(lambda w, x: x.mean(0))),
+    ("06.1", "the quietest channels", keep_by(lambda w, x: -x.abs().mean(0))),
+    ("06.2", "the shift is forgotten", lambda gain, shift, w, s: (gain / s, shift, w * s)),
+    ("06.2", "the gain is multiplied, not divided", lambda gain, shift, w, s: (gain * s, shift * s, w * s)),
+    ("06.2", "the scale is not folded back", lambda gain, shift, w, s: (gain, shift, w * s)),
+    ("06.3", "all entries instead of the trace", error_of_sum),
+    ("06.3", "without the root", lambda w, w_hat, gram: error_einsum(w, w_hat, gram) ** 2),
+    ("06.3", "not relative to the outputs", lambda w, w_hat, gram: ((w - w_hat) @ gram * (w - w_hat)).sum() ** 0.5),
+    (
+        "06.4",
+        "searched on the weights, not on the outputs",
+        alpha_by(lambda w, x, alpha, nearest: nearest(w * size(x) ** alpha) / size(x) ** alpha, of_weights),
+    ),
+    (
+        "06.4",
+        "w_hat is not divided by s",
+        alpha_by(lambda w, x, alpha, nearest: nearest(w * size(x) ** alpha), of_outputs),
+    ),
+    (
+        "06.4",
+        "divided by s on both sides",
+        alpha_by(lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) / size(x) ** alpha, of_outputs),
+    ),
+    (
+        "06.4",
+        "alpha the wrong way round",
+        alpha_by(lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) * size(x) ** alpha, of_outputs),
+    ),
+    ("06.5", "the codes are not saturated", shares_by(loss_unsaturated)),
+    ("06.5", "the lowest code is never used", shares_by(loss_clamped_first)),
+    ("06.5", "chosen by the weights, not by the outputs", shares_by(loss_in_weights)),
+]
