@@ -47,9 +47,10 @@ def output_errors(
     batches: Sequence[Any],
     run: Run,
 ) -> dict[str, float]:
-    """||x (w - w_hat)^T|| / ||x w^T|| over all x that enter each quantized layer while the model runs, by name.
+    """||x w^T - x_hat w_hat^T|| / ||x w^T|| over all x that enter each quantized layer while the model runs, by name.
 
-    Computed in float32 (float64 where x is), whatever the model computes in.
+    x_hat is what the layer rounds x to, if it does. Computed in float32 (float64 where x is), whatever the model
+    computes in.
 
     Args:
         model: has the quantized layers.
@@ -75,8 +76,9 @@ def output_errors(
         w, w_hat = weights[name].to(x.dtype), layers[name].weight.to(x.dtype)
         w = w * divided[name].to(x.dtype) if name in divided else w
         w_hat = w_hat * took[name].to(x.dtype)[:, None] if name in took else w_hat
-        lost[name] += _square(x @ (w_hat - w).T)  # type: ignore[assignment]
-        size[name] += _square(x @ w.T)  # type: ignore[assignment]
+        y = x @ w.T
+        lost[name] += _square(layers[name].rounded(x) @ w_hat.T - y)  # type: ignore[assignment]
+        size[name] += _square(y)  # type: ignore[assignment]
 
     with ExitStack() as hooks:
         for name in weights:

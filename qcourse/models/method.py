@@ -56,8 +56,8 @@ class Method(Protocol):
     def quantize(self, weights: Mapping[str, Tensor], seen: Any) -> Mapping[str, Any]:
         """For each layer's name, given its weight (out, in), the codes: a QuantizedTensor, or an object that has it.
 
-        The object has it as ``.quantized`` and may have, beside it, ``.input_scale`` and ``.input_order`` as
-        ``QuantizedLinear`` takes them, and ``.note``, words for the report. An input_scale that is to be folded into
+        The object has it as ``.quantized`` and may have, beside it, ``.input_scale``, ``.input_order`` and ``.inputs``
+        as ``QuantizedLinear`` takes them, and ``.note``, words for the report. An input_scale that is to be folded into
         the predecessor must be the same for all the layers. The weights are the model's own: not to be changed.
         """
 

@@ -150,7 +150,7 @@ class _Work:
 
     def _layer(self, name: str, result: Any) -> QuantizedLinear:
         q: QuantizedTensor = getattr(result, "quantized", result)
-        extra = {key: getattr(result, key, None) for key in ("input_scale", "input_order")}
+        extra = {key: getattr(result, key, None) for key in ("input_scale", "input_order", "inputs")}
         return QuantizedLinear(q, self.chosen[name].bias, **extra)
 
     def _folded(self, made: Mapping[str, QuantizedLinear]) -> bool:

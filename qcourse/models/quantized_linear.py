@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from qcourse.models.activations import Inputs
 from qcourse.numerics.packing import pack, unpack
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 
@@ -87,6 +88,7 @@ class QuantizedLinear(nn.Module):
         bias: (out,), or None.
         input_scale: (in,); x is divided by it first, so q stands for w * input_scale.
         input_order: (in,), a permutation; column j of q meets input ``input_order[j]``.
+        inputs: a value of ``activations.py`` that rounds the inputs, once they are divided; None leaves them.
 
     Raises:
         ValueError: q is no matrix of int8 or uint8 codes of its bits; another argument of the wrong length.
@@ -109,9 +111,10 @@ class QuantizedLinear(nn.Module):
         *,
         input_scale: Shaped[Tensor, "..."] | None = None,
         input_order: Shaped[Tensor, "..."] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
-        self.layout = Layout.of(q)
+        self.layout, self.inputs = Layout.of(q), inputs
         self.out_features, self.in_features = self.layout.shape
         extra = {"bias": bias, "input_scale": input_scale, "input_order": input_order}
         for name, value in extra.items():
@@ -141,15 +144,29 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Decode the weight to the input's dtype and multiply; the argument is called as nn.Linear's is."""
-        x = input
-        if self.input_scale is not None:
-            x = (x / self.input_scale).to(x.dtype)
+        x = self._entering(input)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(self._columns(x), self.quantized.dequantize().to(x.dtype), bias)
 
+    def rounded(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
+        """What becomes of x by ``inputs``, in x's own units: the layer's output is rounded(x) weight^T + bias."""
+        if self.inputs is None:
+            return x
+        entering = self._entering(x)
+        return entering if self.input_scale is None else (entering * self.input_scale).to(x.dtype)
+
     def extra_repr(self) -> str:
         """What ``print(model)`` shows of the layer."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.layout.quantizer}"
+        inputs = "" if self.inputs is None else f", inputs={self.inputs}"
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.layout.quantizer}{inputs}"
+
+    def _entering(self, x: Tensor) -> Tensor:
+        """x as it enters the product: divided by input_scale, and rounded."""
+        if self.input_scale is not None:
+            x = (x / self.input_scale).to(x.dtype)
+        if self.inputs is None or not x.numel():
+            return x
+        return self.inputs(x.reshape(-1, x.shape[-1])).to(x.dtype).reshape(x.shape)  # (tokens, in) and back
 
     def _columns(self, x: Tensor) -> Tensor:
         return x if self.input_order is None else x[..., self.input_order]

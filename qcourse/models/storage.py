@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qcourse.models.activations import Inputs
 from qcourse.models.describe import describe, rebuild
 from qcourse.models.quantized_linear import Layout, QuantizedLinear
 from qcourse.models.surgery import Copy
@@ -41,13 +42,18 @@ def save_quantized(model: nn.Module, path: str | Path) -> None:
         TypeError: a quantizer is not a value of this package, so that no one could read it.
         OSError: the file cannot be written; the message says that the old one is as it was.
     """
-    layers = {name: each.layout for name, each in model.named_modules() if isinstance(each, QuantizedLinear)}
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, QuantizedLinear)}
     if not layers:
         raise ValueError(
             f"model must have a QuantizedLinear layer to be saved, and this {type(model).__name__} has none"
         )
     tensors, tied = _untie(model.state_dict())
-    about = {"format": FORMAT, "layers": {name: describe(layout) for name, layout in layers.items()}, "tied": tied}
+    about = {
+        "format": FORMAT,
+        "layers": {name: describe(layer.layout) for name, layer in layers.items()},
+        "inputs": {name: describe(layer.inputs) for name, layer in layers.items() if layer.inputs is not None},
+        "tied": tied,
+    }
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
@@ -85,7 +91,10 @@ def load_quantized(path: str | Path, model: nn.Module) -> nn.Module:
         for name, description in about["layers"].items():
             keys = [key for key in tensors if key.rpartition(".")[0] == name]
             own = {key.rpartition(".")[2]: tensors.pop(key) for key in keys}
-            work.replace(name, _layer(name, rebuild(description, Layout), own, linears[name]))
+            layer = _layer(name, rebuild(description, Layout), own, linears[name])
+            if name in about["inputs"]:
+                layer.inputs = rebuild(about["inputs"][name], Inputs)  # type: ignore[type-abstract]
+            work.replace(name, layer)
         _fill(work.model, tensors, about["tied"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -106,9 +115,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         said = about.get("format") if isinstance(about, dict) else about
         raise ValueError(f"{path} is no file of {FORMAT!r}: its metadata say {said!r}")
-    for key in ("layers", "tied"):
+    for key in ("layers", "inputs", "tied"):
         if not isinstance(about.get(key), dict):
             raise ValueError(f"{path} has metadata with no table of {key!r}")
+    for name in about["inputs"].keys() - about["layers"].keys():
+        raise ValueError(f"{path} has metadata on the inputs of {name!r}, which is none of its quantized layers")
     return about, tensors
 
 
@@ -137,7 +148,8 @@ def _layer(name: str, layout: Layout, own: dict[str, Tensor], old: nn.Linear) ->
     try:
         q = layout.read(own)
         q.dequantize()  # the quantizer looks at shapes and values
-        return QuantizedLinear(q, **{key: own.get(key) for key in EXTRA})
+        bias, scale, order = (own.get(key) for key in EXTRA)
+        return QuantizedLinear(q, bias, input_scale=scale, input_order=order)
     except KeyError as error:
         raise ValueError(f"tensor {f'{name}.{error.args[0]}'.removeprefix('.')} is missing") from error
     except (TypeError, ValueError, AttributeError) as error:

@@ -195,6 +195,8 @@ STRANGER = "pstats.FunctionProfile"  # a dataclass, but not one of this package
         (lambda t, a: a.update(format="other"), "its metadata say 'other'"),
         (lambda t, a: a["layers"].update(other=a["layers"][LAYER]), "has no linear layer 'other'"),
         (lambda t, a: a["layers"][LAYER].update(shape=[64, 96]), r"is \(64, 96\) without bias in the file, \(96, 64\)"),
+        (lambda t, a: a.pop("inputs"), r"model\.safetensors has metadata with no table of 'inputs'"),
+        (lambda t, a: a["inputs"].update(other=1), r"metadata on the inputs of 'other', which is none of its"),
         (lambda t, a: a.pop("tied"), r"model\.safetensors has metadata with no table of 'tied'"),
         (lambda t, a: a.update(layers=[]), r"model\.safetensors has metadata with no table of 'layers'"),
         (lambda t, a: a["layers"][LAYER]["quantizer"].update(value="os.system"), "'os.system', which is no dataclass"),
