@@ -43,10 +43,7 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         """exp(nll): as uncertain as a choice among so many equally likely tokens; infinite beyond float64."""
-        try:
-            return math.exp(self.nll)
-        except OverflowError:
-            return math.inf
+        return _exp(self.nll)
 
     def bits_per_byte(self, size_bytes: int) -> float:
         """Bits that the model needs for each byte of the text: nll * tokens / (ln 2 * size_bytes).
@@ -72,6 +69,12 @@ class Agreement:
     kl: float  # nats a token
     top1: float  # share of tokens, 0 to 1
     tokens: int
+    nll: float  # the model's own mean of -log p, as ``perplexity`` in windows side by side finds it
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll), as in ``Perplexity``."""
+        return _exp(self.nll)
 
 
 def perplexity(
@@ -123,16 +126,17 @@ def agreement(
         batch_size: windows at a time.
 
     Returns:
-        Mean KL(reference || model) in nats, and the share of tokens for which both hold the same one most likely.
+        Mean KL(reference || model) in nats, the share of tokens for which both hold the same one most likely, and the
+        model's perplexity, which comes with them at no cost.
 
     Raises:
         TypeError, ValueError: as for ``perplexity``; or the two vocabularies differ.
 
     >>> uniform = lambda ids: torch.zeros(*ids.shape, 50)
     >>> agreement(uniform, uniform, torch.arange(20), context=8)
-    Agreement(kl=0.0, top1=1.0, tokens=19)
+    Agreement(kl=0.0, top1=1.0, tokens=19, nll=3.9120...)
     """
-    kl, equal, count = 0.0, 0, 0
+    kl, equal, count, nll = 0.0, 0, 0, 0.0
     with torch.no_grad():
         for ids, targets in _batches(tokens, context, context, batch_size, model, reference):
             theirs = _logits(reference, ids.to(device_of(reference) or ids.device)).to(ids.device)
@@ -145,7 +149,8 @@ def agreement(
             kl += kl_divergence(theirs, ours).sum(dtype=torch.float64).item()
             equal += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             count += targets.numel()
-    return Agreement(kl / count, equal / count, count)
+            nll += F.cross_entropy(ours.flatten(0, 1), targets.flatten(), reduction="sum").item()
+    return Agreement(kl / count, equal / count, count, nll / count)
 
 
 def _batches(
@@ -163,6 +168,13 @@ def _batches(
             for row, start in enumerate(batch):
                 targets[row, : context - stride if start else 0] = -1
             yield windows[:, :-1], targets
+
+
+def _exp(nll: float) -> float:
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def _logits(model: Model, ids: Tensor) -> Float[Tensor, "batch tokens vocabulary"]:

@@ -96,6 +96,7 @@ def test_agreement_equals_the_hand_computation(model: Llama) -> None:
     assert found.tokens == len(kl) == 82
     assert found.kl == pytest.approx(sum(kl) / 82, rel=1e-4)
     assert found.top1 == sum(equal) / 82
+    assert found.perplexity == pytest.approx(perplexity(rounded, TOKENS, 8).perplexity, rel=1e-5)
     assert 0.1 < found.top1 < 0.9
     assert agreement(model, rounded, TOKENS, 8).kl != pytest.approx(found.kl, rel=1e-3)  # KL has a direction
     assert agreement(model, rounded, TOKENS, 8, batch_size=1).kl == pytest.approx(
@@ -104,7 +105,8 @@ def test_agreement_equals_the_hand_computation(model: Llama) -> None:
 
 
 def test_a_model_agrees_with_itself_and_with_transformers(model: Llama, theirs: LlamaForCausalLM) -> None:
-    assert agreement(model, model, TOKENS, 16) == Agreement(kl=0.0, top1=1.0, tokens=82)
+    found = agreement(model, model, TOKENS, 16)
+    assert found == Agreement(kl=0.0, top1=1.0, tokens=82, nll=found.nll)
     found = agreement(theirs, model, TOKENS, 16)
     assert found.kl == pytest.approx(0, abs=1e-6)
     assert found.top1 == 1
