@@ -83,6 +83,8 @@ class PerChannel:
     def unrows(self, rows: Shaped[Tensor, "channels size"], shape: torch.Size) -> Shaped[Tensor, "*shape"]:
         """The rows moved back onto `axis`."""
         axis = self.axis % len(shape)
+        if axis == 0:
+            return rows.reshape(shape)
         others = shape[:axis] + shape[axis + 1 :]
         return rows.reshape(shape[axis], *others).movedim(0, axis).contiguous()
 
