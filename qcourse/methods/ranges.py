@@ -18,8 +18,9 @@ from torch import Tensor
 
 from qcourse.methods.divergence import least_divergence
 from qcourse.methods.histogram import BINS, Histogram
-from qcourse.numerics.affine import MSE_SHRINKS, IntQuantizer
+from qcourse.numerics.affine import IntQuantizer
 from qcourse.numerics.granularity import PerChannel
+from qcourse.numerics.scaled import MSE_SHRINKS
 
 Range = tuple[Float64[Tensor, " scales"], Float64[Tensor, " scales"]]
 

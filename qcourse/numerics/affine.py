@@ -15,17 +15,16 @@ Which values share a scale is the business of `granularity.py`; how codes become
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qcourse.numerics.granularity import Granularity, PerChannel, PerTensor
+from qcourse.numerics.granularity import Granularity, PerTensor
 from qcourse.numerics.packing import packed_nbytes
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
-from qcourse.numerics.rows import chunks, range_of_rows, wide
-from qcourse.numerics.validation import check_finite, check_floating, check_parameters, check_scale, check_stored_scale
+from qcourse.numerics.scaled import ScaledQuantizer
+from qcourse.numerics.validation import check_floating, check_scale, check_stored_scale
 
 SCALE_RULES = ("amax", "full", "mse")
-MSE_SHRINKS = tuple(0.97**i for i in range(100))  # the fractions of the full range that "mse" tries: 1 down to 0.05
 
 
 def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
@@ -40,7 +39,7 @@ def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class IntQuantizer:
+class IntQuantizer(ScaledQuantizer):
     """The affine quantizer to integers of 2 to 8 bits.
 
     Args:
@@ -89,120 +88,33 @@ class IntQuantizer:
         """The largest code."""
         return integer_range(self.bits, signed=self.symmetric)[1]
 
-    def __call__(self, x: Shaped[Tensor, "*shape"]) -> QuantizedTensor:
-        """x quantized on its own range; raises what `fit` raises."""
-        parameters = self.fit(x)
-        return QuantizedTensor(self._encode(x, parameters), parameters, self)  # fit has looked for NaN already
-
-    def fit(self, x: Shaped[Tensor, "*shape"]) -> Parameters:
-        """The scale and zero point for x's own range, by `scale_rule`.
-
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty, has NaN or infinity, or does not suit the granularity; a scale that scale_dtype
-                cannot hold.
-        """
-        check_floating(x)
-        shape = self.granularity.scale_shape(x.shape)
-        rows = self.granularity.rows(x.detach())
-        low, high = range_of_rows(rows)
-        check_finite(x, low, high)
-        if self.scale_rule == "mse":
-            shrink = self._least_squares_shrink(rows, low, high)
-            low, high = low * shrink, high * shrink
-        return self.from_range(low.reshape(shape), high.reshape(shape))
-
-    def from_range(self, low: Float[Tensor, "*scales"], high: Float[Tensor, "*scales"]) -> Parameters:
-        """The scale and zero point for the range [low, high] widened to hold 0; where calibrations plug in.
-
-        An all-zero range gets scale 1. A scale that scale_dtype cannot hold raises ValueError.
-        """
-        low, high = low.double().clamp(max=0), high.double().clamp(min=0)
-        if self.symmetric:
-            exact = torch.maximum(-low, high) / (self.qmax + 0.5 * (self.scale_rule == "full"))
-        else:
-            exact = (high - low) / (self.qmax - self.qmin)
-        exact = torch.where(exact == 0, 1.0, exact)
-        scale = exact.to(self.scale_dtype)
-        check_stored_scale(scale, exact)
-        zero_point = torch.zeros_like(low) if self.symmetric else (-low / scale.double()).round()
-        return Parameters(scale, zero_point.clamp(self.qmin, self.qmax).to(self._code_dtype))
-
-    def encode(self, x: Shaped[Tensor, "*shape"], parameters: Parameters) -> Integer[Tensor, "*shape"]:
-        """saturate(round(x / scale) + zero_point): int8 when symmetric, uint8 when not.
-
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty or has NaN or infinity; parameters of the wrong shape, a scale that is not positive
-                and finite, a zero point that is not a code.
-        """
-        check_floating(x)
-        check_parameters(parameters, self.granularity.scale_shape(x.shape), *self._zero_points)
-        check_finite(x, *range_of_rows(x.detach().reshape(1, -1)))
-        return self._encode(x, parameters)
-
-    def decode(self, codes: Integer[Tensor, "*shape"], parameters: Parameters) -> Float[Tensor, "*shape"]:
-        """scale * (codes - zero_point), in float32, or float64 where the scale is.
-
-        Raises:
-            ValueError: parameters that `encode` refuses.
-        """
-        check_parameters(parameters, self.granularity.scale_shape(codes.shape), *self._zero_points)
-        return self._decode(codes, parameters)
-
-    def nearest(
-        self, x: Shaped[Tensor, "*shape"], parameters: Parameters
-    ) -> tuple[Integer[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        """x's codes and the floats they stand for, without a look at the arguments: for loops over columns."""
-        codes = self._encode(x, parameters)
-        return codes, self._decode(codes, parameters)
+    @property
+    def code_dtype(self) -> torch.dtype:  # type: ignore[override]
+        """What codes are held in: int8 when symmetric, uint8 when not."""
+        return torch.int8 if self.symmetric else torch.uint8
 
     def parameter_nbytes(self, parameters: Parameters) -> int:
         """Bytes of the scales in their dtype and, when not symmetric, of the zero points packed like any code."""
         zeros = 0 if self.symmetric else packed_nbytes(parameters.zero_point.numel(), self.bits)
-        return parameters.scale.numel() * parameters.scale.element_size() + zeros
+        return super().parameter_nbytes(parameters) + zeros
 
     @property
     def _zero_points(self) -> tuple[int, int]:
-        """The smallest and largest zero point allowed."""
         return (0, 0) if self.symmetric else (self.qmin, self.qmax)
 
-    @property
-    def _code_dtype(self) -> torch.dtype:
-        return torch.int8 if self.symmetric else torch.uint8
+    def _exact_scale(self, low: Tensor, high: Tensor) -> Tensor:
+        if self.symmetric:
+            return torch.maximum(-low, high) / (self.qmax + 0.5 * (self.scale_rule == "full"))
+        return (high - low) / (self.qmax - self.qmin)
 
-    def _encode(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """`encode` without its checks; computes in float64 where x or the scale is, else in float32."""
-        rows = self.granularity.rows(x.detach())
-        codes = torch.empty(rows.shape, dtype=self._code_dtype, device=x.device)
-        dtype = torch.promote_types(wide(x.dtype), wide(parameters.scale.dtype))
-        for part, scale, zero_point, out in chunks(rows, parameters, codes):
-            steps = torch.div(part.to(dtype), scale.to(dtype)).round_().add_(zero_point)
-            out.copy_(steps.clamp_(self.qmin, self.qmax))
-        return self.granularity.unrows(codes, x.shape)
+    def _zero_point(self, low: Tensor, scale: Tensor) -> Tensor:
+        return torch.zeros_like(low) if self.symmetric else (-low / scale.double()).round()
 
-    def _decode(self, codes: Tensor, parameters: Parameters) -> Tensor:
-        """`decode` without its checks."""
-        rows = self.granularity.rows(codes)
-        out = torch.empty(rows.shape, dtype=wide(parameters.scale.dtype), device=codes.device)
-        for part, scale, zero_point, part_out in chunks(rows, parameters, out):
-            torch.mul(part.to(out.dtype).sub_(zero_point), scale, out=part_out)
-        return self.granularity.unrows(out, codes.shape)
+    def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
+        return steps.round_().add_(zero_point).clamp_(self.qmin, self.qmax)
 
-    def _least_squares_shrink(self, rows: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " scales"]:
-        """For each row, the fraction of its range that leaves the least squared error."""
-        by_row = replace(self, granularity=PerChannel(0), scale_rule="amax", scale_dtype=wide(rows.dtype))
-        low, high = low.double()[:, None], high.double()[:, None]
-        # Errors in units of the range, since 1e-25 squared is 0 in float32; of an all-zero row NaN, never the least.
-        unit = torch.maximum(-low, high).to(by_row.scale_dtype)
-        least, best = torch.full_like(low[:, 0], torch.inf), torch.ones_like(low[:, 0])
-        for shrink in MSE_SHRINKS:
-            parameters = by_row.from_range(shrink * low, shrink * high)
-            _, x_hat = by_row.nearest(rows, parameters)
-            error = (x_hat - rows).div_(unit).square_().sum(dim=1)
-            best = torch.where(error < least, shrink, best)
-            least = torch.minimum(least, error)
-        return best
+    def _from_codes(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+        return codes.to(dtype).sub_(zero_point)
 
 
 def quantize(

@@ -27,7 +27,7 @@ class Parameters:
         zero_point: whole codes, of scale's shape.
     """
 
-    scale: Float[Tensor, "*scales"]
+    scale: Shaped[Tensor, "*scales"]  # floats, of 8 bits too
     zero_point: Integer[Tensor, "*scales"]
 
 

@@ -44,6 +44,7 @@ def check_scale(scale: Tensor) -> None:
     Traceback (most recent call last):
     ValueError: scale=-2 must be positive and finite (1 of 2 scales is not)
     """
+    scale = scale.float() if scale.element_size() == 1 else scale  # torch cannot compare floats of 8 bits
     wrong = ~(torch.isfinite(scale) & (scale > 0))
     if wrong.any():
         count = int(wrong.sum())
