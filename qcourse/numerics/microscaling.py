@@ -19,7 +19,7 @@ from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
 from qcourse.numerics.float_quantizer import POWER_RULES, FloatQuantizer
-from qcourse.numerics.granularity import PerGroup
+from qcourse.numerics.granularity import Granularity, PerGroup
 from qcourse.numerics.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, FloatFormat, encode_finite, table
 from qcourse.numerics.quantized import QuantizedTensor
 from qcourse.numerics.rows import CHUNK, range_of_rows, wide
@@ -70,6 +70,7 @@ class NVFP4Quantizer:
     Args:
         per_tensor: whether there is a scale for the tensor; without, it is 1, and blocks whose amax is below 6/64 or
             above 6 * 448 do without a fitting scale.
+        granularity: PerGroup(16) is the format's; another for what goes through a block column by column.
 
     >>> q = NVFP4Quantizer()(torch.tensor([[6.0, 0.5, *14 * [0.0]], [0.75, 0.25, *14 * [0.0]]]))
     >>> q.bits_per_weight, q.dequantize()[:, :2].tolist()  # 4.5 and the 32 bits of the tensor's scale
@@ -77,7 +78,7 @@ class NVFP4Quantizer:
     """
 
     per_tensor: bool = True
-    granularity: ClassVar[PerGroup] = PerGroup(16)
+    granularity: Granularity = PerGroup(16)
     bits: ClassVar[int] = 4
 
     def __call__(self, x: Shaped[Tensor, "*shape"]) -> QuantizedTensor:
@@ -147,7 +148,7 @@ class NVFP4Quantizer:
         count = max(1, CHUNK // rows.shape[1])
         for part, factor, out in zip(rows.split(count), factors.split(count), codes.split(count), strict=True):
             out.copy_(encode_finite(part.to(wide(x.dtype)) * factor, E2M1))
-        return codes.reshape(x.shape)
+        return self.granularity.unrows(codes, x.shape)
 
     def _decode(self, codes: Tensor, parameters: BlockScales) -> Tensor:
         rows = self.granularity.rows(codes)
@@ -156,4 +157,4 @@ class NVFP4Quantizer:
         levels, count = table(E2M1).to(codes.device), max(1, CHUNK // rows.shape[1])
         for part, scale, out in zip(rows.split(count), scales.split(count), x_hat.split(count), strict=True):
             torch.mul(levels[part.int()], scale, out=out)
-        return x_hat.reshape(codes.shape)
+        return self.granularity.unrows(x_hat, codes.shape)
