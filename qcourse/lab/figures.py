@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from qcourse.numerics.affine import IntQuantizer
+from qcourse.numerics.minifloat import FloatFormat, table
 from qcourse.numerics.quantized import QuantizedTensor
 
 BLUE, ORANGE, GREY, GREEN = "#1f6fb4", "#d9581c", "#8a8f98", "#2a8c4a"  # told apart by the colour-blind, and in grey
@@ -50,6 +52,34 @@ def grid_figure(
     figure, (drops, counts) = new_figure(height=4.2, rows=2, gridspec_kw={"height_ratios": [3, 1.2]})
     _draw_drops(drops, w, q, quantizer, outlier)
     _draw_counts(counts, q, quantizer)
+    return figure
+
+
+def float_figure(code: int, format: FloatFormat) -> Figure:
+    """The bits of a small float as cells, sign, exponent and mantissa apart; below, its place among all the numbers.
+
+    Args:
+        code: 0 to 2^bits - 1.
+    """
+    figure, (cells, line) = new_figure(height=2.6, rows=2, gridspec_kw={"height_ratios": [1, 1]})
+    fields = ("sign", *format.exponent_bits * ("exponent",), *format.mantissa_bits * ("mantissa",))
+    colors = {"sign": GREY, "exponent": ORANGE, "mantissa": BLUE}
+    for i, field in enumerate(fields):
+        bit = code >> format.bits - 1 - i & 1
+        cells.add_patch(Rectangle((i, 0), 0.92, 1, facecolor=colors[field], alpha=0.9 if bit else 0.25))
+        cells.text(i + 0.46, 0.5, str(bit), ha="center", va="center", fontsize=15)
+        if field not in fields[:i]:
+            cells.text(i, 1.12, field, color=colors[field], fontsize=9)
+    cells.set(xlim=(-0.1, 8.1), ylim=(-0.05, 1.5), xticks=[], yticks=[])
+    cells.spines[:].set_visible(False)
+    values = table(format)
+    numbers = values[torch.isfinite(values)]
+    line.vlines(numbers.numpy(), 0, 1, color=GREY, lw=0.6)
+    if torch.isfinite(values[code]):
+        line.vlines([float(values[code])], 0, 1.5, color=ORANGE, lw=2.5)
+    line.set_xscale("symlog", linthresh=format.smallest_normal)
+    line.set(ylim=(0, 1.6), yticks=[], xlabel=f"the numbers of {format}, on a logarithmic scale but for the middle")
+    line.minorticks_off()
     return figure
 
 

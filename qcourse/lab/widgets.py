@@ -6,6 +6,7 @@ carries its first picture along as a plain image, for readers without a kernel.
 
 import base64
 import io
+import math
 from typing import Any
 
 import ipywidgets
@@ -14,9 +15,10 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from qcourse.lab.figures import grid_figure
+from qcourse.lab.figures import float_figure, grid_figure
 from qcourse.numerics.affine import quantize
 from qcourse.numerics.metrics import code_entropy, relative_error
+from qcourse.numerics.minifloat import FloatFormat, table
 
 
 class PictureBox(ipywidgets.VBox):
@@ -57,6 +59,47 @@ def watch_the_grid(
         control.observe(redraw, names="value")
     redraw()
     return PictureBox(list(controls.values()), picture, readout)
+
+
+def click_the_bits(format: FloatFormat, *, code: int = 0) -> PictureBox:
+    """The bits of a small float as buttons, its picture, and what it stands for, worked out."""
+    places = range(format.bits - 1, -1, -1)
+    buttons = [
+        ipywidgets.ToggleButton(bool(code >> place & 1), description=str(code >> place & 1), layout={"width": "44px"})
+        for place in places
+    ]
+    picture, readout = ipywidgets.Image(format="png", layout={"max_width": "760px"}), ipywidgets.HTML()
+
+    def redraw(_: object = None) -> None:
+        for button in buttons:
+            button.description = str(int(button.value))
+        now = sum(button.value << place for button, place in zip(buttons, places, strict=True))
+        picture.value = png(float_figure(now, format))
+        readout.value = f"<p>{float_readout(now, format)}</p>"
+
+    for button in buttons:
+        button.observe(redraw, names="value")
+    redraw()
+    return PictureBox(buttons, picture, readout)
+
+
+def float_readout(code: int, format: FloatFormat) -> str:
+    """What `click_the_bits` says: the code, its fields, and the number.
+
+    >>> from qcourse.numerics.minifloat import E4M3
+    >>> float_readout(0b0_0111_100, E4M3), float_readout(0b1_0000_001, E4M3)
+    ('code 60 · + 2^(7 - 7) · (1 + 4/8) = 1.5', 'code 129 · - 2^(1 - 7) · 1/8 = -0.00195312')
+    >>> float_readout(0x7F, E4M3)
+    'code 127 · the topmost code of E4M3 is no number: nan'
+    """
+    value = float(table(format)[code])
+    if not math.isfinite(value):
+        return f"code {code} · the topmost code of {format} is no number: {value:g}"
+    sign = "-" if format.signed and code >> format.bits - 1 else "+"
+    steps = 1 << format.mantissa_bits
+    e, m = divmod(code & (1 << format.exponent_bits + format.mantissa_bits) - 1, steps)
+    rest = f"2^({e} - {format.bias}) · (1 + {m}/{steps})" if e else f"2^(1 - {format.bias}) · {m}/{steps}"
+    return f"code {code} · {sign} {rest} = {value:g}"
 
 
 def grid_readout(weights: Float[Tensor, " count"], *, bits: int, symmetric: bool, outlier: float) -> str:

@@ -1,6 +1,7 @@
 """Pictures and the widgets around them: what a control changes, and what is seen where widgets do not run."""
 
 import base64
+import math
 
 import ipywidgets
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qcourse.lab.figures import grid_figure
-from qcourse.lab.widgets import PictureBox, grid_readout, png, watch_the_grid
+from qcourse.lab.widgets import PictureBox, click_the_bits, float_readout, grid_readout, png, watch_the_grid
+from qcourse.numerics.minifloat import E2M1, E3M2, E4M3, E5M2, FloatFormat, table
 
 WEIGHTS = torch.linspace(-1, 1, 9)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -54,3 +56,29 @@ def test_a_reader_without_a_kernel_gets_the_picture(box: PictureBox) -> None:
 def test_weights_of_any_kind_are_drawn(weights: Tensor, outlier: float | None) -> None:
     # 9 weights from -1 to 1 in steps of 1/4 are exact in each dtype, so the pictures are the same.
     assert png(grid_figure(weights, outlier=outlier)) == png(grid_figure(WEIGHTS, outlier=outlier))
+
+
+def test_each_click_on_a_bit_changes_the_number_and_the_picture() -> None:
+    box = click_the_bits(E4M3, code=0b0_1111_110)
+    assert "= 448" in box.readout.value
+    buttons, before = box.children[0].children, box.picture.value
+    assert [button.description for button in buttons] == list("01111110")
+    buttons[0].value = True
+    assert "= -448" in box.readout.value
+    assert buttons[0].description == "1"
+    assert box.picture.value != before
+    buttons[7].value = True
+    assert "no number: nan" in box.readout.value
+
+
+@pytest.mark.parametrize("format", [E4M3, E5M2, E3M2, E2M1], ids=str)
+def test_the_words_say_the_number_of_every_code(format: FloatFormat) -> None:
+    for code in range(1 << format.bits):
+        value = float(table(format)[code])
+        words = float_readout(code, format)
+        if math.isfinite(value):
+            left, right = words.split(" · ", 1)[1].split(" = ")
+            assert float(right) == pytest.approx(value, rel=1e-5)
+            assert eval(left.replace("^", "**").replace("·", "*")) == value  # the formula, taken at its word
+        else:
+            assert words.endswith(f"no number: {value:g}")
