@@ -1,0 +1,180 @@
+"""Sheet 03, outliers: right answers in other styles, and mistakes as people write them in torch and float32."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qcourse import IntQuantizer, PerChannel, quantize
+from qcourse.methods.llm_int8 import llm_int8_matmul
+from qcourse.methods.llm_int8 import outlier_columns as outlier_columns_of_package
+from qcourse.methods.smoothquant import SmoothQuant, smooth
+
+# Right answers.
+
+
+def common_of_package(layers: tuple[Tensor, ...], k: int) -> list[int]:
+    observe = SmoothQuant(IntQuantizer(8)).observe
+    return sorted(set.intersection(*(set(observe(None, x).topk(k).indices.tolist()) for x in layers)))
+
+
+def plant_of_package(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[Tensor, Tensor]:
+    """Smoothed with all of the difficulty moved, for activations that are smaller in these channels."""
+    x_amax = torch.ones_like(gain)
+    x_amax[list(channels)] /= factor
+    w_planted, s = smooth(w, x_amax, alpha=1.0)
+    return gain / s, w_planted
+
+
+def columns_loop(x: Tensor, threshold: float) -> list[int]:
+    found = []
+    for column in range(x.shape[1]):
+        for token in range(x.shape[0]):
+            if abs(x[token, column].item()) > threshold:
+                found.append(column)
+                break
+    return found
+
+
+def columns_unique(x: Tensor, threshold: float) -> Tensor:
+    return ((x > threshold) | (x < -threshold)).nonzero()[:, 1].unique()
+
+
+def common_counted(layers: tuple[Tensor, ...], k: int) -> Tensor:
+    appearances = torch.zeros(layers[0].shape[1], dtype=torch.int64)
+    for x in layers:
+        appearances[x.abs().amax(0).topk(k).indices] += 1
+    return torch.nonzero(appearances == len(layers)).flatten()
+
+
+def common_sorted(layers: tuple[Tensor, ...], k: int) -> list[int]:
+    channels = set(range(layers[0].shape[1]))
+    for x in layers:
+        loudest = sorted(range(x.shape[1]), key=lambda j, x=x: max(map(abs, x[:, j].tolist())), reverse=True)
+        channels &= set(loudest[:k])
+    return sorted(channels)
+
+
+def product_loop(x: Tensor, w: Tensor, threshold: float) -> np.ndarray:
+    x, w = x.double().numpy(), w.double().numpy()
+    loud = {j for j in range(x.shape[1]) if np.abs(x[:, j]).max() > threshold}
+    rest = [j for j in range(x.shape[1]) if j not in loud]
+    y = np.zeros((len(x), len(w)))
+    for t, token in enumerate(x):
+        for o, row in enumerate(w):
+            steps = [max([abs(each[j]) for j in rest], default=0) / 127 or 1 for each in (token, row)]
+            total = sum(round(token[j] / steps[0]) * round(row[j] / steps[1]) for j in rest)
+            y[t, o] = steps[0] * steps[1] * total + sum(token[j] * row[j] for j in loud)
+    return y
+
+
+def product_removed(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    rest = (x.abs() <= threshold).all(0)
+    q_x, q_w = (quantize(each[:, rest], 8, granularity=PerChannel(0)) for each in (x, w))
+    return q_x.dequantize() @ q_w.dequantize().T + x[:, ~rest] @ w[:, ~rest].T
+
+
+def plant_loop(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[Tensor, Tensor]:
+    gain, w = gain.clone(), w.clone()
+    for j in channels:
+        gain[j] *= factor
+        w[:, j] /= factor
+    return gain, w
+
+
+def plant_diagonal(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[np.ndarray, np.ndarray]:
+    by = np.where(np.isin(np.arange(len(gain)), channels), factor, 1.0)
+    return np.diag(by) @ gain.numpy(), w.numpy() @ np.diag(1 / by)
+
+
+THE_PACKAGE = {
+    "03.1": lambda x, threshold: outlier_columns_of_package(x, threshold).nonzero().flatten(),
+    "03.2": common_of_package,
+    "03.3": llm_int8_matmul,
+    "03.4": plant_of_package,
+}
+THE_LESSON: dict[str, str] = {}
+OTHER_STYLES = {
+    "03.1": (columns_loop, columns_unique, lambda x, threshold: np.where((abs(x.numpy()) > threshold).any(0))[0]),
+    "03.2": (common_counted, common_sorted),
+    "03.3": (product_loop, product_removed),
+    "03.4": (plant_loop, plant_diagonal),
+}
+
+
+# Mistakes.
+
+
+def common_by(rank: object) -> object:
+    def common(layers: tuple[Tensor, ...], k: int) -> list[int]:
+        return sorted(set.intersection(*(set(rank(x).topk(k).indices.tolist()) for x in layers)))
+
+    return common
+
+
+def hat(x: Tensor) -> Tensor:
+    scale = x.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+    return scale * torch.round(x / scale)
+
+
+def product_scaled_first(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    return hat(x)[:, ~loud] @ hat(w)[:, ~loud].T + x[:, loud] @ w[:, loud].T
+
+
+def product_twice(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    return hat(x) @ hat(w).T + x[:, loud] @ w[:, loud].T
+
+
+def product_of_values(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = x.abs() > threshold
+    return hat(x.masked_fill(loud, 0)) @ hat(w).T + x.masked_fill(~loud, 0) @ w.T
+
+
+def product_dropped(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    rest = (x.abs() <= threshold).all(0)
+    return hat(x[:, rest]) @ hat(w[:, rest]).T
+
+
+def plant_twice(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[Tensor, Tensor]:
+    gain, w = gain.clone(), w.clone()
+    gain[list(channels)] *= factor
+    w[:, list(channels)] *= factor
+    return gain, w
+
+
+def plant_rows(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[Tensor, Tensor]:
+    gain, w = gain.clone(), w.clone()
+    gain[list(channels)] *= factor
+    w[list(channels)] /= factor
+    return gain, w
+
+
+MISTAKES = [
+    (
+        "03.1",
+        "the threshold counted in standard deviations",
+        lambda x, threshold: (x.abs() > threshold * x.std()).any(0).nonzero().flatten(),
+    ),
+    (
+        "03.1",
+        "the mean of |x|, not the largest",
+        lambda x, threshold: torch.nonzero(x.abs().mean(0) > threshold).flatten(),
+    ),
+    ("03.1", "x, not |x|", lambda x, threshold: torch.where((x > threshold).any(0))[0]),
+    ("03.1", "tokens, not columns", lambda x, threshold: (x.abs() > threshold).any(dim=1).nonzero().flatten()),
+    ("03.1", "a value at the threshold counts", lambda x, threshold: (x.abs().amax(0) >= threshold).nonzero().T[0]),
+    ("03.2", "the mean of |x|, not the largest", common_by(lambda x: x.abs().mean(0))),
+    ("03.2", "x, not |x|", common_by(lambda x: x.amax(0))),
+    (
+        "03.2",
+        "the loudest of all layers together",
+        lambda layers, k: torch.cat(layers).abs().amax(0).topk(k).indices.sort().values,
+    ),
+    ("03.3", "the scales are made with the outliers", product_scaled_first),
+    ("03.3", "the outlier columns are counted twice", product_twice),
+    ("03.3", "single values, not columns", product_of_values),
+    ("03.3", "the outlier columns are dropped", product_dropped),
+    ("03.4", "multiplied on both sides", plant_twice),
+    ("03.4", "rows of w, not columns", plant_rows),
+]
