@@ -1,7 +1,8 @@
-"""How many bytes weights take at a given number of bits.
+"""How many bytes weights and the KV cache take at a given number of bits.
 
 The idea: codes cost bits / 8 bytes each; every scale, and when asymmetric every zero point, comes on top. That is all,
-and it is enough to see why a "4-bit" weight takes 4.125 bits.
+and it is enough to see why a "4-bit" weight takes 4.125 bits. Weights are there once; the cache is there for every token
+of every text that is being written.
 
 Sizes are in bytes; GB is 10^9 bytes, GiB is 2^30. `QuantizedTensor.nbytes` counts a tensor that exists; this file
 predicts.
@@ -47,6 +48,47 @@ def weight_bytes(count: int, bits: int, *, scales: int = 0, scale_bytes: float =
     _check_positive(bits=bits)
     _check_not_negative(count=count, scales=scales, scale_bytes=scale_bytes, zero_bytes=zero_bytes)
     return -(-count * bits // 8) + scales * (scale_bytes + zero_bytes)
+
+
+def kv_cache_bytes(
+    layers: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    *,
+    batch: int = 1,
+    bits: float = 16,
+    group_size: float | None = None,
+    scale_bytes: float = 2,
+    zero_bytes: float = 0,
+    residual: int = 0,
+) -> float:
+    """2 layers kv_heads head_dim batch (coded bytes_per_parameter + 2 residual), coded and residual adding up to tokens.
+
+    The 2 in front is for keys and values. Attention may have more query heads than kv_heads: they take no memory here.
+
+    Args:
+        layers: of the model.
+        kv_heads: key-value heads a layer.
+        head_dim: channels a head.
+        tokens: of each text, prompt and answer together.
+        batch: texts at a time.
+        bits: bits a number.
+        group_size: numbers that share a scale; None counts no scales at all.
+        residual: how many of each text's tokens stay in 16 bits.
+        scale_bytes, zero_bytes: as in `bytes_per_parameter`.
+
+    Raises:
+        ValueError: layers, kv_heads, head_dim, bits or group_size not above 0, another argument below 0.
+
+    >>> kv_cache_bytes(32, 32, 128, tokens=4096) / 2**30  # Llama-2-7B, one text of full length, in GiB
+    2.0
+    """
+    _check_positive(layers=layers, kv_heads=kv_heads, head_dim=head_dim)
+    _check_not_negative(tokens=tokens, batch=batch, residual=residual)
+    coded = bytes_per_parameter(bits, group_size, scale_bytes=scale_bytes, zero_bytes=zero_bytes)
+    kept = min(residual, tokens)
+    return 2 * layers * kv_heads * head_dim * batch * ((tokens - kept) * coded + kept * 2)
 
 
 def _check_positive(**values: float) -> None:

@@ -4,12 +4,14 @@ The idea: ``perplexity`` gives a model whole windows, and attention then meets k
 Here each window goes through a new cache, a step of tokens at a time, so a token sees those before it as the cache
 kept them when its turn came. Windows of a batch go side by side: 2,048 tokens take as many steps as one window has.
 
-Source: the evaluation with a quantized cache of Hooper et al., "KVQuant" (NeurIPS 2024), section 4, token by token.
+Source: decoding as it is done everywhere, with the text given; Liu et al., "KIVI" (ICML 2024), section 3: tokens of one
+call meet each other's keys and values as they are, so a whole text in one call would hide what the cache loses.
 
 How it differs from ``generate.py``: there each token is chosen, here all are given.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +25,7 @@ class Streaming(nn.Module):
 
     Args:
         model: reads the text.
-        cache: makes an empty cache, such as ``KVCache`` or ``partial(QuantizedKVCache, int4, int4)``.
+        cache: makes an empty cache when it is called: ``KVCache``, or ``partial(QuantizedKVCache, int4, int4)``.
         step: tokens at a time. Tokens of one step meet each other's keys and values as they are.
 
     Raises:
@@ -37,13 +39,14 @@ class Streaming(nn.Module):
     True
     """
 
-    def __init__(self, model: Llama, cache: Callable[[], Cache], *, step: int = 1) -> None:
+    def __init__(self, model: Llama, cache: Any, *, step: int = 1) -> None:
         super().__init__()
         if not callable(cache):
             raise TypeError(f"cache must be a function that makes an empty cache for each window, got {cache!r}")
         if step < 1:
             raise ValueError(f"step={step} must be at least 1 token")
-        self.model, self.cache, self.step = model, cache, step
+        self.model, self.step = model, step
+        self.cache: Callable[[], Cache] = cache
         self.config = model.config
 
     def forward(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens vocabulary"]:

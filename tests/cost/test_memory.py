@@ -2,9 +2,10 @@
 
 import pytest
 
-from qcourse.cost.memory import bytes_per_parameter, weight_bytes
+from qcourse.cost.memory import bytes_per_parameter, kv_cache_bytes, weight_bytes
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+LLAMA_2_7B, LLAMA_2_70B = (32, 32, 128), (80, 8, 128)  # layers, kv_heads, head_dim
 
 
 def test_a_group_of_128_with_a_16_bit_scale() -> None:  # claims 16, 18
@@ -87,3 +88,40 @@ def test_bytes_per_parameter_refuses(arguments: dict, words: str) -> None:
 def test_weight_bytes_refuses(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         weight_bytes(**arguments)
+
+
+def test_the_cache_of_a_token() -> None:
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=1) == 512 * 1024  # 2 x 32 layers x 4,096 channels x 2 bytes
+    assert kv_cache_bytes(*LLAMA_2_70B, tokens=1) == 320 * 1024  # ten times the weights, a smaller cache: 8 of 64 heads
+    assert kv_cache_bytes(80, 64, 128, tokens=1) == 2560 * 1024
+
+
+def test_the_cache_grows_with_tokens_and_batch() -> None:
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=4096, batch=16) == 32 * GIB
+    assert kv_cache_bytes(*LLAMA_2_70B, tokens=131_072) == 40 * GIB
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=0) == kv_cache_bytes(*LLAMA_2_7B, tokens=9, batch=0) == 0
+
+
+def test_the_cache_in_codes() -> None:  # claim 42
+    whole = kv_cache_bytes(*LLAMA_2_7B, tokens=4096)
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=4096, bits=8) == whole / 2
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=4096, bits=8, group_size=32) == whole * 8.5 / 16
+    asymmetric = kv_cache_bytes(*LLAMA_2_7B, tokens=4096, bits=2, group_size=32, zero_bytes=2 / 8)
+    assert asymmetric == whole * (2 + 18 / 32) / 16
+    window = kv_cache_bytes(*LLAMA_2_7B, tokens=4096, bits=4, group_size=32, residual=128)
+    assert window == whole * (3968 * 4.5 + 128 * 16) / (4096 * 16)
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=100, bits=4, residual=128) == kv_cache_bytes(*LLAMA_2_7B, tokens=100)
+
+
+@pytest.mark.parametrize("name", ["layers", "kv_heads", "head_dim", "bits", "group_size"])
+def test_kv_cache_bytes_refuses_nothing(name: str) -> None:
+    sizes = {"layers": 2, "kv_heads": 2, "head_dim": 8, "tokens": 4, "group_size": 4}
+    with pytest.raises(ValueError, match=f"{name}=0 must be above 0"):
+        kv_cache_bytes(**sizes | {name: 0})
+
+
+@pytest.mark.parametrize("name", ["tokens", "batch", "residual", "scale_bytes", "zero_bytes"])
+def test_kv_cache_bytes_refuses_less_than_nothing(name: str) -> None:
+    sizes = {"layers": 2, "kv_heads": 2, "head_dim": 8, "tokens": 4}
+    with pytest.raises(ValueError, match=f"{name}=-1 must be 0 or more"):
+        kv_cache_bytes(**sizes | {name: -1})
