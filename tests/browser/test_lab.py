@@ -51,6 +51,18 @@ def test_the_slider_of_lesson_01_moves_the_picture_and_the_words(open_notebook: 
     lesson.wait_for_another_picture(cell, pixels)
 
 
+def test_a_bit_of_lesson_08_is_clicked(open_notebook: Callable[[str], Notebook]) -> None:
+    lesson = open_notebook("notebooks/08_low_bit_floats.ipynb")
+    cell = lesson.cell("click_the_bits(")
+    lesson.run(cell)
+    readout = cell.locator(".widget-html-content")
+    expect(readout).to_contain_text("(1 + 5/8) = 13")
+    pixels = lesson.picture(cell)
+    cell.locator("button.widget-toggle-button").first.click()
+    expect(readout).to_contain_text("= -13")
+    lesson.wait_for_another_picture(cell, pixels)
+
+
 def test_an_exercise_is_solved_and_a_known_mistake_is_named(open_notebook: Callable[[str], Notebook]) -> None:
     sheet = open_notebook("exercises/01_quantizer.ipynb")
     sheet.run_all()
