@@ -1,8 +1,8 @@
 """How many bytes weights and the KV cache take at a given number of bits.
 
 The idea: codes cost bits / 8 bytes each; every scale, and when asymmetric every zero point, comes on top. That is all,
-and it is enough to see why a "4-bit" weight takes 4.125 bits. Weights are there once; the cache is there for every token
-of every text that is being written.
+and it is enough to see why a "4-bit" weight takes 4.125 bits. Weights are there once; the cache is there for every
+token of every text that is being written.
 
 Sizes are in bytes; GB is 10^9 bytes, GiB is 2^30. `QuantizedTensor.nbytes` counts a tensor that exists; this file
 predicts.
@@ -63,7 +63,7 @@ def kv_cache_bytes(
     zero_bytes: float = 0,
     residual: int = 0,
 ) -> float:
-    """2 layers kv_heads head_dim batch (coded bytes_per_parameter + 2 residual), coded and residual adding up to tokens.
+    """2 layers kv_heads head_dim batch (coded bytes_per_parameter + 2 residual), coded + residual being tokens.
 
     The 2 in front is for keys and values. Attention may have more query heads than kv_heads: they take no memory here.
 
