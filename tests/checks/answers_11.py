@@ -1,0 +1,203 @@
+"""Sheet 11, the KV cache: right answers in other styles, and mistakes as people write them in torch and float32."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import qcourse
+from qcourse.cost.memory import kv_cache_bytes
+from qcourse.methods.kv_cache import QuantizedKVCache
+from qcourse.models.llama import KVCache
+
+# Right answers.
+
+
+def size_of_package(
+    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+) -> float:
+    return kv_cache_bytes(layers, kv_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size)
+
+
+def size_loop(
+    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+) -> float:
+    total = 0.0
+    for _ in range(layers):
+        for bytes_a_number in (bits / 8, 2 / group_size):
+            for _ in ("keys", "values"):
+                total += batch * tokens * kv_heads * head_dim * bytes_a_number
+    return total
+
+
+def attend_of_package(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    cache = KVCache()
+    cache.update(0, k_cache[None, None], v_cache[None, None])
+    keys, values = cache.update(0, k[None, None], v[None, None])
+    mask = torch.ones(len(q), keys.shape[2], dtype=torch.bool).tril(len(k_cache))
+    return F.scaled_dot_product_attention(q[None, None], keys, values, attn_mask=mask)[0, 0]
+
+
+def attend_loop(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    rows, keys, values = [], k_cache, v_cache
+    for t in range(len(q)):
+        keys, values = torch.cat([keys, k[t : t + 1]]), torch.cat([values, v[t : t + 1]])
+        rows.append((q[t] @ keys.T / math.sqrt(q.shape[1])).softmax(0) @ values)
+    return torch.stack(rows)
+
+
+def attend_numpy(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> np.ndarray:
+    keys, values = np.vstack([k_cache, k]), np.vstack([v_cache, v])
+    fits = np.exp(q.numpy() @ keys.T / np.sqrt(q.shape[1]))
+    position = np.arange(len(k_cache), len(keys))
+    fits[np.arange(len(keys))[None] > position[:, None]] = 0
+    return fits @ values / fits.sum(axis=1, keepdims=True)
+
+
+def round_of_package(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return held_of_package(k, group_size, 0, bits)
+
+
+def held_of_package(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    quantizer = qcourse.IntQuantizer(bits, granularity=qcourse.PerGroup(group_size))
+    cache = QuantizedKVCache(quantizer, None, residual=residual)
+    for t in range(len(k)):
+        cache.update(0, k[None, None, t : t + 1], k[None, None, t : t + 1])
+    return cache.layers[0][0].everything()[0, 0]
+
+
+def round_columns(k: Tensor, group_size: int, bits: int) -> list:
+    top, rows = 2 ** (bits - 1) - 1, k.tolist()
+    for channel in range(k.shape[1]):
+        for start in range(0, len(rows), group_size):
+            tokens = range(start, start + group_size)
+            scale = max(abs(rows[t][channel]) for t in tokens) / top
+            for t in tokens:
+                rows[t][channel] = scale * max(-top - 1, min(top, round(rows[t][channel] / scale)))
+    return rows
+
+
+def round_transposed(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return qcourse.fake_quantize(k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)).T
+
+
+def held_as_they_come(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    coded, window = [], []
+    for token in k:
+        window.append(token)
+        if len(window) == residual + group_size:
+            coded.append(round_transposed(torch.stack(window[:group_size]), group_size, bits))
+            window = window[group_size:]
+    return torch.cat([*coded, *(token[None] for token in window)])
+
+
+def held_numpy(k: Tensor, group_size: int, residual: int, bits: int) -> np.ndarray:
+    held, top, start = k.numpy().copy(), 2 ** (bits - 1) - 1, 0
+    while start + group_size + residual <= len(held):
+        group = held[start : start + group_size]
+        scale = np.abs(group).max(axis=0) / top
+        group[:] = np.clip(np.round(group / scale), -top - 1, top) * scale
+        start += group_size
+    return held
+
+
+THE_PACKAGE = {
+    "11.1": size_of_package,
+    "11.2": attend_of_package,
+    "11.3": round_of_package,
+    "11.4": held_of_package,
+}
+THE_LESSON: dict[str, str] = {}
+OTHER_STYLES = {
+    "11.1": (
+        size_loop,
+        lambda layers, query_heads, kv_heads, head_dim, tokens, batch, bits, group_size: (
+            layers * kv_heads * head_dim * tokens * batch * (bits + 16 / group_size) / 4
+        ),
+    ),
+    "11.2": (attend_loop, attend_numpy),
+    "11.3": (round_columns, round_transposed),
+    "11.4": (held_as_they_come, held_numpy),
+}
+
+# Mistakes.
+
+
+def size_of_heads(
+    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+) -> float:
+    return kv_cache_bytes(layers, query_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size)
+
+
+def size_of_one_text(
+    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+) -> float:
+    return kv_cache_bytes(layers, kv_heads, head_dim, tokens, bits=bits, group_size=group_size)
+
+
+def size_without_scales(
+    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+) -> float:
+    return kv_cache_bytes(layers, kv_heads, head_dim, tokens, batch=batch, bits=bits)
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, diagonal: int | None) -> Tensor:
+    keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
+    fits = q @ keys.T / q.shape[1] ** 0.5
+    if diagonal is not None:
+        fits = fits.masked_fill(torch.ones_like(fits).triu(diagonal).bool(), -torch.inf)
+    return fits.softmax(dim=1) @ values
+
+
+def attend_causal_flag(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
+    return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
+
+
+def round_rows(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return qcourse.fake_quantize(k, bits, granularity=qcourse.PerGroup(group_size))
+
+
+def round_whole_channels(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return qcourse.fake_quantize(k, bits, granularity=qcourse.PerChannel(1))
+
+
+def round_reshaped(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return qcourse.fake_quantize(k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)).reshape(k.shape)
+
+
+def held_without_window(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    return held_as_they_come(k, group_size, 0, bits)
+
+
+def held_too_long(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    count = 0
+    while len(k) - count - residual > group_size:
+        count += group_size
+    return torch.cat([round_transposed(k[:count], group_size, bits), k[count:]]) if count else k
+
+
+def held_oldest(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    count = max(len(k) - residual, 0) // group_size * group_size
+    return torch.cat([k[:-count], round_transposed(k[-count:], group_size, bits)]) if count else k
+
+
+MISTAKES = [
+    ("11.1", "the query heads are counted", size_of_heads),
+    ("11.1", "one text instead of the batch", size_of_one_text),
+    ("11.1", "the scales are left out", size_without_scales),
+    ("11.1", "keys or values, not both", lambda *sizes: size_of_package(*sizes) / 2),
+    ("11.1", "bits for bytes", lambda *sizes: size_of_package(*sizes) * 8),
+    ("11.2", "the mask forgets the cache", attend_causal_flag),
+    ("11.2", "every token sees all others", lambda *tensors: attend_masked(*tensors, diagonal=None)),
+    ("11.2", "a token does not see itself", lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]))),
+    ("11.2", "a token sees the one after it", lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]) + 2)),
+    ("11.3", "keys by token", round_rows),
+    ("11.3", "one scale a channel for all tokens", round_whole_channels),
+    ("11.3", "reshaped where it should be transposed", round_reshaped),
+    ("11.4", "the window is forgotten", held_without_window),
+    ("11.4", "a group waits one token too long", held_too_long),
+    ("11.4", "a stale window: the oldest tokens stay as they are", held_oldest),
+]
