@@ -6,7 +6,9 @@ largest value of its group, and so the step, does not grow. Columns that meet la
 s = mean|x|^alpha, alpha the one of a grid at which the outputs lose least, ||x (w - w_hat)^T||^2 with
 w_hat = Q(w s) / s. At alpha = 0 nothing is scaled, so the result is never worse than rounding to nearest. Then each
 scale of the quantizer is clipped where that pays (`clip.py`). Both searches judge by the inputs' second moment
-(`moment.py`), for which the activations are visited once.
+(`moment.py`), for which the activations are visited once. From as many tokens as inputs on that is x^T x, and the time
+grows no more; below, x itself serves, and is faster: a weight of 4096 x 4096 took 3.7 s with 512 tokens, and 21 s by
+x^T x (benchmarks/results/awq_cpu.json: two cores; that of a weight of 1024 x 1024, 0.24 s and 0.35 s).
 
 Source: Lin et al., "AWQ" (MLSys 2024), section 3.2; alpha in twentieths as in its published code. That divides s by
 sqrt(max s * min s), which overflows in float16, and gives channels that were always 0 a scale near 0: here s is within
@@ -25,10 +27,9 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from qcourse.methods.clip import Rounding, shrunk
-from qcourse.methods.moment import Activations
+from qcourse.methods.moment import Hessian, check_weight
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
-from qcourse.numerics.rows import range_of_rows
-from qcourse.numerics.validation import check_finite, check_floating
+from qcourse.numerics.validation import check_floating
 
 LEAST = 1e-4  # mean |x| counts as at least this share of the largest: bounds s, and does not give up dead channels
 
@@ -92,14 +93,15 @@ class Awq:
         if type(self.grid) is not int or self.grid < 1:
             raise ValueError(f"grid={self.grid!r} must be a whole number (a Python int) of at least 1")
 
-    def observe(self, seen: Activations | None, x: Float[Tensor, "tokens in"]) -> Activations:
-        """Take x into account."""
-        return (Activations.before(x) if seen is None else seen).add(x)
+    def observe(self, seen: Hessian | None, x: Shaped[Tensor, "..."]) -> Hessian:
+        """What is kept of the inputs, with x (tokens, in) taken into account; raises what ``Hessian.add`` does."""
+        return (seen or Hessian()).add(x)
 
-    def quantize(self, weights: Mapping[str, Tensor], seen: Activations) -> dict[str, AWQResult]:
-        """One scale for all layers, the codes of each; ValueError, with its name, for what the quantizer refuses."""
+    def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, AWQResult]:
+        """One scale for all layers, the codes of each; ValueError, with its name, for a weight that cannot be."""
         for name, w in weights.items():
             try:
+                check_weight(w)
                 self.quantizer.fit(w)
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from error
@@ -135,25 +137,22 @@ def awq(
     True
     """
     method = Awq(quantizer, clip, grid)
-    for name, matrix in (("w", w), ("x", x)):
-        check_floating(matrix, name)
-        if matrix.ndim != 2:
-            raise ValueError(f"{name} must be a matrix, got the shape {tuple(matrix.shape)}")
-        check_finite(matrix, *range_of_rows(matrix.detach().reshape(1, -1)), name)
+    check_weight(w)
+    check_floating(x)
+    seen = method.observe(None, x.to(torch.promote_types(w.dtype, x.dtype)))
     if w.shape[1] != x.shape[1]:
         raise ValueError(f"w {tuple(w.shape)} and x {tuple(x.shape)} must have the same inputs, their last axis")
     quantizer.fit(w)  # what it refuses, it says in its own words
-    x = x.detach().to(torch.promote_types(w.dtype, x.dtype))
-    return _search({"": w}, method.observe(None, x), method)[""]
+    return _search({"": w}, seen, method)[""]
 
 
-def _search(weights: Mapping[str, Tensor], seen: Activations, method: Awq) -> dict[str, AWQResult]:
+def _search(weights: Mapping[str, Tensor], seen: Hessian, method: Awq) -> dict[str, AWQResult]:
     """The alpha that is best for all weights together, then the clips of each."""
     moment = seen.moment()
     weights = {name: w.detach().to(moment.matrix.dtype) for name, w in weights.items()}
     unit = max(float(w.abs().max()) for w in weights.values()) or 1.0
     sizes = {name: float(moment.losses(w / unit).sum()) for name, w in weights.items()}
-    scales, trials = _scales(seen.total, method.grid, moment.matrix.dtype), []
+    scales, trials = _scales(seen.magnitude, method.grid, moment.matrix.dtype), []
     for s in scales:
         rounding = Rounding(method.quantizer, moment.divided(s), s, unit)
         trials.append({name: rounding.losses(w) for name, w in weights.items()})
@@ -181,9 +180,10 @@ def _quantized(w: Tensor, rounding: Rounding, lost: Tensor, *, clip: bool) -> tu
     return QuantizedTensor(codes, parameters, rounding.quantizer), shrink.reshape(shape), float(lost.sum())
 
 
-def _scales(total: Tensor, grid: int, dtype: torch.dtype) -> list[Float[Tensor, " in"]]:
+def _scales(magnitude: Tensor, grid: int, dtype: torch.dtype) -> list[Float[Tensor, " in"]]:
     """s = mean|x|^alpha for alpha = 0, 1/grid, ..., 1, each divided by sqrt(max s * min s)."""
-    share = (total / total.max().clamp(min=torch.finfo(total.dtype).tiny)).clamp(min=LEAST)
+    largest = magnitude.max().clamp(min=torch.finfo(magnitude.dtype).tiny)
+    share = (magnitude / largest).clamp(min=LEAST)
     powers = [share ** (i / grid) for i in range(grid + 1)]
     return [(s / (s.max() * s.min()).sqrt()).to(dtype) for s in powers]
 

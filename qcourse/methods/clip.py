@@ -13,7 +13,7 @@ Source: Lin et al., "AWQ" (MLSys 2024); the shares, 1 down to 0.55 in twentieths
 How it differs from ``scale_rule="mse"``: that looks at the weights' own error, this at the outputs'.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Float64
@@ -103,8 +103,9 @@ class Rounding:
     @property
     def _rows_are_alone(self) -> bool:
         """Whether the quantizer's parameters have a row for each row of the weight, so that no two share one."""
-        parameters = vars(self.quantizer.fit(torch.zeros(2, len(self.s))))
-        return all(value.ndim and len(value) == 2 for value in parameters.values())
+        parameters = self.quantizer.fit(torch.zeros(2, len(self.s)))
+        values = [getattr(parameters, field.name) for field in fields(parameters)]
+        return all(value.ndim and len(value) == 2 for value in values)
 
 
 def shrunk(w: Float[Tensor, "out in"], shrink: Float[Tensor, "rows groups"]) -> Float[Tensor, "out in"]:

@@ -49,12 +49,13 @@ class FittedOnTheWay:
     Groups are runs of columns in the order of the sweep.
 
     Args:
-        w: (out, in); of its values, only the first row's are used, to learn the shapes of the parameters.
+        w: (out, in); only its shape and dtype are looked at.
     """
 
     def __init__(self, quantizer: Quantizer, w: Float[Tensor, "out in"]) -> None:
         self.quantizer, self.span = quantizer, group_size(quantizer.granularity, w.shape)
-        self._example, self._fits = quantizer.fit(w[:1]), list[Any]()
+        zeros = torch.zeros_like(w[:1])  # any values will do, to learn the shapes of the parameters
+        self._example, self._fits = quantizer.fit(zeros), list[Any]()
 
     def at(self, j: int, columns: Tensor) -> Any:
         """The parameters that column j of the sweep is rounded with; at the first of a group they are fitted."""

@@ -8,8 +8,9 @@ Source: Frantar et al., "GPTQ: accurate post-training quantization for generativ
 act_order and static groups as in its authors' published code. The step: Hassibi and Stork, "Second order derivatives
 for network pruning: optimal brain surgeon" (NeurIPS 1992).
 
-How it differs from its parts: `hessian.py` turns inputs into a triangle, `column_sweep.py` uses it up; this is the
-method as a whole. Against `quantizer(w)`: the same grid, other codes, and (in groups) scales fitted to updated weights.
+How it differs from its parts: `moment.py` gathers inputs, `hessian.py` makes a triangle of them, `column_sweep.py` uses
+it up; this is the method as a whole. Against `quantizer(w)`: the same grid, other codes, and (in groups) scales fitted
+to updated weights.
 """
 
 import math
@@ -21,10 +22,10 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from qcourse.methods.column_sweep import FittedBefore, FittedOnTheWay, group_size, round_columns
-from qcourse.methods.hessian import Hessian, InverseFactor, check_damp, inverse_factor
+from qcourse.methods.hessian import InverseFactor, check_damp, inverse_factor
+from qcourse.methods.moment import Hessian, check_weight
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
-from qcourse.numerics.rows import range_of_rows, wide
-from qcourse.numerics.validation import check_finite, check_floating
+from qcourse.numerics.rows import wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ def gptq(
     ([[0, 0, 7]], [[0, 1, 7]])
     """
     _check_options(quantizer, block_size)
-    _check_weight(w)
+    check_weight(w)
     factor = inverse_factor(hessian, damp=damp, act_order=act_order, dtype=wide(w.dtype))
     return sweep(w, factor, quantizer, block_size=block_size, static_groups=static_groups)
 
@@ -106,7 +107,7 @@ def sweep(
 ) -> GPTQResult:
     """``gptq`` from the factor on, in the factor's dtype: layers that read the same input share a factor."""
     _check_options(quantizer, block_size)
-    _check_weight(w)
+    check_weight(w)
     inputs, order = w.shape[1], factor.order
     if len(order) != inputs:
         raise ValueError(f"hessian of shape {(len(order),) * 2} does not fit w of shape {tuple(w.shape)}, (out, in)")
@@ -132,6 +133,14 @@ class Gptq:
 
     Layers that read the same input share one Hessian and the factor of its inverse.
 
+    Args:
+        quantizer: the grid of every layer, with any granularity.
+        block_size, damp, act_order, static_groups: as in ``gptq``.
+
+    Raises:
+        TypeError: quantizer is none.
+        ValueError: block_size is below 1; damp is not positive and finite.
+
     >>> from qcourse import IntQuantizer
     >>> method, x = Gptq(IntQuantizer(4)), torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.0, 1.0]])
     >>> results = method.quantize({"layer": torch.tensor([[0.4, 0.4, 7.0]])}, method.observe(None, x))
@@ -150,8 +159,8 @@ class Gptq:
         _check_options(self.quantizer, self.block_size)
         check_damp(self.damp)
 
-    def observe(self, seen: Hessian | None, x: Tensor) -> Hessian:
-        """The second moment, with x (tokens, in) taken into account."""
+    def observe(self, seen: Hessian | None, x: Shaped[Tensor, "..."]) -> Hessian:
+        """The second moment, with x (tokens, in) taken into account; raises what ``Hessian.add`` does."""
         return (seen or Hessian()).add(x)
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, GPTQResult]:
@@ -186,13 +195,6 @@ def _square(x: Tensor) -> float:
     """||x||^2; squares that float32 cannot hold are taken in float64."""
     size = float(torch.linalg.vector_norm(x, dim=1).double().square().sum())
     return size if 0 < size < math.inf else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-
-
-def _check_weight(w: Tensor) -> None:
-    check_floating(w, "w")
-    if w.ndim != 2:
-        raise ValueError(f"w of shape {tuple(w.shape)} must be a matrix (out, in)")
-    check_finite(w, *range_of_rows(w.detach()), "w")
 
 
 def _check_options(quantizer: object, block_size: int) -> None:

@@ -1,15 +1,15 @@
-"""What the inputs of a layer say about its weights: their second moment, and the factor of its inverse that GPTQ needs.
+"""What the second moment of a layer's inputs says about its weights: the factor of its inverse, which GPTQ needs.
 
 The idea: the outputs' mean squared error is a quadratic form of the weights' error, mean ||x d^T||^2 = tr(d H d^T) with
-H the second moment of the inputs. So H is all that has to be kept of them, and it is a sum over tokens: batches are
-added as they come. The inverse of H says where the error of one column is best made up for; GPTQ reads it row by row
-from one triangular factor, H^-1 = U^T U.
+H the second moment of the inputs. The inverse of H says where the error of one column is best made up for; GPTQ reads
+it row by row from one triangular factor, H^-1 = U^T U. A ``Hessian`` knows H up to a power of two, so that the unit of
+the inputs does not matter; a matrix is taken as it is.
 
 Source: Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers" (ICLR 2023),
 section 4, step 3. The paper's H is 2 sum x x^T; only because damping is relative to the mean of the diagonal does the
 constant change no code.
 
-How it differs from `calibration.py`: that chooses the range of x itself; this asks which errors of w the x will show.
+How it differs from `moment.py`: that gathers H, and multiplies with it; this solves with it.
 """
 
 import math
@@ -19,48 +19,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from qcourse.methods.moment import Hessian
 from qcourse.numerics.rows import range_of_rows, wide
 from qcourse.numerics.validation import check_finite, check_floating
 
 LEAF = 256  # triangles of this size are inverted at once
-
-
-class Hessian:
-    """H = (1 / n) sum x x^T over n tokens, gathered batch by batch in float32 (float64 where the first batch is).
-
-    >>> hessian = Hessian().add(torch.tensor([[1.0, 2.0]])).add(torch.tensor([[3.0, 0.0]]))
-    >>> hessian.matrix.tolist(), hessian.count
-    ([[5.0, 1.0], [1.0, 2.0]], 2)
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._total: Tensor | None = None
-
-    def add(self, x: Shaped[Tensor, "..."]) -> "Hessian":
-        """Take x (tokens, in) into account and return the same object; a batch that is refused leaves no trace.
-
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty, is no matrix, has NaN or infinity, or has another width than the batches before.
-        """
-        check_floating(x)
-        if x.ndim != 2 or (self._total is not None and x.shape[1] != len(self._total)):
-            width = "in" if self._total is None else len(self._total)
-            raise ValueError(f"x of shape {tuple(x.shape)} must have the shape (tokens, {width})")
-        x = x.detach()
-        check_finite(x, *range_of_rows(x.reshape(1, -1)))
-        x = x.to(wide(x.dtype) if self._total is None else self._total.dtype)
-        self._total = x.T @ x if self._total is None else self._total.addmm_(x.T, x)
-        self.count += len(x)
-        return self
-
-    @property
-    def matrix(self) -> Float[Tensor, "in in"]:
-        """H, a tensor of its own; ValueError where no batch was added."""
-        if self._total is None:
-            raise ValueError("hessian has seen no inputs; add at least one batch")
-        return self._total / self.count
+ASYMMETRY = 1e-3  # how far two entries that should be equal may be apart, in units of their inputs' sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +75,7 @@ def inverse_factor(
     [0, 1]
     """
     check_damp(damp)
-    matrix = hessian.matrix if isinstance(hessian, Hessian) else hessian
+    matrix, size = (hessian.scaled, hessian.factor) if isinstance(hessian, Hessian) else (hessian, 1.0)
     check_hessian(matrix, symmetric=isinstance(hessian, Hessian))
     diagonal = matrix.diagonal().double()
     dead = diagonal == 0
@@ -128,7 +92,7 @@ def inverse_factor(
     # In reversed order J (J = its own inverse), J H J = L L^T, so H^-1 = U^T U with U = J L^-1 J, upper triangular.
     upper = invert_triangle(lower).flip(0, 1)
     count = hessian.count if isinstance(hessian, Hessian) else None
-    return InverseFactor(upper, order, dead, unit, used, _note(damp, used, dead, count))
+    return InverseFactor(upper, order, dead, unit / size / size, used, _note(damp, used, dead, count))
 
 
 def invert_triangle(lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -158,7 +122,7 @@ def output_error(
     >>> output_error(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 3.0]]), torch.eye(2))
     0.2
     """
-    h = hessian.matrix if isinstance(hessian, Hessian) else hessian
+    h = hessian.scaled if isinstance(hessian, Hessian) else hessian
     dtype = torch.promote_types(wide(w.dtype), wide(h.dtype))
     h, w = h.to(dtype), w.to(dtype)
     lost, size = (float(((d @ h) * d).sum(dtype=torch.float64)) for d in (w - w_hat.to(dtype), w))
@@ -185,8 +149,23 @@ def check_hessian(h: Tensor, *, symmetric: bool = False) -> None:
         raise ValueError(f"hessian[{i}, {i}]={float(diagonal[i]):.3g} must not be negative: it is a mean of squares")
     if not diagonal.any():
         raise ValueError("hessian is zero on its whole diagonal: the layer has seen no input other than 0")
-    if not symmetric and (apart := float((h - h.T).abs_().max())) > 1e-3 * float(diagonal.max()):
-        raise ValueError(f"hessian must be symmetric; two entries that should be equal are {apart:.3g} apart")
+    if not symmetric:
+        _check_entries(h)
+
+
+def _check_entries(h: Tensor) -> None:
+    """Raise ValueError unless h is symmetric, and 0 beside a 0 of its diagonal: each entry in units of its inputs."""
+    # No second moment has |h_ij| above sqrt(h_ii h_jj). A diagonal of 0 may have been too small to be a float.
+    root = h.diagonal().clamp(min=torch.finfo(h.dtype).tiny).to(wide(h.dtype)).sqrt()
+    h, dead = h.to(root.dtype), (h.diagonal() == 0).nonzero()  # (dead, 1)
+    apart = ((h - h.T).abs_().div_(root).div_(root[:, None]) > ASYMMETRY).nonzero()
+    beside = (h[dead[:, 0]].abs().div_(root) > root[dead]).nonzero()
+    if len(apart):
+        i, j = apart[0].tolist()
+        raise ValueError(f"hessian must be symmetric, but [{i}, {j}] is {h[i, j]:.3g} and [{j}, {i}] is {h[j, i]:.3g}")
+    if len(beside):
+        i, j = int(dead[beside[0, 0]]), int(beside[0, 1])
+        raise ValueError(f"hessian[{i}, {j}]={h[i, j]:.3g} must be 0, as hessian[{i}, {i}] is: input {i} was always 0")
 
 
 def _damped_cholesky(h: Tensor, damp: float) -> tuple[Tensor, float]:

@@ -1,22 +1,24 @@
-"""What the rounding of a weight loses on a layer's inputs, by their second moment: tr(D H D^T), H = x^T x.
+"""The second moment of a layer's inputs, gathered batch by batch, and what the rounding of a weight loses by it.
 
-The idea: to judge many roundings w_hat of one weight, nothing has to be run on x again. With D = w_hat - w the outputs
-lose ||x D^T||^2 = tr(D H D^T), and H is (in, in) however many tokens there were, gathered in one pass. While there are
-fewer tokens than inputs x itself is the smaller: the same loss then takes fewer products, and no rounding of H. What a
-group of inputs causes alone takes its block on H's diagonal.
+The idea: with D = w_hat - w the outputs lose ||x D^T||^2 = tr(D H D^T), H = x^T x: so H, or x itself while that is the
+smaller, is all that has to be kept of the inputs, in one pass and (in, in) however many tokens there are. To judge many
+roundings of one weight nothing has to be run on x again, and what a group of inputs causes alone takes its block on H's
+diagonal. The size of x is kept apart, as a power of two: squares of very large or small inputs are no floats.
 
-Source: the objective of GPTQ (Frantar et al., ICLR 2023), equation 1; here it serves the searches of AWQ.
+Source: the objective of GPTQ (Frantar et al., ICLR 2023), equation 1; it serves the searches of AWQ as well.
 
-How it differs from ``hessian.py``: that one is solved with, so it is square and damped; this is multiplied with.
+How it differs from ``hessian.py``: there H is solved with, so it is damped and inverted; here it is multiplied with.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from qcourse.numerics.rows import wide
+from qcourse.numerics.rows import range_of_rows, wide
+from qcourse.numerics.validation import check_finite, check_floating
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,56 +61,105 @@ class Moment:
         return (y.mul_(parts) if self.squared else y.square_()).sum(-1).double().T
 
 
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """What is kept of the inputs seen so far: sum |x| of each, and x while it has fewer rows than columns, then H.
+class Hessian:
+    """H = (1 / n) sum x x^T over n tokens, gathered batch by batch in float32 (float64 where the first batch is).
 
-    Args:
-        total: sum |x| over the tokens.
-        factor: by which x is multiplied first, a power of two: H of very large or small x is neither infinite nor 0.
-        rows: the x that gram does not yet hold, fewer than `in` tokens.
-        gram: x^T x of the tokens before; None while there were few.
+    Attributes:
+        count: n.
+        factor: the power of two that x is multiplied by first: the largest |x| becomes less than 1.
+        magnitude: (in,), sum |factor x| over the tokens; batches are added up in float64.
+        rows: factor x of all tokens, while they are fewer than the inputs; then empty.
+        gram: the sum of (factor x) (factor x)^T from then on, (in, in); None before.
 
-    >>> x = torch.randn(15, 8, generator=torch.Generator().manual_seed(0))
-    >>> seen = Activations.before(x)
-    >>> for batch in x.split(5):
-    ...     seen = seen.add(batch)
-    >>> torch.allclose(seen.moment().matrix / seen.factor**2, x.T @ x, atol=1e-5)
-    True
+    >>> hessian = Hessian().add(torch.tensor([[1.0, 2.0]])).add(torch.tensor([[3.0, 0.0]]))
+    >>> hessian.matrix.tolist(), hessian.count
+    ([[5.0, 1.0], [1.0, 2.0]], 2)
+    >>> (hessian.magnitude / hessian.factor).tolist()
+    [4.0, 2.0]
     """
 
-    total: Float64[Tensor, " in"]
-    factor: float
-    rows: tuple[Float[Tensor, "_ in"], ...] = ()
-    gram: Float[Tensor, "in in"] | None = None
+    def __init__(self) -> None:
+        self.count, self.factor = 0, 1.0
+        self.magnitude: Tensor = torch.zeros(0, dtype=torch.float64)
+        self.rows: list[Tensor] = []
+        self.gram: Tensor | None = None
+        self._peak, self._dtype = 0.0, torch.float32
 
-    @classmethod
-    def before(cls, x: Float[Tensor, "tokens in"]) -> "Activations":
-        """Nothing yet, made for inputs of about x's size."""
-        exponent = int(torch.frexp(x.double().abs().max()).exponent)
-        total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-        return cls(total, 2.0 ** -max(exponent, -1000))  # 2^1074 would be no float
+    def add(self, x: Shaped[Tensor, "..."]) -> "Hessian":
+        """Take x (tokens, in) into account and return the same object; a batch that is refused leaves no trace.
 
-    def add(self, x: Float[Tensor, "tokens in"]) -> "Activations":
-        """These and x, in float32, or float64 where x is."""
-        dtype = wide(x.dtype)
-        x = x.double() * self.factor
-        rows = (*self.rows, x.to(dtype))
-        more = replace(self, total=self.total + x.abs().sum(0), rows=rows)
-        return more if sum(map(len, rows)) < x.shape[1] else replace(more, rows=(), gram=more._square())
+        Raises:
+            TypeError: x is not a floating-point tensor.
+            ValueError: x is empty, is no matrix, has NaN or infinity, or has another width than the batches before.
+        """
+        check_floating(x)
+        if x.ndim != 2 or (self.count and x.shape[1] != len(self.magnitude)):
+            width = len(self.magnitude) if self.count else "in"
+            raise ValueError(f"x of shape {tuple(x.shape)} must have the shape (tokens, {width})")
+        x = x.detach()
+        low, high = range_of_rows(x.reshape(1, -1))
+        check_finite(x, low, high)
+        if not self.count:
+            self.magnitude, self._dtype = self.magnitude.new_zeros(x.shape[1], device=x.device), wide(x.dtype)
+        self._hold(max(-float(low), float(high)))
+        x = (x.to(wide(x.dtype)) * self.factor).to(self._dtype)
+        self.magnitude += x.abs().sum(0).double()  # a batch by itself in its dtype: ten times as fast
+        self.count += len(x)
+        if self.gram is not None:
+            self.gram.addmm_(x.T, x)
+        else:
+            self.rows.append(x)
+            if self.count >= x.shape[1]:
+                self.gram, self.rows = self._square(), []
+        return self
+
+    @property
+    def matrix(self) -> Float[Tensor, "in in"]:
+        """H, a tensor of its own, in float64 where float32 could not hold it; ValueError where no batch was added."""
+        h = self.scaled
+        h = h if 2.0**-40 < self.factor < 2.0**40 else h.double()
+        return h.div_(self.factor).div_(self.factor)
+
+    @property
+    def scaled(self) -> Float[Tensor, "in in"]:
+        """factor^2 H, a tensor of its own, which has no entry above 1; ValueError where no batch was added."""
+        self._check_any()
+        return self._square().div_(self.count) if self.gram is None else self.gram / self.count
 
     def moment(self) -> Moment:
-        """H, or x, each times what `factor` makes of it; ValueError where H is beyond its dtype."""
+        """x^T x, or x, of factor x; not to be written into. ValueError where no batch was added."""
+        self._check_any()
         if self.gram is None:
             return Moment(torch.cat(self.rows)[None], squared=False)
-        gram = self._square()
-        if not torch.isfinite(gram.diagonal()).all():
-            raise ValueError(f"x^T x overflows {gram.dtype}: some batches of x are far larger than the first")
-        return Moment(gram[None], squared=True)
+        return Moment(self.gram[None], squared=True)
+
+    def _hold(self, peak: float) -> None:
+        """Make the factor such that it suits inputs up to peak too."""
+        largest = max(self._peak, peak)
+        least = -1000 if self._dtype == torch.float64 else -100  # the factor must be a float too
+        factor = 2.0 ** -max(math.frexp(largest)[1], least)
+        if factor != self.factor:
+            ratio = factor / self.factor
+            self.magnitude *= ratio
+            self.rows = [x * ratio for x in self.rows]
+            self.gram = None if self.gram is None else self.gram.mul_(ratio).mul_(ratio)
+        self.factor, self._peak = factor, largest
 
     def _square(self) -> Tensor:
-        gram = self.gram
+        size = len(self.magnitude)
+        total = torch.zeros(size, size, dtype=self._dtype, device=self.magnitude.device)
         for x in self.rows:
-            gram = x.T @ x if gram is None else torch.addmm(gram, x.T, x)
-        assert gram is not None  # once x was added there are rows or gram
-        return gram
+            total.addmm_(x.T, x)
+        return total
+
+    def _check_any(self) -> None:
+        if not self.count:
+            raise ValueError("hessian has seen no inputs; add at least one batch")
+
+
+def check_weight(w: Tensor) -> None:
+    """Raise TypeError unless w holds floats, ValueError unless it is a matrix of finite ones."""
+    check_floating(w, "w")
+    if w.ndim != 2:
+        raise ValueError(f"w of shape {tuple(w.shape)} must be a matrix (out, in)")
+    check_finite(w, *range_of_rows(w.detach()), "w")

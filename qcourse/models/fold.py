@@ -3,8 +3,9 @@
 The idea: a layer that wants its input divided by s, as AWQ does, need not divide it at each call: the norm before it
 can, once and for all, by a gain that is s times smaller; or the linear layer before it, by s times smaller rows. That
 is right only where nothing else reads what was divided, and nothing in between minds. So a predecessor is not believed
-by its name: the block that the layers are in is run on a few random tokens, with the predecessor divided by powers of
-two (exact in any float) and the layers' input multiplied by them. What the block puts out has to stay.
+by its name: the block that the layers are in is run on a few random tokens (`probe.py`), with the predecessor divided
+by powers of two and the layers' input multiplied by them. What the block puts out has to stay. A norm's readers have to
+be these layers and no other; and where their input makes no difference, nothing is shown, so nothing is folded.
 
     norm -> q, k, v and norm -> gate, up    the gain of the norm (and its bias)
     v -> o, where o has one input a row     attention mixes tokens, never channels
@@ -49,7 +50,8 @@ def fold(model: nn.Module, names: Sequence[str], input_scale: Shaped[Tensor, "..
         no blocks or does not run on token ids, another layer reads the same, or the predecessor's dtype cannot hold it.
 
     Raises:
-        ValueError: input_scale is not positive and finite, or not one number an input.
+        ValueError: names is empty, or one of them is no linear layer of the model; input_scale is not positive and
+            finite, or not one number an input.
 
     >>> from qcourse.models.llama import random_llama
     >>> from qcourse.models.llama_config import LlamaConfig
@@ -58,18 +60,12 @@ def fold(model: nn.Module, names: Sequence[str], input_scale: Shaped[Tensor, "..
     'model.layers.0.mlp.up_proj'
     >>> model.model.layers[0].mlp.down_proj.weight *= 2  # and the model is what it was
     """
-    layers = [model.get_submodule(name) for name in names]
-    size = getattr(layers[0], "in_features", None)
-    if input_scale.shape != (size,):
-        raise ValueError(f"input_scale of shape {tuple(input_scale.shape)} must have the shape {(size,)}, one an input")
-    check_scale(input_scale)
+    layers = _layers(model, names, input_scale)
     block = next((each for each in blocks(model) if all(name.startswith(f"{each.name}.") for name in names)), None)
     if block is not None and all(_has_one_place(model, layer) for layer in layers):
         for name in _predecessors(model, block, names):
-            module = model.get_submodule(name)
-            new = _divided(module, input_scale)
-            if new and _has_one_place(model, module) and _takes(block, module, layers, len(input_scale)):
-                put(module, new)
+            if new := _taken(model, block, name, names, input_scale):
+                put(model.get_submodule(name), new)
                 return name
     return None
 
@@ -103,18 +99,13 @@ def plant_outliers(
     True
     """
     new = copy.deepcopy(model)
-    found = [
-        (norm, readers)
-        for block in blocks(new)
-        for norm, readers in _norms(new, block)
-        if _takes(block, norm, readers, readers[0].in_features)
-    ]
+    found = [each for block in blocks(new) for each in _norms(new, block)]
     if not found:
         raise ValueError(f"no norm of this {type(model).__name__} feeds linear layers alone")
     gain = _gain(channels, factor, where, seed, size=found[0][1][0].in_features)
     for norm, readers in found:
         larger = _divided(norm, 1 / gain)
-        assert larger is not None  # as _takes has found
+        assert larger is not None  # as _norms has found
         put(norm, larger)
         for layer in readers:
             put(layer, {"weight": (layer.weight / gain).to(layer.weight.dtype)})
@@ -127,12 +118,12 @@ def _gain(channels: int | Sequence[int], factor: float, where: str, seed: int, *
         raise ValueError(f"where={where!r} must be 'activations' or 'weights'")
     if not 0 < factor < math.inf:
         raise ValueError(f"factor={factor!r} must be positive and finite")
-    if isinstance(channels, int):
+    if type(channels) is int:
         drawn = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:channels].tolist()
         wrong = not 0 < channels <= size
     else:
-        drawn = list(channels)
-        wrong = not drawn or not all(0 <= channel < size for channel in drawn)
+        drawn = list(channels) if isinstance(channels, Sequence) else []
+        wrong = not drawn or not all(type(channel) is int and 0 <= channel < size for channel in drawn)
     if wrong:
         raise ValueError(f"channels={channels!r} must be from 0 to {size - 1}, at least one, or how many of the {size}")
     gain = torch.ones(size, dtype=torch.float64)
@@ -141,24 +132,47 @@ def _gain(channels: int | Sequence[int], factor: float, where: str, seed: int, *
 
 
 def _norms(model: nn.Module, block: Block) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
-    """Each norm of a block, with the linear layers that read it."""
+    """Each norm of a block that feeds linear layers alone, and these layers."""
     for norm, names in block.readers().items():
         readers = [layer for layer in map(model.get_submodule, names) if isinstance(layer, nn.Linear)]
-        modules = [model.get_submodule(norm), *readers]
-        if len(readers) == len(names) and all(_has_one_place(model, module) for module in modules):
-            yield modules[0], readers
+        alone = len(readers) == len(names) and all(_has_one_place(model, layer) for layer in readers)
+        if alone and _taken(model, block, norm, names, torch.ones(readers[0].in_features)):
+            yield model.get_submodule(norm), readers
+
+
+def _layers(model: nn.Module, names: Sequence[str], scale: Tensor) -> list[nn.Module]:
+    """The layers of these names, which a scale has to suit."""
+    if not names:
+        raise ValueError("names is empty; it must name the linear layers that read the input")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        if not isinstance(layer := modules.get(name), nn.Linear | QuantizedLinear):
+            raise ValueError(f"names has {name!r}, which is no linear layer of this {type(model).__name__}")
+        if scale.shape != (layer.in_features,):
+            shape, expected = tuple(scale.shape), (layer.in_features,)
+            raise ValueError(f"input_scale of shape {shape} must have the shape {expected}, one an input of {name}")
+    check_scale(scale)
+    return [modules[name] for name in names]
 
 
 def _predecessors(model: nn.Module, block: Block, names: Sequence[str]) -> Iterator[str]:
-    """Names of what these layers may be reading: a norm, for sure, or else one of the linear layers beside them."""
+    """Names of what these layers, and no others, may be reading: a norm, or else a linear layer beside them."""
     for norm, readers in block.readers().items():
         if set(names) & set(readers):
-            yield norm
+            if set(names) == set(readers):
+                yield norm
             return
     parent = names[0].rpartition(".")[0]
     for name, module in model.get_submodule(parent).named_children():
         if isinstance(module, nn.Linear | QuantizedLinear) and f"{parent}.{name}" not in names:
             yield f"{parent}.{name}"
+
+
+def _taken(model: nn.Module, block: Block, name: str, layers: Sequence[str], scale: Tensor) -> dict[str, Tensor] | None:
+    """The tensors that divide a module's output by scale, where the block takes that; None where it does not."""
+    module = model.get_submodule(name)
+    new = _divided(module, scale)
+    return new if new and _has_one_place(model, module) and block.takes(name, list(new), layers) else None
 
 
 def _divided(module: nn.Module, scale: Tensor) -> dict[str, Tensor] | None:
@@ -177,13 +191,6 @@ def _divided(module: nn.Module, scale: Tensor) -> dict[str, Tensor] | None:
         except ValueError:
             return None
     return new if bias is None else {**new, "bias": (bias.double() / scale.double()).to(bias.dtype)}
-
-
-def _takes(block: Block, module: nn.Module, layers: Sequence[nn.Module], size: int) -> bool:
-    """Whether a block puts out the same with a module divided by a scale and these layers' inputs multiplied by it."""
-    scale = torch.exp2(torch.randint(-2, 3, (size,), generator=torch.Generator().manual_seed(0)).float())
-    new = _divided(module, scale)
-    return new is not None and block.is_same(module, new, layers, scale)
 
 
 def _has_one_place(model: nn.Module, module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 The idea: names such as input_layernorm mean different things in different models; what a block does when it is run
 does not depend on them. Blocks are like each other, so the arguments that the model gives to the first one (masks,
 positions) fit all: they are caught on the way, the tokens replaced by random ones, and each block can be called alone.
+It is run on float64 copies of its tensors: a branch that adds little to the residual, or nearly nothing, then shows.
 
 Source: none.
 
@@ -17,10 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from qcourse.models.quantized_linear import QuantizedLinear
 
 TOKENS = 8
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # narrower ones are codes
+SAME = 1e-6  # powers of two change no bit, so what is the same is so to within the order of sums in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Block:
 
     Args:
         name: in the model.
-        args, named: its arguments, in which the tokens are random.
+        args, named: its arguments, in which the tokens are random and floats are float64.
     """
 
     name: str
@@ -37,11 +41,20 @@ class Block:
     args: tuple[Any, ...]
     named: dict[str, Any]
 
-    def run(self) -> Tensor:
-        """What it puts out (batch, tokens, hidden); always the same while the block is."""
+    def run(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """What it puts out (batch, tokens, hidden) with these for its own; None where it cannot work in float64."""
         args, named = copy.deepcopy((self.args, self.named))  # a cache among them would remember
-        output = self.module(*args, **named)
+        try:
+            output = functional_call(self.module, dict(tensors), args, named, tie_weights=False)
+        except RuntimeError:
+            return None
         return output[0] if isinstance(output, tuple) else output
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parameters and buffers by their names within it, floats as float64."""
+        parameters = self.module.named_parameters(remove_duplicate=False)
+        buffers = self.module.named_buffers(remove_duplicate=False)
+        return {name: _double(tensor) for name, tensor in (*parameters, *buffers)}
 
     def readers(self) -> dict[str, list[str]]:
         """For each norm whose output is the input of linear layers, these layers; names are the model's."""
@@ -62,24 +75,35 @@ class Block:
                 elif getattr(getattr(module, "weight", None), "ndim", 0) == 1:
                     keep = lambda module, args, output, name=name: made.append((output, name))  # noqa: E731
                     hooks.enter_context(module.register_forward_hook(keep))
-            self.run()
+            self.run(self.tensors())
         return found
 
-    def is_same(self, module: nn.Module, new: Mapping[str, Tensor], layers: Sequence[nn.Module], scale: Tensor) -> bool:
-        """Whether it puts out the same with new tensors in one of its modules and the inputs of layers times scale.
+    def takes(self, name: str, keys: Sequence[str], layers: Sequence[str]) -> bool:
+        """Whether it puts out the same with a module divided by a scale and the inputs of layers multiplied by it.
 
-        The same: within a thousandth of what the factor on the inputs does alone.
+        The same: within SAME of what the factor on the inputs does alone, which has to be something.
+
+        Args:
+            name: of the module, in the model.
+            keys: those of its tensors that have a row for each number of the scale.
+            layers: their names in the model.
         """
-        old = {key: getattr(module, key) for key in new}
-        before = self.run()
-        with ExitStack() as stack:
+        old, short = self.tensors(), len(self.name) + 1
+        places = [f"{name[short:]}.{key}" for key in keys]
+        if not old.keys() >= set(places):
+            return False  # made of other tensors
+        powers = torch.randint(-2, 3, (len(old[places[0]]),), generator=torch.Generator().manual_seed(0))
+        scale = torch.exp2(powers.double()).to(old[places[0]].device)
+        new = {place: old[place] / scale.reshape(-1, *[1] * (old[place].ndim - 1)) for place in places}
+        before = self.run(old)
+        with ExitStack() as hooks:
             for layer in layers:
-                hook = layer.register_forward_pre_hook(lambda layer, args: (args[0] * scale.to(args[0]),))
-                stack.enter_context(hook)
-            without = self.run()
-            stack.callback(put, module, old)
-            put(module, new)
-            return bool((self.run() - before).norm() <= 1e-3 * (without - before).norm())
+                module = self.module.get_submodule(layer[short:])
+                hooks.enter_context(module.register_forward_pre_hook(lambda layer, args: (args[0] * scale,)))
+            without, after = self.run(old), self.run(old | new)
+        if before is None or without is None or after is None:
+            return False
+        return bool(0 < (without - before).norm() >= (after - before).norm() / SAME)
 
 
 def put(module: nn.Module, new: Mapping[str, Tensor]) -> None:
@@ -134,7 +158,7 @@ def _arguments(model: nn.Module, block: nn.Module, ids: Tensor) -> tuple[tuple[A
             return None
     if not found:
         return None
-    args, named = found[0]
+    args, named = _double(found[0])
     if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
         return (_random_like(args[0]), *args[1:]), named
     x = named.get("hidden_states")
@@ -144,3 +168,12 @@ def _arguments(model: nn.Module, block: nn.Module, ids: Tensor) -> tuple[tuple[A
 def _random_like(x: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(x.shape, generator=generator).to(x)
+
+
+def _double(value: Any) -> Any:
+    """A tensor of floats in float64, also within tuples, lists and dicts; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().double() if value.dtype in FLOATS else value
+    if type(value) in (tuple, list):
+        return type(value)(map(_double, value))
+    return {key: _double(each) for key, each in value.items()} if type(value) is dict else value

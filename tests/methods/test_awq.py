@@ -274,7 +274,7 @@ def test_half_precision_is_worked_on_in_float32() -> None:
     assert awq(w.double(), outliers(40, 32), INT4).w_hat.dtype == torch.float64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Steps:
     """The parameters of the quantizer below."""
 
@@ -345,6 +345,7 @@ def test_what_is_kept_of_the_inputs_stays_small() -> None:
     for batch in normal(500, 32).split(10):
         seen = Awq(INT4).observe(seen, batch)
         assert sum(map(len, seen.rows)) < 32
+        assert seen.gram is None or not seen.rows
         batch.zero_()  # the model may use its memory again
     assert seen is not None
     x = normal(500, 32)
@@ -399,8 +400,8 @@ def test_rows_whose_errors_cancel_stay_as_they_are() -> None:
     ("w", "x", "error", "words"),
     [
         (normal(4, 32), normal(8, 16), ValueError, r"w (4, 32) and x (8, 16) must have the same inputs"),
-        (normal(32), normal(8, 32), ValueError, "w must be a matrix, got the shape (32,)"),
-        (normal(4, 32), normal(2, 8, 32), ValueError, "x must be a matrix, got the shape (2, 8, 32)"),
+        (normal(32), normal(8, 32), ValueError, "w of shape (32,) must be a matrix"),
+        (normal(4, 32), normal(2, 8, 32), ValueError, "x of shape (2, 8, 32) must have the shape (tokens, in)"),
         (normal(4, 32), torch.zeros(0, 32), ValueError, "x is empty"),
         (torch.zeros(0, 32), normal(8, 32), ValueError, "w is empty"),
         (normal(4, 32).long(), normal(8, 32), TypeError, "w has dtype torch.int64"),
@@ -439,8 +440,27 @@ def test_a_layer_that_is_refused_is_named() -> None:
         method.quantize({"gate": normal(4, 32), "up": normal(4, 32) * 4e6}, method.observe(None, normal(8, 32)))
 
 
-def test_batches_that_overflow_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("w", "words"),
+    [
+        (normal(4, 32) * math.nan, "layer 'up': w has 128 NaN or infinite values of 128"),
+        (normal(32), "layer 'up': w of shape (32,) must be a matrix"),
+    ],
+)
+def test_a_weight_that_is_refused_is_not_called_x(w: Tensor, words: str) -> None:
     method = Awq(INT4)
-    seen = method.observe(method.observe(None, normal(40, 32) * 1e-10), normal(40, 32) * 1e20)
-    with pytest.raises(ValueError, match=r"x\^T x overflows torch\.float32: some batches"):
-        method.quantize({"w": normal(4, 32)}, seen)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        method.quantize({"gate": normal(4, 32), "up": w}, method.observe(None, normal(8, 32)))
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_batches_of_very_different_sizes_count_by_their_sizes(tokens: int) -> None:
+    method, x = Awq(INT4), outliers(tokens, 32)
+    loud = method.observe(None, x * 1e20)
+    for seen in (
+        method.observe(method.observe(None, normal(tokens, 32) * 1e-10), x * 1e20),
+        method.observe(method.observe(None, 0 * x), x * 1e20),
+    ):
+        one, other = (method.quantize({"w": normal(4, 32)}, each)["w"] for each in (loud, seen))
+        assert torch.equal(one.quantized.codes, other.quantized.codes)
+        assert other.error == pytest.approx(one.error, rel=1e-4)

@@ -1,6 +1,7 @@
 """GPTQ: against the surgeon's steps done one by one, against all roundings there are, as a law, and what is refused."""
 
 import itertools
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -125,19 +126,23 @@ def test_float32_is_as_good_as_float64() -> None:
 # Against all roundings
 
 
-def test_most_of_what_rounding_to_nearest_loses_is_won_back() -> None:
+@pytest.mark.parametrize(("rho", "share"), [(0.5, 0.7), (0.7, 0.8), (0.9, 0.9)])
+@pytest.mark.parametrize("seed", [0, 1000])
+def test_most_of_what_rounding_to_nearest_loses_is_won_back(rho: float, share: float, seed: int) -> None:
+    """Of the gap to the best of all roundings nearby; 0.76 to 0.84, 0.86 to 0.90, 0.94 to 0.97 from seed to seed."""
     steps = torch.tensor(list(itertools.product((-1, 0, 1, 2), repeat=6)), dtype=DOUBLE)
-    correlation = torch.full((6, 6), 0.5, dtype=DOUBLE).fill_diagonal_(1)
-    totals = torch.zeros(3, dtype=DOUBLE)
-    for seed in range(200):
-        w, x = normal(1, 6, seed=seed), normal(100, 6, seed=1000 + seed) @ torch.linalg.cholesky(correlation).T
+    correlation = torch.full((6, 6), rho, dtype=DOUBLE).fill_diagonal_(1)
+    totals = [0.0, 0.0, 0.0]
+    for k in range(seed, seed + 20):
+        w, x = normal(50, 6, seed=k), normal(100, 6, seed=500 + k) @ torch.linalg.cholesky(correlation).T
         h, nearest = moment(x), INT4(w)
-        every = nearest.scale * ((w / nearest.scale).floor() + steps).clamp(INT4.qmin, INT4.qmax)
-        best = ((every - w) @ h * (every - w)).sum(dim=1).min()
-        ours = gptq(w, h, INT4).quantized.dequantize()
-        totals += torch.stack([torch.tensor(loss(w, w_hat, h)) for w_hat in (nearest.dequantize(), ours)] + [best])
-    rounded, ours, best = totals.tolist()
-    assert best < ours < rounded - 0.7 * (rounded - best)
+        whole = (w / nearest.scale).floor()[:, None] + steps  # (problems, roundings, in)
+        d = nearest.scale[:, None] * whole.clamp(INT4.qmin, INT4.qmax) - w[:, None]
+        best = float(((d @ h) * d).sum(dim=2).amin(dim=1).sum())
+        ours = loss(w, gptq(w, h, INT4).quantized.dequantize(), h)
+        totals = [a + b for a, b in zip(totals, (loss(w, nearest.dequantize(), h), ours, best), strict=True)]
+    rounded, ours, best = totals
+    assert best < ours < rounded - share * (rounded - best)
 
 
 def test_more_tokens_bring_the_error_down_to_that_of_the_true_moment() -> None:
@@ -163,7 +168,8 @@ def test_more_tokens_bring_the_error_down_to_that_of_the_true_moment() -> None:
 def test_with_act_order_the_order_of_the_inputs_does_not_matter(granularity: Granularity) -> None:
     w, x = normal(6, 40), inputs(100, 40)
     x[:, [3, 17]] = 0
-    quantizer, shuffled = replace(INT4, granularity=granularity), torch.randperm(40)
+    quantizer = replace(INT4, granularity=granularity)
+    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(2))
     one = gptq(w, moment(x), quantizer, act_order=True)
     other = gptq(w[:, shuffled], moment(x[:, shuffled]), quantizer, act_order=True)
     torch.testing.assert_close(in_order_of_inputs(one)[:, shuffled], in_order_of_inputs(other))
@@ -212,9 +218,18 @@ def test_the_unit_of_the_weights_does_not_matter(unit: float) -> None:
     assert other.error == pytest.approx(one.error * unit**2, rel=0.02)  # squares that float32 does not hold
 
 
+@pytest.mark.parametrize("power", [-100, -83, 66, 100])
+def test_the_unit_of_the_inputs_does_not_matter(power: int) -> None:
+    w, x = normal(6, 40, dtype=torch.float32), inputs(100, 40).float()
+    for tokens in (20, 100):
+        one, other = (gptq(w, Hessian().add(unit * x[:tokens]), IntQuantizer(4)) for unit in (1, 2.0**power))
+        assert torch.equal(one.quantized.codes, other.quantized.codes)
+        assert other.error == pytest.approx(one.error * 4.0**power)  # beyond float32, for most of these
+
+
 def test_independent_inputs_leave_nothing_to_answer() -> None:
     w = normal(6, 40)
-    result = gptq(w, torch.diag(torch.rand(40, dtype=DOUBLE) + 0.1), INT4)
+    result = gptq(w, torch.diag(normal(40).abs() + 0.1), INT4)
     assert torch.equal(result.quantized.codes, INT4(w).codes)
 
 
@@ -353,6 +368,17 @@ def test_a_grid_without_zero_costs_nothing_at_dead_inputs() -> None:
     assert result.error == pytest.approx(loss(w, result.quantized.dequantize(), moment(x)))
 
 
+def test_no_row_alone_decides_whether_groups_can_be_fitted() -> None:
+    w, h = normal(6, 40), moment(inputs(100, 40))
+    w[0] = 1e-9  # by itself, too small for scales in float16
+    quantizer = IntQuantizer(4, granularity=PerChannel(1), scale_dtype=torch.float16)
+    with pytest.raises(ValueError, match="cannot be held in"):
+        quantizer.fit(w[:1])
+    result = gptq(w, h, quantizer)
+    assert result.quantized.scale.dtype == torch.float16
+    assert result.error < loss(w, quantizer(w).dequantize(), h)
+
+
 # Laws
 
 
@@ -386,6 +412,29 @@ def test_codes_are_codes_whatever_the_weights_and_inputs(
     assert 0 <= result.error < float("inf")
 
 
+@settings(max_examples=40)
+@given(layers(), st.integers(1, 4), st.booleans(), st.booleans(), st.booleans())
+def test_codes_in_groups_are_codes_whatever_the_weights_and_inputs(
+    layer: tuple[Tensor, Tensor], size: int, act_order: bool, static: bool, symmetric: bool
+) -> None:
+    w, x = (each.repeat_interleave(size, dim=1) for each in layer)  # so each input comes size times over
+    w = w * torch.logspace(-30, 30, w.shape[1], dtype=DOUBLE)  # and weights of a row differ as floats can
+    quantizer = IntQuantizer(4, symmetric, PerGroup(size), scale_dtype=DOUBLE)
+    result = gptq(w, Hessian().add(x), quantizer, act_order=act_order, static_groups=static)
+    q = result.quantized
+    assert quantizer.qmin <= int(q.codes.min()) <= int(q.codes.max()) <= quantizer.qmax
+    assert 0 <= result.error < math.inf
+    assert (result.input_order is None) or (act_order and not static and size < w.shape[1])
+    # Each weight is on the grid of the group that g_idx names, in the inputs' own order.
+    whole = q.codes.double() - q.zero_point.repeat_interleave(size, dim=1)
+    whole = whole if result.input_order is None else whole[:, result.input_order.argsort()]
+    assert torch.equal(whole * q.scale[:, result.g_idx], in_order_of_inputs(result))
+    assert torch.isfinite(q.dequantize()).all()
+    if static:
+        assert torch.equal(q.scale, quantizer.fit(torch.where(x.any(dim=0), w, 0)).scale)
+
+
+@settings(max_examples=40)
 @given(layers(), st.booleans())
 def test_where_nothing_clips_a_weight_costs_at_most_a_quarter_step_squared_times_its_input(
     layer: tuple[Tensor, Tensor], act_order: bool
@@ -430,6 +479,32 @@ def test_layers_that_read_one_input_share_one_factor(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
+    "options",
+    [{"damp": 0.5}, {"act_order": True}, {"static_groups": True}, {"act_order": True, "static_groups": True}],
+)
+def test_a_method_has_the_options_of_the_function(options: dict[str, Any]) -> None:
+    w, x, quantizer = normal(16, 32), inputs(100, 32), replace(INT4, granularity=PerGroup(8))
+    method = Gptq(quantizer, **options)
+    ours, theirs = method.quantize({"w": w}, method.observe(None, x))["w"], gptq(w, moment(x), quantizer, **options)
+    assert torch.equal(ours.quantized.codes, theirs.quantized.codes)
+    torch.testing.assert_close(ours.quantized.scale, theirs.quantized.scale)
+    assert (ours.damp, ours.input_order is None) == (theirs.damp, theirs.input_order is None)
+    plain = gptq(w, moment(x), quantizer).quantized
+    assert not torch.equal(in_order_of_inputs(ours), plain.dequantize())
+
+
+def test_a_method_has_blocks_of_the_size_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    round_columns = qcourse.methods.gptq.round_columns
+    monkeypatch.setattr(
+        qcourse.methods.gptq, "round_columns", lambda *args: sizes.append(args[3]) or round_columns(*args)
+    )
+    method = Gptq(INT4, block_size=3)
+    method.quantize({"w": normal(2, 8)}, method.observe(None, normal(20, 8)))
+    assert sizes == [3]
+
+
+@pytest.mark.parametrize(
     ("options", "sequential"),
     [({}, True), ({}, False), ({"act_order": True}, True), ({"act_order": True, "static_groups": True}, True)],
 )
@@ -451,6 +526,8 @@ def test_a_model_is_quantized_with_less_error_than_to_nearest(options: dict[str,
 
 def test_a_layer_acts_by_the_codes_in_the_order_they_come_in() -> None:
     x, linear = inputs(100, 64).float(), nn.Linear(64, 8).requires_grad_(False)
+    linear.weight.copy_(normal(8, 64, seed=1))
+    linear.bias.copy_(normal(8, seed=2))
     result = gptq(linear.weight, Hessian().add(x), IntQuantizer(4, granularity=PerGroup(16)), act_order=True)
     layer = QuantizedLinear(result.quantized, linear.bias, input_order=result.input_order)
     lost = (layer(x) - linear(x)).double().square().sum(dim=1).mean()

@@ -168,6 +168,12 @@ class Block(nn.Module):
                 return y + self.a(y)
             case "to a and an attention of its own":
                 return x + self.a(y) * y.mean(-1, keepdim=True)
+            case "to a and, a little, the residual":
+                return x + self.a(y) + 1e-4 * y
+            case "to a and what sets tokens apart":
+                return x + self.a(y) + y - y.mean(1, keepdim=True)
+            case "no float64":
+                return x + self.a(y.float())
             case "gelu between":
                 return x + self.b(nn.functional.gelu(self.a(x)))
             case "relu between":
@@ -180,13 +186,15 @@ class Block(nn.Module):
 class Chain(nn.Module):
     """An embedding and two blocks."""
 
-    def __init__(self, kind: str, *, shared: bool = False) -> None:
+    def __init__(self, kind: str, *, shared: str = "") -> None:
         super().__init__()
-        torch.manual_seed(0)
         self.embedding = nn.Embedding(20, 16)
         self.blocks = nn.ModuleList([Block(kind), Block(kind)])
         if shared:
-            self.blocks[1].norm = self.blocks[0].norm
+            setattr(self.blocks[1], shared, getattr(self.blocks[0], shared))
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in self.named_parameters():
+            nn.init.normal_(parameter, 1.0 if "norm.weight" in name else 0.0, 0.3, generator)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)
@@ -204,6 +212,9 @@ class Chain(nn.Module):
         ("no gain", ["a", "b"], None),
         ("to a and the residual", ["a"], None),
         ("to a and an attention of its own", ["a"], None),
+        ("to a and, a little, the residual", ["a"], None),
+        ("to a and what sets tokens apart", ["a"], None),
+        ("no float64", ["a"], None),
         ("gelu between", ["b"], None),
         ("relu between", ["b"], "a"),
         ("mixed between", ["b"], None),
@@ -218,8 +229,73 @@ def test_only_where_nothing_else_minds(kind: str, names: list[str], place: str |
         assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
 
 
+def quiet(dtype: torch.dtype) -> Llama:
+    """A Llama whose layers add next to nothing."""
+    model = random_llama(LlamaConfig(96, 64, 96, 2, 4, 4), seed=0).requires_grad_(False).eval()
+    for name, parameter in model.named_parameters():
+        if "proj" in name:
+            parameter *= 0.1
+    return model.to(dtype)
+
+
+MODELS = {"loud": lambda: llama(4), "quiet": lambda: quiet(torch.float32), "in bfloat16": lambda: quiet(torch.bfloat16)}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("place", GROUPS)
+def test_however_little_a_branch_adds_it_is_known_what_precedes(kind: str, place: str) -> None:
+    model, names = MODELS[kind](), [f"model.layers.0.{name}" for name in GROUPS[place]]
+    size = linears(model)[names[0]].in_features
+    assert fold(model, names, scale_of(size)) == f"model.layers.0.{place}"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["attn.v"],
+        ["attn.k"],
+        ["attn.q", "attn.k"],
+        ["attn.k", "attn.v"],
+        ["mlp.gate"],
+        ["mlp.up"],
+        ["mlp.gate", "attn.q"],
+    ],
+)
+def test_a_norm_that_other_layers_read_too_is_left_alone(kind: str, names: list[str]) -> None:
+    full = [f"model.layers.0.{name.replace('attn', 'self_attn')}_proj" for name in names]
+    assert fold(MODELS[kind](), full, scale_of(64)) is None
+
+
+def test_a_layer_whose_input_makes_no_difference_reads_it_all_the_same() -> None:
+    model: Any = llama(4)
+    for layer in (model.model.layers[0].self_attn.q_proj, model.model.layers[0].self_attn.k_proj):
+        layer.weight.zero_()
+    names = [f"model.layers.0.{name}" for name in GROUPS["input_layernorm"]]
+    assert fold(model, names[2:], scale_of(64)) is None
+    assert fold(model, names, scale_of(64)) == "model.layers.0.input_layernorm"
+
+
+@pytest.mark.parametrize("names", [*GROUPS.values(), ["mlp.gate_proj"], ["self_attn.v_proj"]])
+def test_where_an_input_makes_no_difference_nothing_is_known(names: list[str]) -> None:
+    model: Any = llama(4)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    full = [f"model.layers.0.{name}" for name in names]
+    assert fold(model, full, scale_of(linears(model)[full[0]].in_features)) is None
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["b"]])
+def test_a_weight_that_is_made_of_others_cannot_be_divided(names: list[str]) -> None:
+    model = Chain("to a and b" if len(names) == 2 else "relu between").requires_grad_(False)
+    nn.utils.parametrizations.weight_norm(model.blocks[0].norm if len(names) == 2 else model.blocks[0].a)
+    assert fold(model, [f"blocks.0.{name}" for name in names], scale_of(16)) is None
+
+
 def test_what_two_blocks_share_is_left_alone() -> None:
-    assert fold(Chain("to a and b", shared=True), ["blocks.1.a", "blocks.1.b"], scale_of(16)) is None
+    for shared in ("norm", "a"):
+        assert fold(Chain("to a and b", shared=shared), ["blocks.1.a", "blocks.1.b"], scale_of(16)) is None
     assert fold(Chain("to a and b"), ["blocks.0.a", "blocks.1.b"], scale_of(16)) is None
 
 
@@ -275,6 +351,25 @@ def test_scales_that_cannot_hold_it(quantizer: IntQuantizer, scale: float) -> No
 def test_scales_that_cannot_be(scale: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         fold(llama(), ["model.layers.0.mlp.gate_proj"], scale)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "names is empty; it must name the linear layers that read the input"),
+        (["model.layers.0.mlp.gate"], "names has 'model.layers.0.mlp.gate', which is no linear layer of this Llama"),
+        (["model.norm"], "names has 'model.norm', which is no linear layer"),
+        (["model.layers.0.mlp.gate_proj", "lm_hea"], "names has 'lm_hea', which is no linear layer"),
+        ("lm_head", "names has 'l', which is no linear layer"),
+        (
+            ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj"],
+            "input_scale of shape (64,) must have the shape (96,), one an input of model.layers.0.mlp.down_proj",
+        ),
+    ],
+)
+def test_names_that_cannot_be(names: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        fold(llama(), names, torch.ones(64))
 
 
 # A whole model, by AWQ
@@ -371,6 +466,10 @@ def test_what_is_planted_can_be_trained_and_stays_tied() -> None:
         ([64], 2.0, "activations", r"channels=\[64\] must be from 0 to 63"),
         ([-1], 2.0, "activations", r"channels=\[-1\] must be from 0 to 63"),
         ([], 2.0, "activations", r"channels=\[\] must be"),
+        ([1.5], 2.0, "activations", r"channels=\[1\.5\] must be"),
+        ([1, True], 2.0, "activations", r"channels=\[1, True\] must be"),
+        (True, 2.0, "activations", "channels=True must be"),
+        (1.0, 2.0, "activations", "channels=1.0 must be"),
         (0, 2.0, "activations", "channels=0 must be"),
         (65, 2.0, "activations", "channels=65 must be"),
         ([1], 0.0, "activations", r"factor=0\.0 must be positive and finite"),
@@ -378,6 +477,7 @@ def test_what_is_planted_can_be_trained_and_stays_tied() -> None:
         ([1], 2.0, "outputs", "where='outputs' must be 'activations' or 'weights'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_outliers_that_cannot_be(channels: Any, factor: float, where: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         plant_outliers(llama(), channels, factor, where=where)
