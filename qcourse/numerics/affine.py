@@ -13,6 +13,7 @@ Which values share a scale is the business of `granularity.py`; how codes become
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -23,8 +24,6 @@ from qcourse.numerics.packing import packed_nbytes
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
 from qcourse.numerics.scaled import ScaledQuantizer
 from qcourse.numerics.validation import check_floating, check_scale, check_stored_scale
-
-SCALE_RULES = ("amax", "full", "mse")
 
 
 def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
@@ -65,18 +64,14 @@ class IntQuantizer(ScaledQuantizer):
     granularity: Granularity = PerTensor()
     scale_rule: str = "amax"
     scale_dtype: torch.dtype = torch.float32
+    scale_rules: ClassVar[tuple[str, ...]] = ("amax", "full", "mse")
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or self.bits not in range(2, 9):  # 8.0 and np.uint8(8) would shift wrongly
             raise ValueError(f"bits={self.bits!r} must be a whole number (a Python int) from 2 to 8")
-        if isinstance(self.granularity, type) or not isinstance(self.granularity, Granularity):
-            raise TypeError(f"granularity={self.granularity!r} must be a value such as PerTensor() or PerGroup(128)")
-        if self.scale_rule not in SCALE_RULES:
-            raise ValueError(f"scale_rule={self.scale_rule!r} must be one of {', '.join(SCALE_RULES)}")
+        self._check_fields()
         if self.scale_rule == "full" and not self.symmetric:
             raise ValueError("scale_rule='full' needs symmetric=True; an asymmetric range uses every code anyway")
-        if not isinstance(self.scale_dtype, torch.dtype) or not self.scale_dtype.is_floating_point:
-            raise ValueError(f"scale_dtype={self.scale_dtype!r} must be a floating-point dtype such as torch.float16")
 
     @property
     def qmin(self) -> int:

@@ -76,17 +76,13 @@ class CodebookQuantizer(ScaledQuantizer):
     scale_rule: str = "amax"
     scale_dtype: torch.dtype = torch.float32
     code_dtype: ClassVar[torch.dtype] = torch.uint8  # type: ignore[misc]
+    scale_rules: ClassVar[tuple[str, ...]] = ("amax", "mse")
 
     def __post_init__(self) -> None:
         levels = torch.tensor(self.levels, dtype=torch.float64)
         if not 2 <= len(levels) <= 256 or not torch.isfinite(levels).all() or not (levels.diff() > 0).all():
             raise ValueError(f"levels={self.levels!r} must be 2 to 256 finite numbers in ascending order")
-        if isinstance(self.granularity, type) or not isinstance(self.granularity, Granularity):
-            raise TypeError(f"granularity={self.granularity!r} must be a value such as PerTensor() or PerGroup(64)")
-        if self.scale_rule not in ("amax", "mse"):
-            raise ValueError(f"scale_rule={self.scale_rule!r} must be one of amax, mse")
-        if not isinstance(self.scale_dtype, torch.dtype) or not self.scale_dtype.is_floating_point:
-            raise ValueError(f"scale_dtype={self.scale_dtype!r} must be a floating-point dtype such as torch.float16")
+        self._check_fields()
 
     @property
     def bits(self) -> int:

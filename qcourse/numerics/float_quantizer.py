@@ -58,19 +58,14 @@ class FloatQuantizer(ScaledQuantizer):
     scale_rule: str = "amax"
     scale_dtype: torch.dtype = torch.float32
     code_dtype: ClassVar[torch.dtype] = torch.uint8  # type: ignore[misc]
+    scale_rules: ClassVar[tuple[str, ...]] = ("amax", "mse", "unit", *POWER_RULES)
 
     def __post_init__(self) -> None:
         if not isinstance(self.format, FloatFormat):
             raise TypeError(f"format={self.format!r} must be a FloatFormat such as E4M3")
         if not self.format.signed:
             raise ValueError(f"format={self.format!r} has no sign; it can hold scales, but no weights")
-        if isinstance(self.granularity, type) or not isinstance(self.granularity, Granularity):
-            raise TypeError(f"granularity={self.granularity!r} must be a value such as PerTensor() or PerGroup(32)")
-        rules = ("amax", "mse", "unit", *POWER_RULES)
-        if self.scale_rule not in rules:
-            raise ValueError(f"scale_rule={self.scale_rule!r} must be one of {', '.join(rules)}")
-        if not isinstance(self.scale_dtype, torch.dtype) or not self.scale_dtype.is_floating_point:
-            raise ValueError(f"scale_dtype={self.scale_dtype!r} must be a floating-point dtype such as torch.float16")
+        self._check_fields()
 
     @property
     def bits(self) -> int:

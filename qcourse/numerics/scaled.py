@@ -13,6 +13,7 @@ How it differs from ``quantized.py``: that is what a quantizer must offer, whate
 
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Integer, Shaped
@@ -33,6 +34,7 @@ class ScaledQuantizer(ABC):
     scale_rule: str  # "mse" is done here, the others by _exact_scale
     scale_dtype: torch.dtype
     code_dtype: torch.dtype
+    scale_rules: ClassVar[tuple[str, ...]]  # that there are
 
     @property
     @abstractmethod
@@ -59,6 +61,15 @@ class ScaledQuantizer(ABC):
     def _zero_points(self) -> tuple[int, int]:
         """The smallest and largest zero point allowed."""
         return 0, 0
+
+    def _check_fields(self) -> None:
+        """For ``__post_init__``: raise TypeError or ValueError unless the three fields are what they should be."""
+        if isinstance(self.granularity, type) or not isinstance(self.granularity, Granularity):
+            raise TypeError(f"granularity={self.granularity!r} must be a value such as PerTensor() or PerGroup(128)")
+        if self.scale_rule not in self.scale_rules:
+            raise ValueError(f"scale_rule={self.scale_rule!r} must be one of {', '.join(self.scale_rules)}")
+        if not isinstance(self.scale_dtype, torch.dtype) or not self.scale_dtype.is_floating_point:
+            raise ValueError(f"scale_dtype={self.scale_dtype!r} must be a floating-point dtype such as torch.float16")
 
     def __call__(self, x: Shaped[Tensor, "*shape"]) -> QuantizedTensor:
         """x quantized on its own range; raises what `fit` raises."""
