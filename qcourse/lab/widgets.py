@@ -90,11 +90,11 @@ def float_readout(code: int, format: FloatFormat) -> str:
     >>> float_readout(0b0_0111_100, E4M3), float_readout(0b1_0000_001, E4M3)
     ('code 60 · + 2^(7 - 7) · (1 + 4/8) = 1.5', 'code 129 · - 2^(1 - 7) · 1/8 = -0.00195312')
     >>> float_readout(0x7F, E4M3)
-    'code 127 · the topmost code of E4M3 is no number: nan'
+    'code 127 · above the largest number of E4M3: NaN'
     """
     value = float(table(format)[code])
     if not math.isfinite(value):
-        return f"code {code} · the topmost code of {format} is no number: {value:g}"
+        return f"code {code} · above the largest number of {format}: {'NaN' if math.isnan(value) else 'infinity'}"
     sign = "-" if format.signed and code >> format.bits - 1 else "+"
     steps = 1 << format.mantissa_bits
     e, m = divmod(code & (1 << format.exponent_bits + format.mantissa_bits) - 1, steps)

@@ -17,6 +17,7 @@ product, with a part of the weights in floats.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -65,12 +66,12 @@ def llm_int8_matmul(
         threshold: as in ``outlier_columns``.
 
     Returns:
-        y (..., out), in x's dtype.
+        y (..., out), in x's dtype: infinite in float16 where the sum is beyond it, as any product is.
 
     Raises:
         TypeError: x or w is no floating-point tensor.
         ValueError: what ``outlier_columns`` refuses; w is no matrix, is empty, or has NaN or infinity; x and w differ
-            in inputs.
+            in inputs; x or w so small that float32 cannot hold a scale.
 
     >>> x, w = torch.tensor([[0.5, 40.1, -0.2]]), torch.tensor([[0.3, 0.01, -0.7]])
     >>> [round(float(llm_int8_matmul(x, w, threshold)), 2) for threshold in (6.0, 100.0)]  # exactly 0.691
@@ -120,6 +121,11 @@ class OutlierColumns:
             raise TypeError(f"quantizer={self.quantizer!r} must be a quantizer such as IntQuantizer(8)")
         _check_threshold(self.threshold)
 
+    @property
+    def note(self) -> str:
+        """Words for the report."""
+        return f"columns beyond {self.threshold:g} in floats"
+
     def __call__(self, x: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         """x with all but its outlier columns quantized, in x's dtype and shape; raises what they raise."""
         columns = outlier_columns(x, self.threshold)
@@ -129,5 +135,5 @@ class OutlierColumns:
 
 
 def _check_threshold(threshold: float) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not threshold > 0:
         raise ValueError(f"threshold={threshold!r} must be a number above 0, in the units of x (6.0 in the paper)")

@@ -19,6 +19,7 @@ stays in floats; here both are to be quantized, and s evens out their ranges.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float, Shaped
@@ -174,5 +175,5 @@ def _named(layer: str) -> Iterator[None]:
 
 
 def _check_alpha(alpha: float) -> None:
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha!r} must be a number from 0 to 1")

@@ -24,6 +24,7 @@ from torch import Tensor
 from qcourse.models.method import as_method
 from qcourse.numerics.granularity import PerChannel, PerGroup, PerTensor
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
+from qcourse.numerics.rows import wide
 
 
 @runtime_checkable
@@ -151,8 +152,9 @@ class WithActivations:
         inner, ends = seen or (None, None)
         method = as_method(self.weights)
         if self.static:
-            met = x if ends is None else torch.cat([ends.to(x.dtype), x])
-            ends = torch.stack(met.aminmax(dim=0))  # (2, in)
+            now = torch.stack(x.aminmax(dim=0)).to(wide(x.dtype))  # (2, in)
+            met = now if ends is None else torch.cat([ends, now])
+            ends = torch.stack(met.aminmax(dim=0))
         return _Seen(method.observe(inner, x) if method.calibrated else None, ends)
 
     def quantize(self, weights: Mapping[str, Tensor], seen: _Seen | None) -> dict[str, _Result]:
@@ -167,6 +169,6 @@ class WithActivations:
             ends = seen.ends if scale is None else seen.ends / scale
             inputs = Static(self.inputs, float(ends.min()), float(ends.max()))
         note = f"inputs in {inputs.quantizer.bits} bits, {'static' if self.static else 'dynamic'}"
-        note = "; ".join(filter(None, [getattr(result, "note", ""), note]))
+        note = "; ".join(filter(None, [getattr(result, "note", ""), note, getattr(inputs, "note", "")]))
         quantized = getattr(result, "quantized", result)
         return _Result(quantized, scale, getattr(result, "input_order", None), note, inputs)

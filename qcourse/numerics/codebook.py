@@ -2,7 +2,7 @@
 
 The idea: a code is a number in a list of levels, and x becomes the nearest level times a scale. Whole numbers and small
 floats are such lists; nothing but habit and hardware says that levels must be evenly spaced or have exponents. If the
-data are known to be normal, NF4 puts a level at every quantile, so that each code is used equally often; the list that
+data are known to be normal, NF4 puts a level at every quantile: codes are then used about equally often. The list that
 makes the squared error least is another one, and Lloyd's iteration finds it for any data.
 
 A product needs the levels themselves: a code is looked up and multiplied as a float. So a codebook saves memory, and no
@@ -33,8 +33,8 @@ from qcourse.numerics.validation import check_finite, check_floating
 def normal_float(bits: int) -> tuple[float, ...]:
     """The levels of NormalFloat: quantiles of the normal distribution, evenly spaced in probability, over the largest.
 
-    2^(bits - 1) levels below 0 and as many above, 0 itself being the first of them: each half runs from probability 1/2
-    to 1 - (1/2)(1/(2^bits - 1) + 1/2^bits)/2, which leaves off the infinite ends.
+    2^(bits - 1) - 1 levels below 0, 0 itself, and 2^(bits - 1) above: each half runs from probability 1/2 to
+    1 - (1/2)(1/(2^bits - 1) + 1/2^bits)/2, which leaves off the infinite ends.
 
     >>> [round(level, 4) for level in normal_float(3)]
     [-1.0, -0.535, -0.2469, 0.0, 0.1833, 0.382, 0.623, 1.0]
@@ -170,12 +170,17 @@ class DoubleQuantized:
 
 
 def double_quantize(scale: Shaped[Tensor, "..."], group_size: int = 256) -> DoubleQuantized:
-    """Quantize scales in their turn, as QLoRA does: at blocks of 64 and 256, 0.127 bits a weight instead of 0.5.
+    """Quantize scales in their turn: at blocks of 64 and 256, 0.127 bits a weight instead of 0.5.
+
+    As in QLoRA, whose 8-bit float here is E4M3; less their mean, since scales are all positive.
 
     Raises:
-        TypeError, ValueError: as for a quantizer; group_size below 1.
+        TypeError: scale is no floating-point tensor.
+        ValueError: scale is empty or not finite; group_size is no whole number of at least 1.
     """
     check_floating(scale, "scale")
+    PerGroup(group_size)  # which refuses what is no size
+    check_finite(scale, scale, scale, "scale")
     flat = scale.detach().float().flatten()
     mean = flat.mean()
     padded = torch.nn.functional.pad(flat - mean, (0, -len(flat) % group_size))

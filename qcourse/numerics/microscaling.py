@@ -41,7 +41,7 @@ def mx(format: FloatFormat, scale_rule: str = "floor") -> FloatQuantizer:
     (4.25, [[1.0]], [1.0, 6.0, 0.0])
     """
     if format not in (E4M3, E5M2, E3M2, E2M3, E2M1):
-        raise ValueError(f"format={format!r} is none of the MX formats E4M3, E5M2, E3M2, E2M3, E2M1")
+        raise ValueError(f"format={format!r} is none of the float formats of MX: E4M3, E5M2, E3M2, E2M3, E2M1")
     if scale_rule not in POWER_RULES:
         raise ValueError(f"scale_rule={scale_rule!r} must make a power of two: one of {', '.join(POWER_RULES)}")
     return FloatQuantizer(format, PerGroup(32), scale_rule, torch.float8_e8m0fnu)
@@ -87,12 +87,12 @@ class NVFP4Quantizer:
         return QuantizedTensor(self._encode(x, parameters), parameters, self)
 
     def fit(self, x: Shaped[Tensor, "*shape"]) -> BlockScales:
-        """The scales for x's own range; blocks of zeros get the smallest.
+        """The scales for x's own range; none below E4M3's smallest normal number, as in the published code.
 
         Raises:
             TypeError: x is not a floating-point tensor.
-            ValueError: x is empty, has NaN or infinity, or 16 does not divide its last axis; an amax that float32
-                cannot divide.
+            ValueError: x is empty, has NaN or infinity, or 16 does not divide its last axis; x so small that float32
+                cannot divide by its scale.
         """
         check_floating(x)
         shape = self.granularity.scale_shape(x.shape)
@@ -101,7 +101,8 @@ class NVFP4Quantizer:
         amax = torch.maximum(-low, high).float()
         largest = amax.max()
         tensor_scale = largest / (E4M3.max * E2M1.max) if self.per_tensor and largest > 0 else torch.ones_like(largest)
-        check_scale(tensor_scale)
+        if not torch.isfinite(1 / tensor_scale):
+            raise ValueError(f"x reaches {float(largest):.3g} at most, too small for float32 to divide by its scale")
         scale = amax / E2M1.max / tensor_scale
         scale = scale.clamp(E4M3.smallest_normal, E4M3.max).to(torch.float8_e4m3fn)
         return BlockScales(scale.reshape(shape), tensor_scale)

@@ -46,7 +46,8 @@ class FloatFormat:
         signed: whether there is a sign; without one, e = 0 is an exponent like any other, and there is no 0 (E8M0).
 
     Raises:
-        ValueError: more than 8 bits, or fewer than 3; an exponent without bits; specials that leave no number.
+        ValueError: more than 8 bits, or fewer than 3; an exponent without bits; a bias for which float32 does not hold
+            every number; "ieee" without a mantissa.
 
     >>> E4M3.bits, E4M3.max, E4M3.smallest, E4M3.smallest_normal
     (8, 448.0, 0.001953125, 0.015625)
@@ -71,8 +72,12 @@ class FloatFormat:
             )
         if self.specials not in SPECIALS:
             raise ValueError(f"specials={self.specials!r} must be 'ieee', 'nan' or 'none'")
-        if abs(self.bias) > 127:
-            raise ValueError(f"bias={self.bias} must be from -127 to 127, so that float32 holds every value")
+        if self.specials == "ieee" and not self.mantissa_bits:
+            raise ValueError(f"specials='ieee' of {self.name} needs a mantissa bit, to tell NaN from infinity")
+        highest = (self.max_code >> self.mantissa_bits) - self.bias
+        lowest = self.signed - self.bias - self.mantissa_bits  # of the smallest step
+        if highest > 127 or lowest < -149:
+            raise ValueError(f"bias={self.bias} of {self.name} is too far from 0: float32 does not hold every number")
 
     @property
     def bits(self) -> int:
@@ -178,13 +183,16 @@ def encode(
     ([127], [4, 6])
     """
     check_floating(x)
-    flat = x.detach().to(wide(x.dtype)).reshape(-1)
-    if format.smallest < torch.finfo(torch.float32).tiny:
-        flat = flat.double()  # float32 would have to count in subnormals
+    flat = _wide_enough(x.detach().to(wide(x.dtype)).reshape(-1), format)
     codes = torch.empty(flat.shape, dtype=torch.uint8, device=x.device)
     for part, out in zip(flat.split(CHUNK), codes.split(CHUNK), strict=True):
-        _check_codes_exist(part, format, saturate)
+        _check_codes_exist(part, format)
         size = _count(part.abs().nan_to_num_(0, posinf=torch.inf), format, stochastic)
+        if not saturate and format.specials == "none" and (size > format.max_code).any():
+            raise ValueError(
+                f"x has {int((size > format.max_code).sum())} values beyond {format.max:g}, for which {format} has no"
+                " code; use saturate=True"
+            )
         size.clamp_(max=format.max_code + (not saturate))  # the code above the largest is infinity, or else NaN
         if format.specials != "none":
             size.masked_fill_(part.isnan(), (1 << format.exponent_bits + format.mantissa_bits) - 1)
@@ -194,7 +202,14 @@ def encode(
 
 def encode_finite(x: Float[Tensor, "*shape"], format: FloatFormat) -> Integer[Tensor, "*shape"]:
     """`encode` of finite float32 or float64 that saturates, without a look at x: for quantizers, which have looked."""
+    x = _wide_enough(x, format)
     return _with_sign(_count(x.abs(), format, None).clamp_(max=format.max_code), x, format)
+
+
+def _wide_enough(x: Tensor, format: FloatFormat) -> Tensor:
+    """x in float64 where steps of the format are so small that float32 would have to count in subnormals."""
+    step = 2.0 ** (format.signed - format.bias - format.mantissa_bits)
+    return x.double() if step < torch.finfo(torch.float32).tiny else x
 
 
 def _count(size: Tensor, format: FloatFormat, stochastic: torch.Generator | None) -> Tensor:
@@ -220,16 +235,9 @@ def _with_sign(codes: Tensor, x: Tensor, format: FloatFormat) -> Tensor:
     return codes.add_(x.signbit(), alpha=1 << format.bits - 1) if format.signed else codes
 
 
-def _check_codes_exist(x: Tensor, format: FloatFormat, saturate: bool) -> None:
+def _check_codes_exist(x: Tensor, format: FloatFormat) -> None:
     """Raise ValueError for what a format has no code for."""
     if format.specials == "none" and x.isnan().any():
         raise ValueError(f"x has {int(x.isnan().sum())} NaN, for which {format} has no code")
-    if not format.signed and (x.signbit() & ~x.isnan()).any():
-        raise ValueError(f"x has {int((x.signbit() & ~x.isnan()).sum())} negative values; {format} has no sign")
-    if not saturate and format.specials == "none":
-        beyond = _count(x.abs(), format, None) > format.max_code
-        if beyond.any():
-            raise ValueError(
-                f"x has {int(beyond.sum())} values beyond {format.max:g}, for which {format} has no code; use"
-                " saturate=True"
-            )
+    if not format.signed and (x < 0).any():
+        raise ValueError(f"x has {int((x < 0).sum())} negative values; {format} has no sign")

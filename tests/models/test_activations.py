@@ -119,6 +119,13 @@ def test_a_static_range_is_that_of_calibration_and_clips_beyond() -> None:
     torch.testing.assert_close(model(wild), model(wild.clamp(max=largest)))
 
 
+def test_a_range_is_not_narrowed_by_a_batch_of_fewer_bits() -> None:
+    method = WithActivations(BY_ROW, BY_TENSOR, static=True)
+    seen = method.observe(None, torch.tensor([[70_000.0, 2.3089]]))
+    seen = method.observe(seen, torch.tensor([[1.0, -1.0]], dtype=torch.float16))
+    assert torch.equal(seen.ends, torch.tensor([[1.0, -1.0], [70_000.0, 2.3089]]))
+
+
 def test_an_asymmetric_range_keeps_both_ends() -> None:
     x = tokens().abs() - 0.25
     model = made(linear(), WithActivations(BY_ROW, IntQuantizer(8, False), True), x)

@@ -109,6 +109,7 @@ def test_mx_shares_the_exponent_that_the_rule_says(format: FloatFormat, rule: st
     x = wild()
     x[10, :4] = torch.tensor([format.max, 1.0, 2.0, 2.0**format.mantissa_bits])
     x[11, 32:64] = 2.0**-130
+    x[12, :32], x[12, 32:64] = 7.0, 2 - 2.0 ** -(format.mantissa_bits + 1)  # where "even" just carries over
     q = mx(format, rule)(x)
     expected = [
         [shared_exponent(a, format, rule) for a in row] for row in x.unflatten(1, (-1, 32)).abs().amax(-1).tolist()
@@ -147,6 +148,18 @@ def test_scales_beyond_the_ends_of_e8m0() -> None:
 
 
 # NVFP4
+
+
+def test_nvfp4_counts_the_tensor_s_scale_only_where_it_has_one() -> None:
+    assert NVFP4Quantizer(per_tensor=False)(torch.ones(1, 16)).nbytes == 8 + 1
+    assert NVFP4Quantizer()(torch.ones(1, 16)).nbytes == 8 + 1 + 4
+
+
+def test_nvfp4_refuses_what_is_too_small_for_its_arithmetic() -> None:
+    x = torch.tensor([[1.0, -0.5, *14 * [0.0]]])
+    torch.testing.assert_close(NVFP4Quantizer()(1e-34 * x).dequantize(), 1e-34 * x, rtol=0.02, atol=0)
+    with pytest.raises(ValueError, match=r"x reaches 1e-37 at most, too small for float32"):
+        NVFP4Quantizer()(1e-37 * x)
 
 
 def test_nvfp4_by_hand() -> None:
@@ -197,6 +210,10 @@ def test_a_code_is_that_of_the_nearest_level() -> None:
     assert gap.abs().max() < 1e-6
 
 
+def test_a_tie_goes_to_the_lower_level() -> None:
+    assert CodebookQuantizer((-1.0, 0.0, 1.0))(torch.tensor([-1.0, -0.5, 0.5, 1.0])).codes.tolist() == [0, 0, 1, 2]
+
+
 def test_lloyd_max_finds_the_known_levels_of_a_normal_distribution() -> None:
     x = torch.special.ndtri((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000)
     assert lloyd_max(x, 2) == pytest.approx([-0.7979, 0.7979], abs=1e-3)  # Max 1960, table I
@@ -241,13 +258,19 @@ def test_double_quantization_of_scales() -> None:
             "scale_rule='full' must be one of amax, mse, unit, floor",
         ),
         (lambda: FloatQuantizer(scale_dtype=torch.int8), ValueError, "scale_dtype=torch.int8 must be a floating"),
-        (lambda: mx(FloatFormat("E3M4", 3, 4, 3)), ValueError, "format=E3M4 is none of the MX formats"),
+        (lambda: mx(FloatFormat("E3M4", 3, 4, 3)), ValueError, "format=E3M4 is none of the float formats of MX"),
         (lambda: mx(E2M1, "amax"), ValueError, "scale_rule='amax' must make a power of two"),
         (lambda: mx(E2M1)(torch.ones(2, 48)), ValueError, "group size=32 does not divide"),
         (lambda: CodebookQuantizer((0.0, 0.0)), ValueError, "must be 2 to 256 finite numbers in ascending order"),
         (lambda: CodebookQuantizer((0.0,)), ValueError, "must be 2 to 256"),
         (lambda: CodebookQuantizer(NF4, scale_rule="full"), ValueError, "scale_rule='full' must be one of amax, mse"),
         (lambda: normal_float(9), ValueError, "bits=9 must be"),
+        (lambda: double_quantize(torch.ones(4), 0), ValueError, "group size=0 must be"),
+        (
+            lambda: double_quantize(torch.tensor([1.0, torch.nan])),
+            ValueError,
+            "scale has 1 NaN or infinite values of 2",
+        ),
         (lambda: lloyd_max(torch.ones(5), 2), ValueError, "count=2 must be .* at most the 1 different values"),
     ],
 )

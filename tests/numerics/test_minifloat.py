@@ -177,13 +177,35 @@ def test_codes_that_are_none() -> None:
         ((0, 3, 1), "at least one of them for the exponent"),
         ((1, 0, 1), "make 2 with the sign"),
         ((4, -1, 1), "-1 mantissa bits"),
-        ((4, 3, 200), "bias=200 must be from -127 to 127"),
+        ((4, 3, 200), "bias=200 of X is too far from 0"),
+        ((4, 3, -120), "bias=-120 of X is too far from 0: float32 does not hold every number"),
+        ((5, 0, 15, "ieee"), "specials='ieee' of X needs a mantissa bit"),
         ((4, 3, 7, "inf"), "specials='inf' must be"),
     ],
 )
 def test_formats_that_cannot_be(arguments: tuple, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         FloatFormat("X", *arguments)
+
+
+def test_a_number_that_is_rounded_up_by_chance_has_no_code_either() -> None:
+    x = torch.full((200,), 6.3)  # to nearest it is 6, but by chance it may be what would come next
+    with pytest.raises(ValueError, match="values beyond 6, for which E2M1 has no code"):
+        encode(x, E2M1, saturate=False, stochastic=torch.Generator().manual_seed(0))
+    assert decode(encode(x, E2M1, stochastic=torch.Generator().manual_seed(0)), E2M1).unique().tolist() == [6.0]
+
+
+def test_both_zeros_are_the_smallest_of_a_format_without_zero() -> None:
+    assert encode(torch.tensor([0.0, -0.0]), E8M0).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("bias", [-100, 110, 126])
+def test_formats_near_the_ends_of_float32(bias: int) -> None:
+    format = FloatFormat("far", 4, 3, bias)
+    codes = torch.arange(1 << format.bits, dtype=torch.uint8)
+    values = decode(codes, format)
+    assert torch.equal(encode(values, format), codes)
+    assert torch.equal(encode_finite(values, format).to(torch.uint8), codes)
 
 
 # Other ways in
@@ -213,5 +235,8 @@ def test_stochastic_rounding_has_the_mean_of_x_and_repeats() -> None:
     back = decode(codes[0], E4M3)
     assert set(back.tolist()) == {1.0, 1.125}
     assert back.mean().item() == pytest.approx(1.03, abs=0.002)  # five standard errors of the mean
+    small = torch.full((20_000,), 0.3 * E4M3.smallest)  # between 0 and the first of the subnormal numbers
+    back = decode(encode(small, E4M3, stochastic=torch.Generator().manual_seed(0)), E4M3)
+    assert (back / E4M3.smallest).mean().item() == pytest.approx(0.3, abs=0.017)
     exact = decode(torch.arange(127), E4M3)
     assert torch.equal(decode(encode(exact, E4M3, stochastic=torch.Generator().manual_seed(0)), E4M3), exact)
