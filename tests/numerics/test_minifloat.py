@@ -84,7 +84,7 @@ def test_every_float_of_16_bits_rounds_as_in_torch_once_overflow_is_settled(dtyp
 
 @pytest.mark.parametrize("format", SIGNED, ids=str)
 def test_random_bits_round_as_elsewhere(format: FloatFormat) -> None:
-    bits = torch.randint(-(2**31), 2**31, (1 << 22,), generator=torch.Generator().manual_seed(0))
+    bits = torch.randint(-(2**31), 2**31, (1 << 24,), generator=torch.Generator().manual_seed(0))
     x = bits.to(torch.int32).view(torch.float32)
     x = torch.cat([x, torch.randn(1 << 20, generator=torch.Generator().manual_seed(1)) * format.max / 3])
     x = x[torch.isfinite(x) & (x.abs() <= format.max)]
