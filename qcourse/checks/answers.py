@@ -8,6 +8,7 @@ equal to everything gets nowhere: it is no answer.
 process that holds no reference can carry it alone.
 """
 
+import inspect
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ LONGEST = 300  # characters kept of an error's message
 
 class UnreadableError(TypeError):
     """The function gave back something that stands for no numbers."""
+
+
+class ChangedArgumentError(Exception):
+    """The function wrote into one of its arguments."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,24 @@ class Failure:
 def capture(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """function(*args) as plain data, or the Failure it ended in; args are copied, so the caller's stay as they are.
 
+    A function that changes an argument in place has failed, whatever it gives back: the caller may need it yet.
+
     >>> capture(lambda x: x + 1, (torch.tensor([1, 2]),)).tolist()
     [2, 3]
     >>> capture(lambda x: 1 / x, (0,)).message
     'division by zero'
+    >>> capture(lambda x: x.add_(1), (torch.tensor([1, 2]),)).message
+    'changed its argument x in place; work on a copy of it'
     """
+    given = tuple(map(_copied, args))
     try:
-        return plain(function(*map(_copied, args)))
+        answer = plain(function(*given))
+        for number, (before, after) in enumerate(zip(args, given, strict=True)):
+            if not _same(before, after):
+                raise ChangedArgumentError(
+                    f"changed its argument {_name(function, number)} in place; work on a copy of it"
+                )
+        return answer
     except KeyboardInterrupt:  # the learner's own stop button
         raise
     except BaseException as error:  # exit() too: a learner's error ends the answer, not the notebook
@@ -99,6 +115,21 @@ def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()
     return tuple(map(_copied, value)) if isinstance(value, tuple) else value
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Whether a copy of an argument still holds what the argument does; what was not copied is not looked at."""
+    if isinstance(before, tuple):
+        return all(map(_same, before, after))
+    return not isinstance(before, torch.Tensor) or np.array_equal(_to_numpy(before), _to_numpy(after), equal_nan=True)
+
+
+def _name(function: Callable[..., Any], number: int) -> str:
+    """What the function calls its argument of that number, from 0."""
+    try:
+        return list(inspect.signature(function).parameters)[number]
+    except (TypeError, ValueError, IndexError):  # it does not say, or takes *args
+        return f"number {number + 1}"
 
 
 def _place(error: BaseException) -> tuple[str, str]:

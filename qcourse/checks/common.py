@@ -1,10 +1,14 @@
 """What the sheets share: draws from a generator, and the least arithmetic that a reference needs."""
 
+from collections.abc import Collection
+from itertools import combinations
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
+
+from qcourse.checks.exercise import Exercise
 
 T = TypeVar("T")
 
@@ -36,3 +40,36 @@ def qmax(bits: int) -> int:
     7
     """
     return 2 ** (bits - 1) - 1
+
+
+def found(exercise: Exercise, args: tuple[Any, ...], besides: Collection[str] = ()) -> list[tuple[str, np.ndarray]]:
+    """The numbers that the reference (named "") and the mistakes give, all of an answer in one row.
+
+    Args:
+        besides: names of mistakes that are left out.
+    """
+    functions = [("", exercise.reference), *((mistake.name, mistake.function) for mistake in exercise.mistakes)]
+    return [
+        (name, np.hstack([*map(np.ravel, _parts(function(*args)))]))
+        for name, function in functions
+        if name not in besides
+    ]
+
+
+def telling(
+    exercise: Exercise, args: tuple[Any, ...], *, apart: float, besides: Collection[str] = (), pairs: bool = True
+) -> bool:
+    """Whether on one case no mistake answers as the reference does.
+
+    Args:
+        apart: by how much the numbers that differ must differ.
+        besides: names of mistakes that other cases tell.
+        pairs: whether mistakes of different names must answer differently as well.
+    """
+    answers = found(exercise, args, besides)
+    compared = combinations(answers, 2) if pairs else ((answers[0], other) for other in answers[1:])
+    return all(one == other or np.abs(a - b).max() > apart for (one, a), (other, b) in compared)
+
+
+def _parts(answer: Any) -> tuple[Any, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)

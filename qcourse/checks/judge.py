@@ -169,6 +169,8 @@ def _failure_difference(answer: Any, expected: Any, kinds: bool) -> Difference |
         return Difference(f"returned {show(answer)}", wanted)
     if answer.kinds[0] == "UnreadableError":
         return Difference(answer.message, wanted)
+    if answer.kinds[0] == "ChangedArgumentError":
+        return Difference(answer.message, "its arguments as they were")
     where = f" ({answer.line})" if answer.line else ""
     return Difference(f"raised {answer.kinds[0]}: {answer.message}{where}", wanted)
 

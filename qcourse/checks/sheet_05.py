@@ -2,18 +2,19 @@
 
 In the cases of 05.3 and 05.4 no weight comes nearer than a fiftieth of a step to the middle between two codes, when its
 turn comes. So float32 and float64, Cholesky and an inverse for each column, blocks or none, all give the same codes.
-What is drawn there is drawn until no known mistake gives the right codes, or those of another mistake.
+What is drawn there is drawn until no known mistake gives the right codes, or those of another mistake. Where weights
+are pushed beyond both ends of a grid, which chance does not often do, cases made by hand tell.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, pick, qmax, uniform, whole
+from qcourse.checks.common import f64, found, pick, qmax, telling, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 MARGIN = 0.02  # of a step, from a tie
@@ -136,6 +137,11 @@ def _undivided(w: Any, hessian: Any, i: int) -> np.ndarray:
     return f64(w) + (np.rint(f64(w)[i]) - f64(w)[i]) * np.linalg.inv(f64(hessian))[i]
 
 
+def _all_the_wrong_way(w: Any, hessian: Any, i: int) -> np.ndarray:
+    """Weight i as well."""
+    return 2 * f64(w) - _round_one(w, hessian, i)
+
+
 STEP = Exercise(
     id="05.2",
     title="One weight rounds, the others answer",
@@ -161,10 +167,13 @@ STEP = Exercise(
             )
             for function in (lambda w, hessian, i: _round_one(w, hessian, i, divided=False), _undivided)
         ),
-        Mistake(
-            "the others move the wrong way",
-            lambda w, hessian, i: _round_one(w, hessian, i, factor=-1),
-            "If two inputs always rise together and one weight lost 0.4, should the other lose or gain?",
+        *(
+            Mistake(
+                "the weights move the wrong way",
+                function,
+                "δ is what rounding ADDS: is it w less its code, or the code less w? And what has weight i become?",
+            )
+            for function in (lambda w, hessian, i: _round_one(w, hessian, i, factor=-1), _all_the_wrong_way)
         ),
         Mistake(
             "the others do not move",
@@ -186,22 +195,49 @@ STEP = Exercise(
 Row = Callable[[np.ndarray, int], np.ndarray]
 
 
+@dataclass(frozen=True)
+class _Rounding:
+    """How steps (w / scale) become codes, and by how much a weight is then said to have moved.
+
+    Args:
+        below, above: how many codes there are below -qmax and above qmax.
+        moved: from steps, codes before and after saturation, and scale.
+    """
+
+    below: float = 1
+    above: float = 0
+    moved: Callable[..., np.ndarray] = lambda steps, rounded, codes, scale: scale * (codes - steps)
+
+
+RIGHT = _Rounding()
+BEFORE = _Rounding(moved=lambda steps, rounded, codes, scale: scale * (rounded - steps))
+NARROW = _Rounding(below=0)
+UNSATURATED = _Rounding(np.inf, np.inf), _Rounding(np.inf, 0), _Rounding(1, np.inf)
+NO_UNITS = (
+    _Rounding(moved=lambda steps, rounded, codes, scale: codes - steps),
+    _Rounding(moved=lambda steps, rounded, codes, scale: codes - scale * steps),
+)
+BY_HAND = {"the codes are not saturated at both ends", "the error is that before saturation", "no code below -qmax"}
+
+
 def _sweep(
-    w: Any, hessian: Any, grid: Callable[[np.ndarray, int], Any], top: float, row: Row
+    w: Any, hessian: Any, grid: Callable[[np.ndarray, int], Any], top: int, row: Row, rounding: _Rounding = RIGHT
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each column its steps (w / scale, when its turn comes) and codes; afterwards w moves along a row.
 
     Args:
         grid: from w as it has become and the column to the scales, (out,).
+        top: qmax.
         row: from hessian and the column to how far each column moves where this one moves by 1, (in,).
     """
     w, h = f64(w).copy(), f64(hessian)
     for j in range(w.shape[1]):
         scale = grid(w, j)
         steps = w[:, j] / scale
-        codes = np.clip(np.rint(steps), -top - 1, top)
+        rounded = np.rint(steps)
+        codes = np.clip(rounded, -top - rounding.below, top + rounding.above)
         yield steps, codes
-        w += np.outer(scale * codes - w[:, j], row(h, j))
+        w += np.outer(rounding.moved(steps, rounded, codes, scale), row(h, j))
         w[:, j] = scale * codes
 
 
@@ -248,13 +284,12 @@ def _nobody(h: np.ndarray, j: int) -> np.ndarray:
     return np.zeros(len(h))
 
 
-def _codes_by(row: Row, *, saturated: bool = True) -> Callable[..., np.ndarray]:
+def _codes_by(row: Row, rounding: _Rounding = RIGHT) -> Callable[..., np.ndarray]:
     """The sweep on a given grid."""
 
     def codes(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray:
-        top = qmax(bits) if saturated else np.inf
-        found = _sweep(w, hessian, lambda w, j: f64(scale)[:, 0], top, row)
-        return np.stack([codes for _, codes in found], axis=1).astype(np.int64)
+        swept = _sweep(w, hessian, lambda w, j: f64(scale)[:, 0], qmax(bits), row, rounding)
+        return np.stack([codes for _, codes in swept], axis=1).astype(np.int64)
 
     return codes
 
@@ -269,27 +304,44 @@ def _codes_at_the_end(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray
     return np.clip(np.rint(w / scale[:, None]), -top - 1, top).astype(np.int64)
 
 
-def _clear(found: Iterator[tuple[np.ndarray, np.ndarray]]) -> bool:
+def _saturated_wrongly(by: Callable[[_Rounding], Callable[..., Any]]) -> list[Mistake]:
+    """The mistakes at the ends of a grid, for a function of the rounding."""
+    return [
+        *(
+            Mistake(
+                "the codes are not saturated at both ends",
+                by(rounding),
+                "The others may push a weight beyond the last code, or the first: where does it go then?",
+            )
+            for rounding in UNSATURATED
+        ),
+        Mistake(
+            "the error is that before saturation",
+            by(BEFORE),
+            "A weight of 8.6 steps gets the code 7, for there is no 9: by how much did it move?",
+        ),
+        Mistake(
+            "no code below -qmax",
+            by(NARROW),
+            "Which is the lowest of the codes that four bits can hold, and is it one of yours?",
+        ),
+    ]
+
+
+def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> bool:
     """Whether no column was near a tie when its turn came."""
-    return all(np.abs(steps - np.floor(steps) - 0.5).min() > MARGIN for steps, _ in found)
+    return all(np.abs(steps - np.floor(steps) - 0.5).min() > MARGIN for steps, _ in swept)
 
 
 def _telling(exercise: Exercise, w: Tensor, *others: Any) -> bool:
     """Whether the reference and the mistakes all differ, and none of them hangs on the last digits of w."""
-    functions = [("", exercise.reference), *((mistake.name, mistake.function) for mistake in exercise.mistakes)]
-
-    def answers(w: Tensor) -> list[np.ndarray]:
-        return [np.hstack([*map(np.ravel, function(w, *others))]) for _, function in functions]  # all numbers in one
-
-    found, turn = answers(w), NUDGE * (-1.0) ** torch.arange(w.shape[1])
-    apart = all(
-        one[0] == other[0] or np.abs(a - b).max() > MARGIN
-        for (one, a), (other, b) in combinations(zip(functions, found, strict=True), 2)
-    )
-    return apart and all(
+    turn = NUDGE * (-1.0) ** torch.arange(w.shape[1])
+    return telling(exercise, (w, *others), apart=MARGIN, besides=BY_HAND) and all(
         np.allclose(a, b, rtol=MARGIN, atol=MARGIN)
         for nudged in (w * (1 + turn), w * (1 - turn))
-        for a, b in zip(found, answers(nudged), strict=True)
+        for (_, a), (_, b) in zip(
+            found(exercise, (w, *others), BY_HAND), found(exercise, (nudged, *others), BY_HAND), strict=True
+        )
     )
 
 
@@ -307,10 +359,12 @@ def _codes_case(generator: Generator, out: int, inputs: int, bits: int) -> tuple
 def _codes_cases(generator: Generator) -> list[Case]:
     pair, ones = [[2.0, 1.0], [1.0, 1.0]], [[1.0]]
     four = [[2.0, 1.8, 1.6, 1.6], [1.8, 2.2, 2.0, 1.6], [1.6, 2.0, 2.2, 1.6], [1.6, 1.6, 1.6, 1.6]]
+    handed_on = [[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 1.0]]  # each error goes to the next column, in full
     by_hand = [
         ([[0.4, 0.4]], pair, ones, 4),
         ([[1.4, 0.4, -0.6, 2.4]], four, ones, 4),  # the lesson's
         ([[7.3, 7.4], [0.3, -0.7]], pair, [[1.0], [0.25]], 4),  # pushed beyond the last code
+        ([[7.4, 7.3, 5.0], [-4.2, -4.15, -1.5]], handed_on, [[1.0], [0.5]], 4),  # beyond either end, and one more
     ]
     shapes = ((3, 4, 4), (4, 5, 3), (2, 8, 4), (4, 6, 3))
     drawn = [_codes_case(generator, *shape) for shape in shapes]
@@ -328,7 +382,7 @@ SWEEP = Exercise(
         Mistake(
             "rounding to nearest: nobody answers",
             _codes_by(_nobody),
-            "Is column 1 the same when its turn comes as it was at the beginning?",
+            "Is column 1 still what it was when its turn comes? What stands right of the diagonal in a LOWER factor?",
         ),
         *(
             Mistake(
@@ -354,11 +408,15 @@ SWEEP = Exercise(
             )
             for row in (_undivided_factor, _undivided_inverse)
         ),
-        Mistake(
-            "the codes are not saturated",
-            _codes_by(_by_inverse, saturated=False),
-            "The others may push a weight beyond the last code: where does it go then, and what is its error?",
+        *(
+            Mistake(
+                "the error is not in the units of w",
+                _codes_by(_by_inverse, rounding),
+                "A code counts steps: at a scale of 0.1, how far is the weight 0.33 from its code 3?",
+            )
+            for rounding in NO_UNITS
         ),
+        *_saturated_wrongly(lambda rounding: _codes_by(_by_inverse, rounding)),
     ),
 )
 
@@ -375,36 +433,41 @@ class _Groups:
     """Scales of groups; they are kept as they come.
 
     Args:
-        stale: the weights to fit to, where they are not those of the moment.
+        before: the weights to fit to, where they are not those of the moment.
         every_column: fit anew at each column, not only at a group's first.
+        shared: one scale for all rows.
     """
 
-    def __init__(self, group_size: int, top: float, *, stale: Any = None, every_column: bool = False) -> None:
-        self.group_size, self.top, self.stale, self.every_column = group_size, top, stale, every_column
+    def __init__(
+        self, group_size: int, top: float, *, before: Any = None, every_column: bool = False, shared: bool = False
+    ) -> None:
+        self.group_size, self.top, self.before = group_size, top, before
+        self.every_column, self.shared = every_column, shared
         self.scales: dict[int, np.ndarray] = {}
 
     def __call__(self, w: np.ndarray, j: int) -> np.ndarray:
         group = j // self.group_size
         if self.every_column or group not in self.scales:
             start = group * self.group_size
-            source = w if self.stale is None else f64(self.stale)
-            self.scales[group] = _amax_scale(source[:, start : start + self.group_size], self.top)
+            source = w if self.before is None else f64(self.before)
+            scale = _amax_scale(source[:, start : start + self.group_size], self.top)
+            self.scales[group] = np.full_like(scale, scale.max()) if self.shared else scale
         return self.scales[group]
 
 
 def _groups_by(
-    row: Row, *, stale: bool = False, every_column: bool = False, within: bool = False
+    row: Row, rounding: _Rounding = RIGHT, *, before: bool = False, within: bool = False, **fitted: bool
 ) -> Callable[..., Any]:
-    """The sweep in groups; `within`: an error is answered in its own group alone."""
+    """The sweep in groups, scales fitted as `_Groups` says; `within`: an error is answered in its own group alone."""
 
     def codes_and_scales(w: Any, hessian: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-        groups = _Groups(group_size, qmax(bits), stale=w if stale else None, every_column=every_column)
+        groups = _Groups(group_size, qmax(bits), before=w if before else None, **fitted)
 
         def cut(h: np.ndarray, j: int) -> np.ndarray:
             full = row(h, j)
             return np.where(np.arange(len(h)) // group_size == j // group_size, full, 0) if within else full
 
-        codes = np.stack([codes for _, codes in _sweep(w, hessian, groups, qmax(bits), cut)], axis=1)
+        codes = np.stack([codes for _, codes in _sweep(w, hessian, groups, qmax(bits), cut, rounding)], axis=1)
         return codes.astype(np.int64), np.stack(list(groups.scales.values()), axis=1)
 
     return codes_and_scales
@@ -421,10 +484,12 @@ def _groups_case(generator: Generator, out: int, inputs: int, group_size: int, b
 
 def _groups_cases(generator: Generator) -> list[Case]:
     far_pair = [[2.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0]]
+    four_times = [[33.0, 8.0, 4.0, 0.0], [8.0, 2.0, 1.0, 0.0], [4.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     near_pairs = [[2.0, 1.0, 0.0, 0.5], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.5], [0.5, 0.0, 0.5, 2.0]]
     by_hand = [
         ([[2.4, 7.0, 3.1, 6.6]], far_pair, 2, 4),
         ([[0.4, 3.0, -1.2, 2.0], [-2.7, 1.6, 0.2, 3.0]], near_pairs, 2, 3),
+        ([[6.4, 7.0, 3.0, 2.0], [-6.4, -7.0, -3.0, 2.0]], four_times, 2, 4),  # pushed beyond either end
     ]
     shapes = ((4, 6, 2, 3), (2, 6, 3, 3), (3, 8, 4, 4), (4, 6, 3, 4))
     drawn = [_groups_case(generator, *shape) for shape in shapes]
@@ -441,14 +506,19 @@ GROUPS = Exercise(
     tolerance=1e-3,  # a scale comes out of the updates before it, in float32
     mistakes=(
         Mistake(
-            "stale scales, fitted before the sweep",
-            _groups_by(_by_inverse, stale=True),
-            "When a group's turn comes, are its weights still the ones that you took the scale from?",
+            "scales fitted before the sweep",
+            _groups_by(_by_inverse, before=True),
+            "That is called static groups, and is no mistake elsewhere. Here, which weights has a group at its turn?",
         ),
         Mistake(
             "a new scale at every column",
             _groups_by(_by_inverse, every_column=True),
             "A group has one scale for all its codes, those already written included: when must it be known?",
+        ),
+        Mistake(
+            "one scale for all rows",
+            _groups_by(_by_inverse, shared=True),
+            "Which axis must be left when you take the largest magnitude, so that each row has its own?",
         ),
         Mistake(
             "errors are answered within their group alone",
@@ -468,6 +538,7 @@ GROUPS = Exercise(
             _groups_by(_nobody),
             "These are the codes of 02.2. What has become of the errors of the columns before?",
         ),
+        *_saturated_wrongly(lambda rounding: _groups_by(_by_inverse, rounding)),
     ),
 )
 

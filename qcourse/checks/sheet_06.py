@@ -2,20 +2,23 @@
 
 A choice that hangs on the last digits would tell right answers apart. So cases are drawn until, by a margin, the best
 candidate is the best, the loudest channels are the loudest, and no weight lies half-way between two codes: then
-float32 and float64, and any order of operations, choose alike.
+float32 and float64, and any order of operations, choose alike. And they are drawn until no mistake chooses as the
+reference does, since of few candidates a wrong rule often takes the right one.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, qmax, uniform
+from qcourse.checks.common import f64, qmax, telling, uniform
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 MARGIN = 1.01  # of the second best and the best
+APART = 3e-3  # of answers that are to be told apart, absolute
 HALF_WAY = 1e-3  # of a step: how near to a half no weight may be
 
 
@@ -42,18 +45,47 @@ def _clear(steps: np.ndarray) -> bool:
 # 06.1 -------------------------------------------------------------------------------------------------------------
 
 
-def _salient_case(generator: Generator, tokens: int, inputs: int, count: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Activations that lean to one side in some channels, drawn until the loudest are so by a margin, every way."""
+Ranking = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # from w, w_hat and x, how salient each input is
+
+NAMED: dict[str, Ranking] = {
+    "weights": lambda w, w_hat, x: np.linalg.norm(w, axis=0),
+    "mean": lambda w, w_hat, x: x.mean(axis=0),
+    "largest": lambda w, w_hat, x: np.abs(x).max(axis=0),
+    "squares": lambda w, w_hat, x: np.square(x).mean(axis=0),
+}
+UNNAMED: tuple[Ranking, ...] = (
+    lambda w, w_hat, x: np.abs(x.mean(axis=0)),
+    lambda w, w_hat, x: np.median(np.abs(x), axis=0),
+    lambda w, w_hat, x: _magnitude(x) * np.linalg.norm(w - w_hat, axis=0),
+)
+
+
+def _channels(ranking: Ranking, w: Any, w_hat: Any, x: Any, count: int) -> frozenset[int]:
+    return frozenset(np.argsort(-ranking(f64(w), f64(w_hat), f64(x)))[:count].tolist())
+
+
+def _salient_case(generator: Generator, inputs: int, count: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Activations that lean to one side in some channels, drawn until the loudest are so by a margin, and in no way but
+    the right one."""
     while True:
-        x = _normal(generator, tokens, inputs) * uniform(generator, 0.5, 4, inputs)
+        x = _normal(generator, 5, inputs) * uniform(generator, 0.5, 4, inputs)
         x += uniform(generator, -3, 3, inputs)
         w = _normal(generator, 3, inputs) * uniform(generator, 0.5, 2, inputs)
         w_hat = w + uniform(generator, -0.2, 0.2, 3, inputs)
-        rankings = (_magnitude(x), f64(x).mean(axis=0), np.abs(f64(x)).max(axis=0), np.linalg.norm(f64(w), axis=0))
-        chosen = [frozenset(np.argsort(-ranking)[:count].tolist()) for ranking in rankings]
-        loudest = np.sort(rankings[0])[::-1]
-        if len(set(chosen)) == len(chosen) and loudest[count - 1] > MARGIN * loudest[count]:
+        right = frozenset(np.argsort(-_magnitude(x))[:count].tolist())
+        loudest = np.sort(_magnitude(x))[::-1]
+        wrong = (_channels(ranking, w, w_hat, x, count) for ranking in (*NAMED.values(), *UNNAMED))
+        if loudest[count - 1] > MARGIN * loudest[count] and right not in wrong:
             return w, w_hat, x, count
+
+
+def _salient_drawn(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor, int]]:
+    """Drawn until the mistakes that have a name are told from one another as well."""
+    while True:
+        drawn = [_salient_case(generator, inputs, count) for inputs, count in ((6, 1), (8, 2), (12, 3))]
+        chosen = [tuple(_channels(ranking, *case) for case in drawn) for ranking in NAMED.values()]
+        if all(one != other for one, other in combinations(chosen, 2)):
+            return drawn
 
 
 def _salient_cases(generator: Generator) -> list[Case]:
@@ -63,18 +95,17 @@ def _salient_cases(generator: Generator) -> list[Case]:
         (w, w_hat, [[1.0, 0.1, -6.0, 2.0], [-1.0, 0.2, 5.0, 1.0], [0.5, -0.1, -4.0, 1.5]], 1),
         (w, w_hat, [[0.2, 3.0, -1.0, 2.5], [0.1, -3.5, -1.0, 2.0], [0.3, 0.0, -1.0, 4.5]], 2),
     ]
-    drawn = [_salient_case(generator, 5, inputs, count) for inputs, count in ((6, 1), (8, 2), (12, 3))]
     return [
         Case((torch.as_tensor(w), torch.as_tensor(w_hat), torch.as_tensor(x), count))
-        for w, w_hat, x, count in by_hand + drawn
+        for w, w_hat, x, count in by_hand + _salient_drawn(generator)
     ]
 
 
-def _kept(ranking: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
-    """w_hat with those columns of w that rank first, by a function of w and x."""
+def _kept(ranking: Ranking) -> Callable[..., np.ndarray]:
+    """w_hat with those columns of w that rank first."""
 
     def keep(w: Any, w_hat: Any, x: Any, count: int) -> np.ndarray:
-        chosen = np.argsort(-ranking(f64(w), f64(x)))[:count]
+        chosen = list(_channels(ranking, w, w_hat, x, count))
         mixed = f64(w_hat).copy()
         mixed[:, chosen] = f64(w)[:, chosen]
         return mixed
@@ -88,26 +119,31 @@ KEEP = Exercise(
     function="keep_salient",
     points=1,
     cases=_salient_cases,
-    reference=_kept(lambda w, x: _magnitude(x)),
+    reference=_kept(lambda w, w_hat, x: _magnitude(x)),
     mistakes=(
         Mistake(
             "salience by the norm of the weights",
-            _kept(lambda w, x: np.linalg.norm(w, axis=0)),
+            _kept(NAMED["weights"]),
             "The error of a weight is about half a step, large weight or small: what is it multiplied with?",
         ),
         Mistake(
             "the mean of x, not of |x|",
-            _kept(lambda w, x: x.mean(axis=0)),
+            _kept(NAMED["mean"]),
             "What is the mean of a channel that swings between -6 and 6, and is it a quiet one?",
         ),
         Mistake(
             "the largest |x|, not the mean",
-            _kept(lambda w, x: np.abs(x).max(axis=0)),
+            _kept(NAMED["largest"]),
             "A channel that is loud for one token only: is it loud on the whole?",
         ),
         Mistake(
+            "the mean of squares, not of |x|",
+            _kept(NAMED["squares"]),
+            "Of (4, 0, 0, 0) and (2, 2, 1, 2), which has the larger mean, and which the larger mean of squares?",
+        ),
+        Mistake(
             "the quietest channels",
-            _kept(lambda w, x: -_magnitude(x)),
+            _kept(lambda w, w_hat, x: -_magnitude(x)),
             "Sorting begins at the smallest: at which end of your ranking are the loudest?",
         ),
     ),
@@ -188,7 +224,7 @@ def _gram_cases(generator: Generator) -> list[Case]:
     x = f64([[1.0, 2.0], [0.0, 2.0]])
     by_hand = [([[0.6, -0.2]], [[0.5, -0.3]], x.T @ x)]
     drawn = []
-    for tokens, outputs, inputs in ((3, 2, 4), (8, 5, 3), (40, 4, 6)):
+    for tokens, outputs, inputs in ((6, 2, 4), (8, 5, 3), (40, 4, 6)):
         w = _normal(generator, outputs, inputs)
         x = f64(_normal(generator, tokens, inputs) + uniform(generator, -2, 2, inputs))  # correlated: a common mean
         drawn.append((w, w + uniform(generator, -0.2, 0.2, outputs, inputs), x.T @ x))
@@ -342,6 +378,11 @@ def _search_on_weights(w: Any, x: Any, alphas: Sequence[float], bits: int) -> tu
     return alpha, _relative(f64(w), _awq(f64(w), f64(x), alpha, bits), f64(x))
 
 
+def _search_index(w: Any, x: Any, alphas: Sequence[float], bits: int) -> tuple[int, float]:
+    alpha, error = _search(_awq)(w, x, alphas, bits)
+    return list(alphas).index(alpha), error
+
+
 def _alpha_case(generator: Generator, bits: int, loud: int) -> tuple[Tensor, Tensor]:
     """With a loud channel, drawn until an alpha between the ends is best by a margin, and not so for the weights."""
     while True:
@@ -351,7 +392,8 @@ def _alpha_case(generator: Generator, bits: int, loud: int) -> tuple[Tensor, Ten
         errors = np.array([_relative(f64(w), _awq(f64(w), f64(x), alpha, bits), f64(x)) for alpha in ALPHAS])
         best, by_weights = ALPHAS[errors.argmin()], _search_on_weights(w, x, ALPHAS, bits)[0]
         clear = all(_clear(_steps(f64(w) * _magnitude(x) ** alpha, bits)[0]) for alpha in ALPHAS)
-        if _apart(errors) and clear and best in (0.25, 0.75) and best != by_weights:
+        likely = _apart(errors) and clear and best in (0.25, 0.75) and best != by_weights
+        if likely and telling(SEARCH, (w, x, ALPHAS, bits), apart=APART, pairs=False):
             return w, x
 
 
@@ -381,6 +423,11 @@ SEARCH = Exercise(
                 "A weight that meets x = 16 may not move as far as one that meets 1: where does x come in?",
             )
             for search in (_search_on_weights, _search(_awq, _of_weights))
+        ),
+        Mistake(
+            "the place of alpha in the list, not alpha",
+            _search_index,
+            "`argmin` says where the least error stands. What stands at that place of `alphas`?",
         ),
         Mistake(
             "w_hat is not divided by s",
@@ -424,8 +471,12 @@ def _group_losses(
     below: float = 1,
     above: float = 0,
     clip: bool = False,
+    of_tokens: Callable[[np.ndarray], np.ndarray] = lambda y: np.square(y).sum(axis=0),
 ) -> np.ndarray:
-    """||x_g d^T||^2 for each row, group and share: (out, groups, shares); so many codes below -qmax and above qmax."""
+    """||x_g d^T||^2 for each row, group and share: (out, groups, shares); so many codes below -qmax and above qmax.
+
+    Another function of the outputs' errors (tokens, out, groups) may take the place of the sum of squares.
+    """
     groups = f64(w).reshape(len(w), -1, group_size)  # (out, groups, size)
     parts = f64(x).reshape(len(x), -1, group_size)  # (tokens, groups, size)
     losses = []
@@ -434,7 +485,7 @@ def _group_losses(
         scale = end / qmax(bits)
         w_hat = scale * np.clip(np.rint(groups / scale), -qmax(bits) - below, qmax(bits) + above)
         d = (np.clip(groups, -end, end) if clip else groups) - w_hat
-        losses.append(np.square(np.einsum("tgi,ogi->tog", parts, d)).sum(axis=0))
+        losses.append(of_tokens(np.einsum("tgi,ogi->tog", parts, d)))
     return np.stack(losses, axis=2)
 
 
@@ -464,6 +515,14 @@ def _losses_of_weights(w: Any, x: Any, *arguments: Any) -> np.ndarray:
     return _group_losses(w, np.eye(len(w[0])), *arguments)
 
 
+def _losses_absolute(*arguments: Any) -> np.ndarray:
+    return _group_losses(*arguments, of_tokens=lambda y: np.abs(y).sum(axis=0))
+
+
+def _losses_largest(*arguments: Any) -> np.ndarray:
+    return _group_losses(*arguments, of_tokens=lambda y: np.abs(y).max(axis=0))
+
+
 def _losses_of_all(*arguments: Any) -> np.ndarray:
     losses = _group_losses(*arguments)
     return np.broadcast_to(losses.sum(axis=(0, 1), keepdims=True), losses.shape)
@@ -480,6 +539,15 @@ def _clip_row(generator: Generator, x: Tensor, group_size: int, bits: int) -> Te
             return w
 
 
+def _clip_case(generator: Generator, outputs: int, groups: int, group_size: int, bits: int) -> tuple[Any, ...]:
+    """Drawn until every mistake chooses another share somewhere."""
+    while True:
+        seen = _normal(generator, 6, groups * group_size) * uniform(generator, 0.2, 3, groups * group_size)
+        w = torch.cat([_clip_row(generator, seen, group_size, bits) for _ in range(outputs)])
+        if telling(CLIP, (w, seen, group_size, SHARES, bits), apart=APART, pairs=False):
+            return w, seen, group_size, SHARES, bits
+
+
 def _clip_cases(generator: Generator) -> list[Case]:
     w = [[0.9, 0.31, -0.28, 0.33]]
     x = [[0.1, 4.0, 0.2, 0.1], [0.1, 0.3, 4.0, 0.2], [0.2, 0.1, 0.3, 4.0]]
@@ -490,9 +558,7 @@ def _clip_cases(generator: Generator) -> list[Case]:
     ]
     drawn = []
     for outputs, groups, group_size, bits in ((2, 2, 4, 3), (3, 2, 6, 3), (4, 3, 8, 4)):
-        seen = _normal(generator, 6, groups * group_size) * uniform(generator, 0.2, 3, groups * group_size)
-        rows = [_clip_row(generator, seen, group_size, bits) for _ in range(outputs)]
-        drawn.append((torch.cat(rows), seen, group_size, SHARES, bits))
+        drawn.append(_clip_case(generator, outputs, groups, group_size, bits))
     return [
         Case((torch.as_tensor(w), torch.as_tensor(x), group_size, shares, bits))
         for w, x, group_size, shares, bits in by_hand + drawn
@@ -526,6 +592,14 @@ CLIP = Exercise(
             "one share for all groups",
             _shares(_losses_of_all),
             "Each group of each row has a scale of its own: over what do you sum before you look for the least?",
+        ),
+        *(
+            Mistake(
+                "not the sum of squares",
+                _shares(losses),
+                "The square of a length is a sum over the tokens: of what, that you had better not leave out?",
+            )
+            for losses in (_losses_absolute, _losses_largest)
         ),
         Mistake(
             "compared with the clipped weights",

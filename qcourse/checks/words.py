@@ -38,15 +38,21 @@ def show(value: Any) -> str:
 
 
 def pinpoint(answer: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> tuple[str, str]:
-    """What came and what was expected: whole arrays where small, else the first place that is wrong."""
-    if answer.size <= LARGEST:
-        return f"returned {show(answer)}", show(expected)
+    """What came and what was expected: whole arrays where small, and the first place that is wrong.
+
+    >>> pinpoint(np.eye(2), np.ones((2, 2)), np.eye(2) == 0)
+    ('returned [[1.0, 0.0], [0.0, 1.0]] (row 0, column 1: 0.0)', '[[1.0, 1.0], [1.0, 1.0]] (row 0, column 1: 1.0)')
+    """
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
-    index = ", ".join(map(str, place))
-    return (
-        f"returned {show(answer[place])} at [{index}] ({wrong.sum()} of {wrong.size} values differ)",
-        show(expected[place]),
-    )
+    first, wanted = show(answer[place]), show(expected[place])
+    matrix = answer.ndim == 2
+    index = f"row {place[0]}, column {place[1]}" if matrix else f"[{', '.join(map(str, place))}]"
+    if answer.size > LARGEST:
+        where = f"{'in' if matrix else 'at'} {index}"
+        return f"returned {first} {where} ({wrong.sum()} of {wrong.size} values differ)", wanted
+    if matrix and answer.size > 1:
+        return f"returned {show(answer)} ({index}: {first})", f"{show(expected)} ({index}: {wanted})"
+    return f"returned {show(answer)}", show(expected)
 
 
 def _count(value: Any) -> int:

@@ -1,5 +1,7 @@
 """Sheet 05, GPTQ: right answers in other styles, and mistakes as people write them in torch and float32."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -125,7 +127,6 @@ def groups_cholesky(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> t
 
 def groups_lazy(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """A group is a block: the columns after it hear of its errors when it is done."""
-    upper = np.linalg.cholesky(np.linalg.inv(hessian.double().numpy())).T  # of the other kind: L L^T
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True).numpy()
     w, top = w.double().numpy().copy(), 2 ** (bits - 1) - 1
     codes, scales = np.zeros(w.shape, int), []
@@ -195,15 +196,39 @@ def step_from_the_new_weight(w: Tensor, hessian: Tensor, i: int) -> Tensor:
     return new
 
 
-def swept(upper: Tensor, w: Tensor, scale: Tensor, bits: int, *, divide: bool = True, clamp: bool = True) -> Tensor:
-    w, codes, top = w.clone(), torch.zeros_like(w), 2 ** (bits - 1) - 1
+def step_with_a_wrong_sign(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    inverse = torch.linalg.inv(hessian)
+    return w + (w[i] - w[i].round()) / inverse[i, i] * inverse[i]
+
+
+def clamped(codes: Tensor, bits: int) -> Tensor:
+    return codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def swept(
+    upper: Tensor, w: Tensor, scale: Tensor, bits: int, *, divide: bool = True, clamp: Callable = clamped
+) -> Tensor:
+    w, codes = w.clone(), torch.zeros_like(w)
     for j in range(w.shape[1]):
-        codes[:, j] = torch.round(w[:, j] / scale[:, 0])
-        if clamp:
-            codes[:, j].clamp_(-top - 1, top)
+        codes[:, j] = clamp(torch.round(w[:, j] / scale[:, 0]), bits)
         error = w[:, j] - scale[:, 0] * codes[:, j]
         w[:, j:] -= torch.outer(error / upper[j, j] if divide else error, upper[j, j:])
     return codes.int()
+
+
+def swept_by_error_of(error: Callable) -> Callable:
+    """An error of one's own making: of w, steps rounded, codes and scale."""
+
+    def codes_by(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+        w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
+        for j in range(w.shape[1]):
+            rounded = torch.round(w[:, j] / scale[:, 0])
+            codes[:, j] = clamped(rounded, bits)
+            e = error(w[:, j], rounded, codes[:, j], scale[:, 0]) / upper[j, j]
+            w[:, j:] -= torch.outer(e, upper[j, j:])
+        return codes.int()
+
+    return codes_by
 
 
 def factor(hessian: Tensor) -> Tensor:
@@ -222,7 +247,26 @@ def all_columns_every_time(w: Tensor, hessian: Tensor, scale: Tensor, bits: int)
     return torch.round(w / scale).clamp(-top - 1, top).int()
 
 
-def groups_stale(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+def groups_by(clamp: Callable, *, early: bool = False, dim: int | None = 1) -> Callable:
+    """In groups, with a clamp of one's own; the error taken before it; the largest magnitude over another axis."""
+
+    def codes_and_scales(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+        w, codes, scales, upper = w.clone(), torch.zeros_like(w), [], factor(hessian)
+        for j in range(w.shape[1]):
+            if j % group_size == 0:
+                group = w[:, j : j + group_size].abs()
+                amax = group.amax(dim=1) if dim == 1 else group.max().expand(len(w))
+                scales.append(amax / (2 ** (bits - 1) - 1))
+            rounded = torch.round(w[:, j] / scales[-1])
+            codes[:, j] = clamp(rounded, bits)
+            e = w[:, j] - scales[-1] * (rounded if early else codes[:, j])
+            w[:, j:] -= torch.outer(e / upper[j, j], upper[j, j:])
+        return codes.int(), torch.stack(scales, dim=1)
+
+    return codes_and_scales
+
+
+def groups_static(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
     top = 2 ** (bits - 1) - 1
     scales = w.unflatten(1, (-1, group_size)).abs().amax(dim=2) / top
     w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
@@ -254,13 +298,24 @@ def groups_nearest(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tu
 
 INSTEAD = "H in the place of its inverse"
 DONE = "columns that are done still take part"
+NEAREST = "rounding to nearest: nobody answers"
+ENDS = "the codes are not saturated at both ends"
+EARLY = "the error is that before saturation"
+UNITS = "the error is not in the units of w"
+CLAMPS = (
+    (ENDS, lambda codes, bits: codes),
+    (ENDS, lambda codes, bits: codes.clamp(max=2 ** (bits - 1) - 1)),
+    (ENDS, lambda codes, bits: codes.clamp(min=-(2 ** (bits - 1)))),
+    ("no code below -qmax", lambda codes, bits: codes.clamp(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)),
+)
 MISTAKES = [
     ("05.1", "damped by the sum of the diagonal, not its mean", damped_by_sum),
     ("05.1", "damped everywhere, not on the diagonal alone", damped_everywhere),
     ("05.1", "damped by damp itself", lambda x, damp: x.T @ x / len(x) + damp * torch.eye(x.shape[1])),
     ("05.2", INSTEAD, step_of_the_source),
     ("05.2", "not divided by the diagonal", step_undivided),
-    ("05.2", "the others move the wrong way", step_from_the_new_weight),
+    ("05.2", "the weights move the wrong way", step_from_the_new_weight),
+    ("05.2", "the weights move the wrong way", step_with_a_wrong_sign),
     ("05.3", INSTEAD, lambda w, h, s, bits: swept(torch.linalg.cholesky(h, upper=True), w, s, bits)),
     ("05.3", INSTEAD, lambda w, h, s, bits: swept(h, w, s, bits)),
     ("05.3", DONE, swept_by_whole_inverse),
@@ -270,8 +325,18 @@ MISTAKES = [
         "the error is not divided by the diagonal",
         lambda w, h, s, bits: swept(factor(h), w, s, bits, divide=False),
     ),
-    ("05.3", "the codes are not saturated", lambda w, h, s, bits: swept(factor(h), w, s, bits, clamp=False)),
-    ("05.4", "stale scales, fitted before the sweep", groups_stale),
+    ("05.3", NEAREST, lambda w, h, s, bits: swept(torch.linalg.cholesky(torch.linalg.inv(h)), w, s, bits)),
+    *(
+        ("05.3", name, lambda w, h, s, bits, clamp=clamp: swept(factor(h), w, s, bits, clamp=clamp))
+        for name, clamp in CLAMPS
+    ),
+    ("05.3", EARLY, swept_by_error_of(lambda w, rounded, codes, scale: w - scale * rounded)),
+    ("05.3", UNITS, swept_by_error_of(lambda w, rounded, codes, scale: w / scale - codes)),
+    ("05.3", UNITS, swept_by_error_of(lambda w, rounded, codes, scale: w - codes)),
+    *(("05.4", name, groups_by(clamp)) for name, clamp in CLAMPS),
+    ("05.4", EARLY, groups_by(clamped, early=True)),
+    ("05.4", "one scale for all rows", groups_by(clamped, dim=None)),
+    ("05.4", "scales fitted before the sweep", groups_static),
     ("05.4", "errors are answered within their group alone", groups_block_only),
-    ("05.4", "rounding to nearest: nobody answers", groups_nearest),
+    ("05.4", NEAREST, groups_nearest),
 ]

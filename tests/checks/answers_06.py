@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from qcourse.methods.awq import awq
-from qcourse.methods.moment import Activations, Moment
-from qcourse.models.quantized_linear import QuantizedLinear
+from qcourse.methods.moment import Hessian, Moment
+from qcourse.models.fold import fold
+from qcourse.models.probe import put
 from qcourse.numerics.affine import IntQuantizer
 from qcourse.numerics.granularity import PerChannel, PerGroup
 
@@ -14,17 +15,43 @@ from qcourse.numerics.granularity import PerChannel, PerGroup
 
 
 def keep_of_package(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
-    loudest = Activations.before(x).add(x).total.argsort(descending=True)[:count]
+    loudest = Hessian().add(x).magnitude.argsort(descending=True)[:count]
     return torch.where(torch.isin(torch.arange(w.shape[1]), loudest), w, w_hat)
 
 
+class Block(nn.Module):
+    """A norm and the linear layer that reads it."""
+
+    def __init__(self, gain: Tensor, shift: Tensor, w: Tensor) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(len(gain)), nn.Linear(w.shape[1], w.shape[0], bias=False)
+        put(self.norm, {"weight": gain, "bias": shift})
+        put(self.linear, {"weight": w})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+class OneBlock(nn.Module):
+    """The least that `fold` takes: a model of one block, that runs on token ids."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, block.linear.in_features)
+        self.blocks = nn.ModuleList([block])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.blocks[0](self.embedding(ids))
+
+
 def fold_of_package(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    """A layer whose codes stand for w s and that divides its own input, taken apart."""
-    quantizer = IntQuantizer(8, granularity=PerChannel(1), scale_dtype=torch.float64)
-    codes = quantizer(torch.diag(s))
-    layer = QuantizedLinear(codes, input_scale=s)
-    assert torch.allclose(layer(s).float(), s)  # diag(s) (s / s)
-    return layer(gain) / s, layer(shift) / s, w @ codes.dequantize().to(w.dtype)
+    block = Block(gain, shift, w)
+    assert fold(OneBlock(block), ["blocks.0.linear"], s) == "blocks.0.norm"
+    return (
+        block.norm.weight.data,
+        block.norm.bias.data,
+        block.linear.weight.data * s,
+    )  # the weight is left to the caller
 
 
 def error_of_package(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
@@ -84,6 +111,11 @@ def error_root_of_gram(w: Tensor, w_hat: Tensor, gram: Tensor) -> np.floating:
     values, vectors = np.linalg.eigh(gram.double().numpy())
     x = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
     return np.linalg.norm(x @ (w - w_hat).double().numpy().T) / np.linalg.norm(x @ w.double().numpy().T)
+
+
+def error_by_cholesky(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
+    lower = torch.linalg.cholesky(gram)
+    return torch.linalg.norm((w - w_hat) @ lower) / torch.linalg.norm(w @ lower)
 
 
 def alpha_loop(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, float]:
@@ -151,7 +183,7 @@ THE_LESSON = {"06.3": "error_by_gram"}
 OTHER_STYLES = {
     "06.1": (keep_loop, keep_mask),
     "06.2": (fold_loop, fold_modules),
-    "06.3": (error_einsum, error_root_of_gram),
+    "06.3": (error_einsum, error_root_of_gram, error_by_cholesky),
     "06.4": (alpha_loop, alpha_normalised),
     "06.5": (shares_loop, shares_by_gram),
 }
@@ -185,6 +217,11 @@ def alpha_by(hat: object, error: object) -> object:
         return alphas[int(errors.argmin())], errors.min()
 
     return best
+
+
+def alpha_index(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[int, float]:
+    alpha, error = alpha_loop(w, x, alphas, bits)
+    return alphas.index(alpha), error
 
 
 def of_outputs(w: Tensor, w_hat: Tensor, x: Tensor) -> Tensor:
@@ -227,6 +264,12 @@ def loss_clamped_first(groups: Tensor, parts: Tensor, share: float, qmax: int) -
     return loss_of(parts, groups - torch.round(cut / scale) * scale)
 
 
+def loss_absolute(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
+    scale = scale_of(groups, share, qmax)
+    d = groups - torch.round(groups / scale).clamp(-qmax - 1, qmax) * scale
+    return (parts[:, None] * d).sum(3).abs().mean(0)
+
+
 def loss_in_weights(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
     scale = scale_of(groups, share, qmax)
     return (groups - (groups / scale).round().clamp(-qmax - 1, qmax) * scale).pow(2).mean(2)
@@ -236,6 +279,7 @@ MISTAKES = [
     ("06.1", "salience by the norm of the weights", keep_by(lambda w, x: w.pow(2).sum(0))),
     ("06.1", "the mean of x, not of |x|", keep_by(lambda w, x: x.mean(0))),
     ("06.1", "the quietest channels", keep_by(lambda w, x: -x.abs().mean(0))),
+    ("06.1", "the mean of squares, not of |x|", keep_by(lambda w, x: x.pow(2).mean(0).sqrt())),
     ("06.2", "the shift is forgotten", lambda gain, shift, w, s: (gain / s, shift, w * s)),
     ("06.2", "the gain is multiplied, not divided", lambda gain, shift, w, s: (gain * s, shift * s, w * s)),
     ("06.2", "the scale is not folded back", lambda gain, shift, w, s: (gain, shift, w * s)),
@@ -262,6 +306,8 @@ MISTAKES = [
         "alpha the wrong way round",
         alpha_by(lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) * size(x) ** alpha, of_outputs),
     ),
+    ("06.4", "the place of alpha in the list, not alpha", alpha_index),
+    ("06.5", "not the sum of squares", shares_by(loss_absolute)),
     ("06.5", "the codes are not saturated", shares_by(loss_unsaturated)),
     ("06.5", "the lowest code is never used", shares_by(loss_clamped_first)),
     ("06.5", "chosen by the weights, not by the outputs", shares_by(loss_in_weights)),

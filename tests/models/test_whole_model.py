@@ -101,4 +101,4 @@ def test_gptq_and_awq_spend_the_same_bits_better(model: Llama, text: torch.Tenso
             assert found.kl < 0.85 * nearest.kl, (bits, name)
             rise[name] = found.perplexity / whole - 1
         # Of 2,048 tokens a perplexity is sure to half a percent: at 4 bits that is nearly all there is to gain.
-        assert max(rise.values()) < (0.025 if bits == 4 else 0.5 * (nearest.perplexity / whole - 1))
+        assert max(rise.values()) < (0.025 if bits == 4 else 0.6 * (nearest.perplexity / whole - 1))
