@@ -56,7 +56,16 @@ def _beyond_or_at(x: Any, threshold: float) -> np.ndarray:
     return np.flatnonzero(np.abs(f64(x)).max(axis=0) >= threshold)
 
 
-WAYS = (_beyond, _beyond_deviations(0), _beyond_on_average, _beyond_above, _beyond_rows)
+def _beyond_mask(x: Any, threshold: float) -> np.ndarray:
+    return np.abs(f64(x)).max(axis=0) > threshold
+
+
+def _beyond_values(x: Any, threshold: float) -> np.ndarray:
+    """A column for each loud value, token by token."""
+    return np.nonzero(np.abs(f64(x)) > threshold)[1]
+
+
+WAYS = (_beyond, _beyond_deviations(0), _beyond_on_average, _beyond_above, _beyond_rows, _beyond_values)
 
 
 def _column_case(generator: Generator, tokens: int, inputs: int, threshold: float) -> tuple[Tensor, float]:
@@ -113,6 +122,16 @@ COLUMNS = Exercise(
             _beyond_or_at,
             "Is 6.0 beyond 6.0?",
         ),
+        Mistake(
+            "a mask, not the numbers of the columns",
+            _beyond_mask,
+            "You say of each column whether it is loud. How do you get from there to the places that hold True?",
+        ),
+        Mistake(
+            "a column for each loud value",
+            _beyond_values,
+            "How often does a column appear in which three tokens are loud? Reduce over the tokens first.",
+        ),
     ),
 )
 
@@ -146,9 +165,14 @@ def _of_all_together(layers: Sequence[Any], k: int) -> np.ndarray:
     return np.array(sorted(_top(np.stack([_largest(x) for x in layers]).max(axis=0), k)))
 
 
+AVERAGES = (
+    _in_every(lambda x: np.abs(f64(x)).mean(axis=0)),
+    _in_every(lambda x: (f64(x) ** 2).mean(axis=0)),  # ranks as the length of a column does
+    _in_every(lambda x: f64(x).std(axis=0)),
+)
 RANKED = (
     _in_every(_largest),
-    _in_every(lambda x: np.abs(f64(x)).mean(axis=0)),
+    AVERAGES[0],
     _in_every(lambda x: f64(x).max(axis=0)),
     _in_any,
     _of_all_together,
@@ -165,7 +189,8 @@ def _layers_case(generator: Generator, layers: int, inputs: int, k: int) -> tupl
             x = _normal(generator, tokens, inputs) * habit * float(uniform(generator, 0.5, 3))
             x[int(tokens / 2)] *= uniform(generator, 0.5, 3, inputs)
             drawn.append(x)
-        if len(RANKED[0](drawn, k)) and _all_differ(RANKED, drawn, k):
+        averaged = all(_all_differ((RANKED[0], average), drawn, k) for average in AVERAGES)
+        if len(RANKED[0](drawn, k)) and averaged and _all_differ(RANKED, drawn, k):
             return tuple(drawn), k
 
 
@@ -186,10 +211,13 @@ COMMON = Exercise(
     cases=_layers_cases,
     reference=RANKED[0],
     mistakes=(
-        Mistake(
-            "the mean of |x|, not the largest",
-            RANKED[1],
-            "A channel may be loud in one token of a hundred: does a mean know, and does a shared scale care?",
+        *(
+            Mistake(
+                "an average over tokens, not the largest",
+                function,
+                "A channel may be loud in one token of a hundred: does an average know, and does a shared scale care?",
+            )
+            for function in AVERAGES
         ),
         Mistake(
             "x, not |x|",
@@ -213,40 +241,59 @@ COMMON = Exercise(
 # 03.3 -------------------------------------------------------------------------------------------------------------
 
 
-def _row_scales(x: np.ndarray) -> np.ndarray:
-    """amax / 127 of each row, (rows, 1); 1 where the row is 0."""
-    amax = np.abs(x).max(axis=1, keepdims=True)
+def _scale(x: np.ndarray, axis: int | None) -> np.ndarray:
+    """amax / 127 along an axis, or of all; 1 where amax is 0."""
+    amax = np.abs(x).max(axis=axis, keepdims=True)
     return np.where(amax == 0, 1, amax / qmax(8))
 
 
-def _steps(x: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """x counted in the steps that rows of a part of it have."""
-    return x / _row_scales(part)
+# The scales that people use for a matrix, x or w, of which the columns `loud` are outliers.
 
 
-def _hat(x: np.ndarray, part: np.ndarray | None = None) -> np.ndarray:
-    scale = _row_scales(x if part is None else part)
-    return scale * np.rint(x / scale)
+def _by_row(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return _scale(a * ~loud, 1)
 
 
-def _two_parts(x: Any, w: Any, threshold: float) -> np.ndarray:
-    x, w = f64(x), f64(w)
-    loud = np.abs(x).max(axis=0) > threshold
-    return _hat(x * ~loud) @ _hat(w * ~loud).T + x[:, loud] @ w[:, loud].T
+def _by_whole_row(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return _scale(a, 1)
 
 
-def _scales_of_all(x: Any, w: Any, threshold: float) -> np.ndarray:
-    """The scales are made before the outliers are taken out."""
-    x, w = f64(x), f64(w)
-    loud = np.abs(x).max(axis=0) > threshold
-    return (_hat(x) * ~loud) @ (_hat(w) * ~loud).T + x[:, loud] @ w[:, loud].T
+def _by_column(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return _scale(a * ~loud, 0)
 
 
-def _scales_of_all_tokens(x: Any, w: Any, threshold: float) -> np.ndarray:
-    """The same for x alone."""
-    x, w = f64(x), f64(w)
-    loud = np.abs(x).max(axis=0) > threshold
-    return (_hat(x) * ~loud) @ _hat(w * ~loud).T + x[:, loud] @ w[:, loud].T
+def _by_matrix(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return _scale(a * ~loud, None)
+
+
+def _by_row_unguarded(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return np.abs(a * ~loud).max(axis=1, keepdims=True) / qmax(8)
+
+
+SCALES = (_by_row, _by_whole_row, _by_column, _by_matrix)
+Scales = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _in_two(x_scales: Scales, w_scales: Scales | None) -> Callable[..., np.ndarray]:
+    """The product in two parts, with these scales; None leaves w as it is."""
+
+    def product(x: Any, w: Any, threshold: float) -> np.ndarray:
+        x, w = f64(x), f64(w)
+        loud = np.abs(x).max(axis=0) > threshold
+        x_hat = _rounded(x * ~loud, x_scales(x, loud))
+        w_hat = _rounded(w * ~loud, w_scales(w, loud)) if w_scales else w * ~loud
+        return x_hat @ w_hat.T + x[:, loud] @ w[:, loud].T
+
+    return product
+
+
+def _rounded(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # 0 / 0, which is one of the mistakes
+        return scale * np.rint(x / scale)
+
+
+def _hat(x: np.ndarray) -> np.ndarray:
+    return _rounded(x, _scale(x, 1))
 
 
 def _counted_twice(x: Any, w: Any, threshold: float) -> np.ndarray:
@@ -267,24 +314,22 @@ def _single_values(x: Any, w: Any, threshold: float) -> np.ndarray:
     return _hat(x * ~loud) @ _hat(w).T + (x * loud) @ w.T
 
 
-def _one_scale(x: Any, w: Any, threshold: float) -> np.ndarray:
-    """One scale for all tokens, one for all outputs."""
+def _wrapped(x: Any, w: Any, threshold: float) -> np.ndarray:
+    """The sums of products of codes are kept in the 8 bits of the codes."""
     x, w = f64(x), f64(w)
     loud = np.abs(x).max(axis=0) > threshold
-    rests = (x * ~loud, w * ~loud)
-    x_hat, w_hat = (_hat(rest.reshape(1, -1)).reshape(rest.shape) for rest in rests)
-    return x_hat @ w_hat.T + x[:, loud] @ w[:, loud].T
+    s_x, s_w = _by_row(x, loud), _by_row(w, loud)
+    q_x, q_w = (np.rint(part * ~loud / scale).astype(np.int8) for part, scale in ((x, s_x), (w, s_w)))
+    return s_x * s_w.T * (q_x @ q_w.T) + x[:, loud] @ w[:, loud].T
 
 
 def _clear(x: Any, w: Any, threshold: float) -> bool:
     """Whether no value is near to half-way between two codes, in any of the scales above."""
     x, w = f64(x), f64(w)
     loud = np.abs(x).max(axis=0) > threshold
-    values = np.abs(x) > threshold
-    rows = [_steps(each, part) for each in (x, w) for part in (each, each * ~loud)]
-    rows.append(_steps(x, x * ~values))
-    rows += [_steps((each * ~loud).reshape(1, -1), (each * ~loud).reshape(1, -1)) for each in (x, w)]
-    return all((np.abs(steps % 1 - 0.5) > HALF_WAY).all() for steps in rows)
+    steps = [each / scales(each, loud) for each in (x, w) for scales in SCALES]
+    steps.append(x / _scale(x * (np.abs(x) <= threshold), 1))
+    return all((np.abs(each % 1 - 0.5) > HALF_WAY).all() for each in steps)
 
 
 def _product_case(generator: Generator, tokens: int, inputs: int, outputs: int, loud: int) -> tuple[Any, ...]:
@@ -305,6 +350,8 @@ def _product_cases(generator: Generator) -> list[Case]:
         ([[12.7, 40.0, -5.08]], [[1.27, 0.5, 0.381], [-0.254, 2.0, 0.1]], 20.0),
         ([[1.27, -8.0, 0.334], [0.127, 0.5, -0.0508]], [[0.3, 0.77, -1.27]], 6.0),
         ([[0.4, -0.82, 1.26], [2.54, 0.12, -0.5]], [[0.61, -1.27, 0.33]], 6.0),  # no outlier at all
+        ([[0.0, 7.0, 0.0], [0.5, 0.0, 1.27]], [[0.3, -0.4, 1.27], [0.0, 0.5, 0.0]], 6.0),  # rows of zeros remain
+        ([[7.0, -8.0], [0.5, 9.0]], [[0.3, -0.2], [1.1, 0.4]], 6.0),  # nothing remains
     ]
     sizes = ((4, 6, 3, 1), (5, 8, 4, 2), (3, 10, 5, 2))
     drawn = [_product_case(generator, *size) for size in sizes]
@@ -317,16 +364,16 @@ PRODUCT = Exercise(
     function="llm_int8",
     points=3,
     cases=_product_cases,
-    reference=_two_parts,
+    reference=_in_two(_by_row, _by_row),
     tolerance=1e-4,  # the parts may cancel, and come from float32
     mistakes=(
         *(
             Mistake(
                 "the scales are made with the outliers",
-                function,
+                _in_two(_by_whole_row, w_scales),
                 "What is the step of a token whose outlier has already been taken care of? In which order do you work?",
             )
-            for function in (_scales_of_all, _scales_of_all_tokens)
+            for w_scales in (_by_whole_row, _by_row)
         ),
         Mistake(
             "the outlier columns are counted twice",
@@ -345,8 +392,31 @@ PRODUCT = Exercise(
         ),
         Mistake(
             "one scale for all tokens and outputs",
-            _one_scale,
+            _in_two(_by_matrix, _by_matrix),
             "A token that whispers, next to one that does not: whose step does it get?",
+        ),
+        *(
+            Mistake(
+                "a scale for each column, not for each row",
+                _in_two(*scales),
+                "The sum runs over the columns. Could a scale that changes along it be taken out of it?",
+            )
+            for scales in ((_by_column, _by_column), (_by_column, _by_row), (_by_row, _by_column))
+        ),
+        Mistake(
+            "w is left in floats",
+            _in_two(_by_row, None),
+            "In the second sum two kinds of codes meet. Whose are the others?",
+        ),
+        Mistake(
+            "sums of products in 8 bits",
+            _wrapped,
+            "127 times 127 is 16,129. In which dtype does your product of codes keep that?",
+        ),
+        Mistake(
+            "0 / 0 in a row of zeros",
+            _in_two(_by_row_unguarded, _by_row_unguarded),
+            "What is the amax of a token that has nothing but its outliers, and what do you divide by it?",
         ),
     ),
 )
@@ -357,15 +427,15 @@ PRODUCT = Exercise(
 
 def _plant_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        ([1.0, 0.5, 2.0], [[0.3, -0.2, 0.1], [0.5, 0.4, -0.6], [0.7, 0.9, -0.4]], (1,), 4.0),
-        ([0.8, 1.2], [[0.7, -0.13], [0.33, 0.18]], (0, 1), 0.5),
+        ([1.0, 0.5, 2.0], [[0.3, -0.2, 0.1], [0.5, 0.4, -0.6], [0.7, 0.9, -0.4]], [1], 4.0),
+        ([0.8, 1.2], [[0.7, -0.13], [0.33, 0.18]], [0, 1], 0.5),
     ]
     drawn = [
         (uniform(generator, 0.3, 2, 6), _normal(generator, outputs, 6), channels, float(uniform(generator, 8, 64)))
-        for outputs, channels in ((6, (0, 4)), (7, (3,)), (9, (1, 2, 5)))
+        for outputs, channels in ((6, [0, 4]), (7, [3]), (9, [1, 2, 5]))
     ]
     return [
-        Case((torch.as_tensor(gain), torch.as_tensor(w), channels, round(factor, 2)))
+        Case((torch.as_tensor(gain), torch.as_tensor(w), torch.tensor(channels), round(factor, 2)))
         for gain, w, channels, factor in by_hand + drawn
     ]
 
@@ -373,23 +443,23 @@ def _plant_cases(generator: Generator) -> list[Case]:
 def _planted(gain_power: int, w_power: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """The gains and the columns of the channels, each multiplied by the factor to a power."""
 
-    def plant(gain: Any, w: Any, channels: Sequence[int], factor: float) -> tuple[np.ndarray, np.ndarray]:
+    def plant(gain: Any, w: Any, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
         by = np.ones(len(f64(gain)))
-        by[list(channels)] = factor
+        by[channels] = factor
         return f64(gain) * by**gain_power, f64(w) * by**w_power
 
     return plant
 
 
-def _planted_rows(gain: Any, w: Any, channels: Sequence[int], factor: float) -> tuple[np.ndarray, np.ndarray]:
+def _planted_rows(gain: Any, w: Any, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
     by, rows = np.ones(len(f64(gain))), np.ones((len(f64(w)), 1))
-    by[list(channels)] = rows[list(channels)] = factor
+    by[channels] = rows[channels] = factor
     return f64(gain) * by, f64(w) / rows
 
 
-def _planted_everywhere(gain: Any, w: Any, channels: Sequence[int], factor: float) -> tuple[np.ndarray, np.ndarray]:
+def _planted_everywhere(gain: Any, w: Any, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
     by = np.ones(len(f64(gain)))
-    by[list(channels)] = factor
+    by[channels] = factor
     return f64(gain) * by, f64(w) / factor
 
 

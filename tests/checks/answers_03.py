@@ -17,10 +17,10 @@ def common_of_package(layers: tuple[Tensor, ...], k: int) -> list[int]:
     return sorted(set.intersection(*(set(observe(None, x).topk(k).indices.tolist()) for x in layers)))
 
 
-def plant_of_package(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[Tensor, Tensor]:
+def plant_of_package(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """Smoothed with all of the difficulty moved, for activations that are smaller in these channels."""
     x_amax = torch.ones_like(gain)
-    x_amax[list(channels)] /= factor
+    x_amax[channels] /= factor
     w_planted, s = smooth(w, x_amax, alpha=1.0)
     return gain / s, w_planted
 
@@ -69,11 +69,13 @@ def product_loop(x: Tensor, w: Tensor, threshold: float) -> np.ndarray:
 
 def product_removed(x: Tensor, w: Tensor, threshold: float) -> Tensor:
     rest = (x.abs() <= threshold).all(0)
+    if not rest.any():
+        return x @ w.T
     q_x, q_w = (quantize(each[:, rest], 8, granularity=PerChannel(0)) for each in (x, w))
     return q_x.dequantize() @ q_w.dequantize().T + x[:, ~rest] @ w[:, ~rest].T
 
 
-def plant_loop(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[Tensor, Tensor]:
+def plant_loop(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     gain, w = gain.clone(), w.clone()
     for j in channels:
         gain[j] *= factor
@@ -81,7 +83,7 @@ def plant_loop(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float
     return gain, w
 
 
-def plant_diagonal(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[np.ndarray, np.ndarray]:
+def plant_diagonal(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
     by = np.where(np.isin(np.arange(len(gain)), channels), factor, 1.0)
     return np.diag(by) @ gain.numpy(), w.numpy() @ np.diag(1 / by)
 
@@ -132,21 +134,48 @@ def product_of_values(x: Tensor, w: Tensor, threshold: float) -> Tensor:
 
 
 def product_dropped(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    rest = (x.abs() <= threshold).all(0)
-    return hat(x[:, rest]) @ hat(w[:, rest]).T
+    loud = (x.abs() > threshold).any(0)
+    return hat(x.masked_fill(loud, 0)) @ hat(w.masked_fill(loud, 0)).T
 
 
-def plant_twice(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[Tensor, Tensor]:
+def product_by_column(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    x_hat, w_hat = (hat(each.masked_fill(loud, 0).T).T for each in (x, w))
+    return x_hat @ w_hat.T + x[:, loud] @ w[:, loud].T
+
+
+def product_with_floats(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    return hat(x.masked_fill(loud, 0)) @ w.masked_fill(loud, 0).T + x[:, loud] @ w[:, loud].T
+
+
+def product_wrapped(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    q_x, q_w = (quantize(each.masked_fill(loud, 0), 8, granularity=PerChannel(0)) for each in (x, w))
+    return (q_x.codes @ q_w.codes.T) * q_x.scale * q_w.scale.T + x[:, loud] @ w[:, loud].T
+
+
+def product_unguarded(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    y = x[:, loud] @ w[:, loud].T
+    hats = []
+    for rest in (x.masked_fill(loud, 0), w.masked_fill(loud, 0)):
+        scale = rest.abs().amax(dim=1, keepdim=True) / 127
+        hats.append(scale * torch.round(rest / scale))
+    return y + hats[0] @ hats[1].T
+
+
+def plant_twice(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     gain, w = gain.clone(), w.clone()
-    gain[list(channels)] *= factor
-    w[:, list(channels)] *= factor
+    gain[channels] *= factor
+    w[:, channels] *= factor
     return gain, w
 
 
-def plant_rows(gain: Tensor, w: Tensor, channels: tuple[int, ...], factor: float) -> tuple[Tensor, Tensor]:
+def plant_rows(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     gain, w = gain.clone(), w.clone()
-    gain[list(channels)] *= factor
-    w[list(channels)] /= factor
+    gain[channels] *= factor
+    w[channels] /= factor
     return gain, w
 
 
@@ -164,7 +193,11 @@ MISTAKES = [
     ("03.1", "x, not |x|", lambda x, threshold: torch.where((x > threshold).any(0))[0]),
     ("03.1", "tokens, not columns", lambda x, threshold: (x.abs() > threshold).any(dim=1).nonzero().flatten()),
     ("03.1", "a value at the threshold counts", lambda x, threshold: (x.abs().amax(0) >= threshold).nonzero().T[0]),
-    ("03.2", "the mean of |x|, not the largest", common_by(lambda x: x.abs().mean(0))),
+    ("03.1", "a mask, not the numbers of the columns", outlier_columns_of_package),
+    ("03.1", "a column for each loud value", lambda x, threshold: (x.abs() > threshold).nonzero()[:, 1]),
+    ("03.2", "an average over tokens, not the largest", common_by(lambda x: x.abs().mean(0))),
+    ("03.2", "an average over tokens, not the largest", common_by(lambda x: x.norm(dim=0))),
+    ("03.2", "an average over tokens, not the largest", common_by(lambda x: x.std(dim=0, correction=0))),
     ("03.2", "x, not |x|", common_by(lambda x: x.amax(0))),
     (
         "03.2",
@@ -175,6 +208,10 @@ MISTAKES = [
     ("03.3", "the outlier columns are counted twice", product_twice),
     ("03.3", "single values, not columns", product_of_values),
     ("03.3", "the outlier columns are dropped", product_dropped),
+    ("03.3", "a scale for each column, not for each row", product_by_column),
+    ("03.3", "w is left in floats", product_with_floats),
+    ("03.3", "sums of products in 8 bits", product_wrapped),
+    ("03.3", "0 / 0 in a row of zeros", product_unguarded),
     ("03.4", "multiplied on both sides", plant_twice),
     ("03.4", "rows of w, not columns", plant_rows),
 ]
