@@ -122,11 +122,16 @@ def _attention_cases(generator: Generator) -> list[Case]:
 def _attention(q: Any, k: np.ndarray, v: np.ndarray, diagonal: int | None, divisor: float | None = None) -> np.ndarray:
     """softmax(q k^T / sqrt(dim)) v, where query i sees the first i + 1 + diagonal tokens; all where that is None."""
     fits = f64(q) @ k.T / (np.sqrt(k.shape[1]) if divisor is None else divisor)
-    if diagonal is not None:
-        seen = np.arange(len(k)) <= np.arange(len(fits))[:, None] + diagonal
-        fits = np.where(seen, fits, -np.inf)
-    weights = np.exp(fits - fits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True) @ v
+    return _softmax(fits if diagonal is None else np.where(_mask(fits, diagonal), fits, -np.inf)) @ v
+
+
+def _mask(fits: np.ndarray, diagonal: int) -> np.ndarray:
+    return np.tri(len(fits), fits.shape[1], diagonal, dtype=bool)
+
+
+def _softmax(fits: np.ndarray, axis: int = 1) -> np.ndarray:
+    weights = np.exp(fits - fits.max(axis=axis, keepdims=True))
+    return weights / weights.sum(axis=axis, keepdims=True)
 
 
 def _behind(cache: Any, new: Any) -> np.ndarray:
@@ -139,6 +144,17 @@ def _seen(beyond: int | None, divisor: float | None = None) -> Callable[..., np.
     def attend(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any) -> np.ndarray:
         diagonal = None if beyond is None else len(k_cache) + beyond
         return _attention(q, _behind(k_cache, k), _behind(v_cache, v), diagonal, divisor)
+
+    return attend
+
+
+def _weighed(weights: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    """Attention whose weights are a function of the fits and of who sees whom."""
+
+    def attend(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any) -> np.ndarray:
+        keys = _behind(k_cache, k)
+        fits = f64(q) @ keys.T / np.sqrt(keys.shape[1])
+        return weights(fits, _mask(fits, len(k_cache))) @ _behind(v_cache, v)
 
     return attend
 
@@ -173,9 +189,19 @@ ATTENTION = Exercise(
             "Two tokens arrive together: may the first of them look at the second?",
         ),
         Mistake(
-            "the new tokens stand before the cache",
-            lambda q, k, v, k_cache, v_cache: _attention(q, _behind(k, k_cache), _behind(v, v_cache), len(k_cache)),
-            "The mask counts from the oldest token on: which come first, those of the cache or the new ones?",
+            "a fit of 0 where a token is not seen",
+            _weighed(lambda fits, seen: _softmax(fits * seen)),
+            "What does the softmax make of a fit of 0: a weight of 0?",
+        ),
+        Mistake(
+            "the mask comes after the softmax",
+            _weighed(lambda fits, seen: _softmax(fits) * seen),
+            "What do the weights of the first new token add up to, once some of them have been taken away?",
+        ),
+        Mistake(
+            "the softmax runs over the new tokens",
+            _weighed(lambda fits, seen: _softmax(np.where(seen, fits, -np.inf), axis=0)),
+            "Each new token shares out one weight among those that it sees: along which axis of the fits are they?",
         ),
         Mistake(
             "the cache is not looked at",
@@ -205,21 +231,21 @@ def _keys(generator: Generator, tokens: int, channels: int, group_size: int, bit
 
 
 def _key_cases(generator: Generator) -> list[Case]:
-    k = torch.tensor([[0.3, 8.1], [-0.4, 7.2], [0.24, -0.5], [0.1, 7.6]])
+    k = torch.tensor([[0.3, 8.1], [-0.4, 7.2], [0.24, -0.7], [0.1, 7.6]])
     drawn = [_keys(generator, *shape) for shape in ((8, 4, 4, 4), (6, 6, 3, 3), (12, 4, 2, 8))]
     sizes = [(4, 4), (3, 3), (2, 8)]
     return [Case((k, 2, 4)), *(Case((x, *size)) for x, size in zip(drawn, sizes, strict=True))]
 
 
-def _rounded(x: np.ndarray, axis: int | tuple[int, ...], bits: int) -> np.ndarray:
+def _rounded(x: np.ndarray, axis: int | tuple[int, ...], bits: int, size: Callable[..., Any] = np.abs) -> np.ndarray:
     """x on the grids of ranges along an axis, which shares its scale."""
-    amax = np.abs(x).max(axis=axis, keepdims=True)
+    amax = size(x).max(axis=axis, keepdims=True)
     scale = np.where(amax == 0, 1, amax) / qmax(bits)
     return scale * np.rint(x / scale).clip(-qmax(bits) - 1, qmax(bits))
 
 
-def _by_channel(k: Any, group_size: int, bits: int) -> np.ndarray:
-    return _rounded(f64(k).reshape(-1, group_size, np.shape(k)[1]), 1, bits).reshape(k.shape)
+def _by_channel(k: Any, group_size: int, bits: int, size: Callable[..., Any] = np.abs) -> np.ndarray:
+    return _rounded(f64(k).reshape(-1, group_size, np.shape(k)[1]), 1, bits, size).reshape(k.shape)
 
 
 def _by_token_in_groups(k: Any, group_size: int, bits: int) -> np.ndarray:
@@ -257,6 +283,11 @@ KEYS = Exercise(
             "In a group, over which axis does your amax run: the tokens only, or the channels as well?",
         ),
         Mistake(
+            "the largest number for the largest magnitude",
+            lambda k, group_size, bits: _by_channel(k, group_size, bits, np.positive),
+            "What is the amax of 0.3 and -0.4, and which of the two has the code 7 or -7?",
+        ),
+        Mistake(
             "reshaped where it should be transposed",
             lambda k, group_size, bits: _by_channel(k, group_size, bits).T.reshape(k.shape),
             "reshape keeps the order in memory: does row 1 of your answer hold the keys of token 1?",
@@ -270,7 +301,7 @@ KEYS = Exercise(
 
 def _window_cases(generator: Generator) -> list[Case]:
     k = torch.tensor([[0.32], [0.75], [-0.2], [1.4], [0.55], [-0.27], [0.45], [0.24]])
-    by_hand = [(k[:7], 3, 1, 4), (k, 3, 0, 4), (k[:4], 4, 2, 4)]
+    by_hand = [(k[:7], 3, 1, 4), (k, 3, 0, 4), (k[:4], 4, 2, 4), (k[:6], 3, 7, 4)]
     sizes = [(9, 3, 1, 4), (8, 4, 3, 3), (11, 4, 2, 4), (10, 4, 2, 8)]
     drawn = [
         (_keys(generator, tokens, 3, group, bits), group, residual, bits) for tokens, group, residual, bits in sizes
@@ -315,6 +346,11 @@ def _held_from_window(k: Any, group_size: int, residual: int, bits: int) -> np.n
     return _coded(k, stop - _leaving(len(k), group_size, residual), stop, group_size, bits)
 
 
+def _held_below_zero(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
+    count = (len(k) - residual) // group_size * group_size
+    return _coded(k, 0, len(k[:count]), group_size, bits)  # k[:-3]: all but the last three
+
+
 WINDOW = Exercise(
     id="11.4",
     title="A window of the newest tokens",
@@ -350,6 +386,11 @@ WINDOW = Exercise(
             "a group waits one token too long",
             lambda k, group_size, residual, bits: _held(k, group_size, residual + 1, bits),
             "Seven tokens, groups of three, a window of one: how many have left it, and how many groups is that?",
+        ),
+        Mistake(
+            "a negative number of tokens has left the window",
+            _held_below_zero,
+            "A text of six tokens, a window of seven: how many have left it, and what does k[:-3] take?",
         ),
         Mistake(
             "groups are counted back from the window",

@@ -2,13 +2,15 @@
 
 The idea: at each step attention reads the keys and values of all earlier tokens, so the cache costs memory, and time,
 that grow with every token. Its numbers can be codes. Keys have a few channels that are large at every token: so each
-channel has scales of its own, one for a group of tokens. Values have no such channels, but tokens of unlike size, and
-the error that attention makes of them is a mean over tokens: so each token has its own. A token comes alone, a group of
-keys is complete only at its last: so keys wait in full precision until then, and with ``residual`` the newest tokens,
-which attention looks at most, wait longer. Each token is rounded once.
+channel has scales of its own, one for a group of tokens. Values have hardly any, so either axis would do; a token comes
+alone, and with scales of its own it can become codes at once. A group of keys is complete only at its last token: until
+then they wait in full precision. With ``residual`` the newest tokens, which attention looks at most, stay longer. Each
+token is rounded once.
 
 Source: Liu et al., "KIVI: A tuning-free asymmetric 2bit quantization for KV cache" (ICML 2024), section 3: axes, groups
-and window, and tokens that arrive together (a prompt) meet each other as they are.
+and window, and tokens that arrive together (a prompt) meet each other as they are. There R keys (128, some groups) come
+together and all become codes at once, so that the window of keys has 0 to R - 1; here it slides: it always has
+``residual``, and up to a group less one wait behind it.
 
 How it differs from ``models.llama.KVCache``: that holds the floats, and needs neither groups nor a window.
 """
@@ -42,7 +44,7 @@ class QuantizedKVCache:
 
     Raises:
         TypeError: keys or values is no quantizer.
-        ValueError: a granularity other than PerGroup, an unknown axis, a negative residual, max_tokens below 1.
+        ValueError: a granularity other than PerGroup, an unknown axis, a residual or max_tokens that is not as above.
 
     >>> from qcourse import IntQuantizer
     >>> int4 = IntQuantizer(4, granularity=PerGroup(32), scale_dtype=torch.float16)
@@ -60,15 +62,15 @@ class QuantizedKVCache:
         *,
         key_axis: str = "channel",
         value_axis: str = "token",
-        residual: int = 0,
-        max_tokens: int | None = None,
+        residual: Any = 0,
+        max_tokens: Any = None,
     ) -> None:
         _check_quantizer("keys", keys, key_axis)
         _check_quantizer("values", values, value_axis)
-        if residual < 0:
-            raise ValueError(f"residual={residual} must be 0 or more: tokens that stay in full precision")
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens={max_tokens} must be at least 1, or None for any number")
+        if type(residual) is not int or residual < 0:
+            raise ValueError(f"residual={residual!r} must be a whole number (a Python int) of at least 0")
+        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+            raise ValueError(f"max_tokens={max_tokens!r} must be a whole number (a Python int) of at least 1, or None")
         self.keys, self.values, self.key_axis, self.value_axis = keys, values, key_axis, value_axis
         self.residual, self.max_tokens = residual, max_tokens
         self.layers: dict[int, tuple[Held, Held]] = {}
@@ -99,7 +101,8 @@ class QuantizedKVCache:
         Raises:
             TypeError: k or v is not of floats.
             ValueError: k and v are not of one shape with four axes, hold NaN or infinity, are of another batch or other
-                heads than before, do not suit a quantizer, or there is no room left. The layer is as it was then.
+                heads than before, do not suit a quantizer (or its parameters for one call those for the next), or there
+                is no room left. This layer is as it was then; those that a model had updated before have grown.
         """
         if k.ndim != 4 or k.shape != v.shape:
             shapes = f"{tuple(k.shape)} and {tuple(v.shape)}"
@@ -185,11 +188,19 @@ class Held:
 
 
 def _joined(old: QuantizedTensor | None, new: QuantizedTensor, dim: int) -> QuantizedTensor:
-    """One tensor of both: the parameters of PerGroup are matrices, and join as the codes do."""
+    """One tensor of both: parameters that are matrices join as the codes do, and those without an axis must agree."""
     if old is None:
         return new
-    both = old.parameters, new.parameters
-    joined = {field.name: torch.cat([getattr(p, field.name) for p in both], dim) for field in fields(old.parameters)}
+    joined = {}
+    for name in (field.name for field in fields(old.parameters)):
+        both = getattr(old.parameters, name), getattr(new.parameters, name)
+        if both[0].ndim:
+            joined[name] = torch.cat(both, dim)
+        elif not torch.equal(*both):
+            raise ValueError(
+                f"quantizer={old.quantizer!r} fits one {name} for all tokens, so tokens cannot be coded as they come:"
+                f" {both[0].item():.3g} would have to become {both[1].item():.3g}"
+            )
     return replace(old, codes=torch.cat([old.codes, new.codes], dim), parameters=replace(old.parameters, **joined))
 
 

@@ -24,12 +24,12 @@ class Streaming(nn.Module):
     """A Llama whose every call streams its ids through a new cache: for ``perplexity`` and ``agreement``.
 
     Args:
-        model: reads the text.
+        model: a Llama, which reads the text.
         cache: makes an empty cache when it is called: ``KVCache``, or ``partial(QuantizedKVCache, int4, int4)``.
         step: tokens at a time. Tokens of one step meet each other's keys and values as they are.
 
     Raises:
-        TypeError: cache is no function (a cache itself would keep one window for the next).
+        TypeError: model is no Llama; cache is no function (a cache itself would keep one window for the next).
         ValueError: step is below 1.
 
     >>> from qcourse.models.llama import KVCache, LlamaConfig, random_llama
@@ -39,8 +39,12 @@ class Streaming(nn.Module):
     True
     """
 
-    def __init__(self, model: Llama, cache: Any, *, step: int = 1) -> None:
+    def __init__(self, model: Any, cache: Any, *, step: int = 1) -> None:
         super().__init__()
+        if not isinstance(model, Llama):
+            raise TypeError(
+                f"model must be a Llama: only a Llama takes one of these caches, got {type(model).__name__}"
+            )
         if not callable(cache):
             raise TypeError(f"cache must be a function that makes an empty cache for each window, got {cache!r}")
         if step < 1:

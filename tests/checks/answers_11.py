@@ -156,6 +156,30 @@ def attend_causal_flag(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache
     return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
 
 
+def attend_hidden_by_zero(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    keys = torch.cat([k_cache, k])
+    scores = q @ keys.T / math.sqrt(k.shape[1])
+    mask = torch.ones_like(scores).tril(len(k_cache))
+    return torch.softmax(scores * mask, dim=-1) @ torch.cat([v_cache, v])
+
+
+def attend_masked_late(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    weights = (q @ torch.cat([k_cache, k]).T / math.sqrt(k.shape[1])).softmax(dim=-1)
+    return weights.tril(len(k_cache)) @ torch.cat([v_cache, v])
+
+
+def attend_other_axis(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    fits = torch.cat([k_cache, k]) @ q.T / math.sqrt(k.shape[1])  # (past + new, new)
+    fits = fits.masked_fill(torch.ones_like(fits).tril(-len(k_cache) - 1).bool(), -torch.inf)
+    return fits.softmax(dim=1).T @ torch.cat([v_cache, v])
+
+
+def round_by_largest(k: Tensor, group_size: int, bits: int) -> Tensor:
+    top, groups = 2 ** (bits - 1) - 1, k.unflatten(0, (-1, group_size))
+    scale = groups.amax(dim=1, keepdim=True) / top
+    return ((groups / scale).round().clamp(-top - 1, top) * scale).flatten(0, 1)
+
+
 def round_rows(k: Tensor, group_size: int, bits: int) -> Tensor:
     return qcourse.fake_quantize(k, bits, granularity=qcourse.PerGroup(group_size))
 
@@ -184,6 +208,12 @@ def held_oldest(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
     return torch.cat([k[:-count], round_transposed(k[-count:], group_size, bits)]) if count else k
 
 
+def held_below_zero(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    count = (len(k) - residual) // group_size * group_size
+    coded = [round_transposed(k[:count], group_size, bits)] if len(k[:count]) else []
+    return torch.cat([*coded, k[count:] if count else k])
+
+
 MISTAKES = [
     ("11.1", "the query heads are counted", size_of_heads),
     ("11.1", "one text instead of the batch", size_of_one_text),
@@ -194,10 +224,15 @@ MISTAKES = [
     ("11.2", "every token sees all others", lambda *tensors: attend_masked(*tensors, diagonal=None)),
     ("11.2", "a token does not see itself", lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]))),
     ("11.2", "a token sees the one after it", lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]) + 2)),
+    ("11.2", "a fit of 0 where a token is not seen", attend_hidden_by_zero),
+    ("11.2", "the mask comes after the softmax", attend_masked_late),
+    ("11.2", "the softmax runs over the new tokens", attend_other_axis),
+    ("11.3", "the largest number for the largest magnitude", round_by_largest),
     ("11.3", "keys by token", round_rows),
     ("11.3", "one scale a channel for all tokens", round_whole_channels),
     ("11.3", "reshaped where it should be transposed", round_reshaped),
     ("11.4", "the window is forgotten", held_without_window),
+    ("11.4", "a negative number of tokens has left the window", held_below_zero),
     ("11.4", "a group waits one token too long", held_too_long),
     ("11.4", "a stale window: the oldest tokens stay as they are", held_oldest),
 ]

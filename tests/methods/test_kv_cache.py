@@ -15,6 +15,7 @@ from qcourse.models.generate import generate
 from qcourse.models.llama import KVCache, Llama, load_weights, random_llama
 from qcourse.models.llama_config import LlamaConfig
 from qcourse.models.streaming import Streaming
+from qcourse.numerics.microscaling import E2M1, NVFP4Quantizer, mx
 
 SIZES = LlamaConfig(96, 64, 112, 2, 8, 2, max_position_embeddings=64)  # 8 query heads on 2 kv heads, head_dim 8
 INT4 = IntQuantizer(4, granularity=PerGroup(4))
@@ -252,6 +253,40 @@ def test_a_scale_that_cannot_be_stored_is_refused_and_leaves_the_cache_as_it_was
     assert torch.equal(cache.update(0, x[:, :, :1], x[:, :, :1])[0], torch.cat([x, x[:, :, :1]], dim=2))
 
 
+@pytest.mark.parametrize("axis", ["channel", "token"])
+def test_a_scale_for_the_whole_tensor_is_refused_when_it_changes(axis: str) -> None:
+    x = normal(1, 2, 16, 16)
+    nvfp4 = NVFP4Quantizer()
+    cache = QuantizedKVCache(nvfp4, nvfp4, key_axis=axis, value_axis=axis)
+    cache.update(0, x, x)
+    with pytest.raises(ValueError, match=r"fits one tensor_scale for all tokens, so tokens cannot be coded as they"):
+        cache.update(0, 2 * x, 2 * x)
+    assert cache.length == 16
+    cache.update(0, x, x)  # the same range, and so the same scale
+    assert cache.length == 32
+
+
+def test_formats_whose_scales_are_small_floats_take_tokens_as_they_come() -> None:
+    x, blocks = normal(1, 2, 32, 32), NVFP4Quantizer(per_tensor=False)
+    for quantizer in (mx(E2M1), blocks):
+        cache = QuantizedKVCache(quantizer, quantizer)
+        for t in range(32):
+            cache.update(0, x[:, :, t : t + 1], x[:, :, t : t + 1])
+        assert torch.equal(cache.layers[0][0].everything(), quantizer(x.mT.contiguous()).dequantize().mT)
+        assert torch.equal(cache.layers[0][1].everything(), quantizer(x).dequantize())
+
+
+def test_where_a_deep_layer_refuses_those_above_it_have_grown() -> None:
+    x = normal(1, 2, 5, 8)
+    cache = QuantizedKVCache(INT4, INT4)
+    for layer in (0, 1):
+        cache.update(layer, x, x)
+    cache.update(0, x, x)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        cache.update(1, x / 0, x)
+    assert [pair[0].length for pair in cache.layers.values()] == [10, 5]
+
+
 def test_a_group_that_does_not_divide_the_head_is_refused_at_the_first_token() -> None:
     x = normal(1, 2, 1, 8)
     with pytest.raises(ValueError, match="group size=5 does not divide the last axis"):
@@ -268,8 +303,10 @@ def test_a_group_that_does_not_divide_the_head_is_refused_at_the_first_token() -
         ({"values": IntQuantizer(4, granularity=PerChannel(0))}, ValueError, "of the values must be PerGroup"),
         ({"key_axis": "head"}, ValueError, "axis='head' of the keys must be one of channel, token"),
         ({"value_axis": ""}, ValueError, "axis='' of the values must be one of"),
-        ({"residual": -1}, ValueError, "residual=-1 must be 0 or more"),
-        ({"max_tokens": 0}, ValueError, "max_tokens=0 must be at least 1"),
+        ({"residual": -1}, ValueError, r"residual=-1 must be a whole number \(a Python int\) of at least 0"),
+        ({"residual": 2.5}, ValueError, "residual=2.5 must be a whole number"),
+        ({"max_tokens": 0}, ValueError, "max_tokens=0 must be a whole number .* of at least 1, or None"),
+        ({"max_tokens": 8.0}, ValueError, "max_tokens=8.0 must be a whole number"),
     ],
 )
 def test_bad_arguments(arguments: dict, error: type[Exception], words: str) -> None:

@@ -58,6 +58,8 @@ def test_it_has_the_room_of_its_model(model: Llama) -> None:
 
 
 def test_what_it_refuses(model: Llama) -> None:
+    with pytest.raises(TypeError, match="model must be a Llama: only a Llama takes one of these caches, got Linear"):
+        Streaming(torch.nn.Linear(2, 2), KVCache)
     with pytest.raises(TypeError, match="cache must be a function that makes an empty cache for each window, got <"):
         Streaming(model, KVCache())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="step=0 must be at least 1 token"):
