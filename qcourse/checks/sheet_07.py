@@ -1,6 +1,7 @@
 """Sheet 07, smoothing and rotation: cases, references, tolerances, points and known mistakes.
 
-The integers of 07.1 are so many and so large that neither 8 nor 16 bits hold their sums. Rotations and Cayley steps are
+The integers of 07.1 are so many and so large that neither 8 nor 16 bits nor a float32 hold their sums, and some minus
+their zero point leave int8. Rotations and Cayley steps are
 sums of products that may nearly cancel, so their tolerance is what float32 loses there.
 """
 
@@ -32,12 +33,12 @@ def _rotation(generator: Generator, n: int) -> Tensor:
 def _product_cases(generator: Generator) -> list[Case]:
     by_hand = [
         ([[3, -4]], 1, [[2, 5], [-1, 0]], 2),
-        ([[100, -100, 50], [7, 90, -3]], 3, [[100, 60, 80], [20, -30, 110]], -5),
+        ([[100, -100, 50], [7, 90, -3]], 30, [[100, 60, 80], [20, -30, 110]], -5),
     ]
     drawn = [
-        (whole(generator, -60, 127, tokens, k), int(whole(generator, 1, 40)), whole(generator, -90, 127, 2, k), z_w)
-        for tokens, k, z_w in ((2, 5, 7), (3, 40, -21), (2, 400, 30))
-    ]
+        (whole(generator, low, 127, tokens, k), int(whole(generator, 1, 40)), whole(generator, low, 127, 2, k), z_w)
+        for tokens, k, z_w, low in ((2, 5, 7, -60), (3, 40, -21, -60), (2, 400, 30, -60), (5, 5000, -30, 80))
+    ]  # the last ones reach 2^25, where float32 has every fourth whole number
     return [
         Case((torch.as_tensor(x).to(torch.int8), z_x, torch.as_tensor(w).to(torch.int8), z_w))
         for x, z_x, w, z_w in by_hand + drawn
@@ -63,16 +64,16 @@ def _without_constant(*args: Any) -> np.ndarray:
     return product + of_w + of_x
 
 
-def _constant_subtracted(*args: Any) -> np.ndarray:
-    product, of_w, of_x, constant = _terms(*args)
-    return product + of_w + of_x - constant
-
-
 def _exchanged(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
     """Each zero point meets the sum of its own codes."""
     x, w = _i64(q_x), _i64(q_w)
     own = -z_x * x.sum(axis=1)[:, None] - z_w * w.sum(axis=1)[None]
     return x @ w.T + own + x.shape[1] * z_x * z_w
+
+
+def _wrapped_before(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
+    x, w = ((_i64(codes) - zero).astype(np.int8) for codes, zero in ((q_x, z_x), (q_w, z_w)))
+    return _i64(x) @ _i64(w).T
 
 
 def _wrapped(kind: type) -> Callable[..., np.ndarray]:
@@ -98,22 +99,22 @@ PRODUCT = Exercise(
             "Multiply (q_x - z_x)(q_w - z_w) out: what does the last of its four terms sum up to over K?",
         ),
         Mistake(
-            "K z_x z_w is subtracted",
-            _constant_subtracted,
-            "Which sign has the product of two terms that are both subtracted?",
-        ),
-        Mistake(
             "each zero point meets the sum of its own codes",
             _exchanged,
             "In (q_x - z_x)(q_w - z_w), by which of the codes is z_x multiplied?",
         ),
+        Mistake(
+            "the zero points are subtracted in int8",
+            _wrapped_before,
+            "What is -100 - 30 among int8 numbers? Look at the dtype of what you multiply, and since when it has it.",
+        ),
         *(
             Mistake(
-                f"the sums are kept in {bits} bits",
+                "the sums are kept in too few bits",
                 _wrapped(kind),
                 "100 times 100 is 10,000: what is the largest number that the dtype of your sums holds?",
             )
-            for bits, kind in ((8, np.int8), (16, np.int16))
+            for kind in (np.int8, np.int16)
         ),
     ),
 )
@@ -158,6 +159,11 @@ def _right_s(x: Any, w: Any, alpha: float) -> np.ndarray:
     return _s(_amax(x), _amax(w), alpha)
 
 
+def _signed_s(x: Any, w: Any, alpha: float) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # NaN where all of a channel is negative
+        return _s(f64(x).max(axis=0), f64(w).max(axis=0), alpha)
+
+
 SMOOTH = Exercise(
     id="07.2",
     title="Smooth a layer",
@@ -172,9 +178,9 @@ SMOOTH = Exercise(
             "At alpha = 1 every channel of x should reach the same. Does it, or is it w that does?",
         ),
         Mistake(
-            "both sides are multiplied",
-            lambda x, w, alpha: (f64(x) * _right_s(x, w, alpha), f64(w) * _right_s(x, w, alpha)),
-            "What is (x s)(w s)? Which of the two has to pay for what the other gets?",
+            "the largest value, not the largest magnitude",
+            _smoothed(_signed_s),
+            "How loud is a channel with the values (4, -16)? Does your maximum know?",
         ),
         Mistake(
             "x is multiplied and w divided",
@@ -261,7 +267,7 @@ TRANSFORM = Exercise(
 
 def _fuse_cases(generator: Generator) -> list[Case]:
     half = 0.5**0.5
-    by_hand = [([2.0, 0.5], [[1.0, 3.0], [-2.0, 1.0]], [[0.4, 1.0], [-1.0, 2.0]], [[0.6, 0.8], [-0.8, 0.6]])]
+    by_hand = [([2.0, 0.5], [[1.0, 2.0], [-2.0, 1.0]], [[0.4, 1.0], [-1.0, 2.0]], [[0.6, 0.8], [-0.8, 0.6]])]
     by_hand.append(([1.5, -1.0], [[1.0, 2.0], [0.5, 3.0]], [[1.0, -2.0], [3.0, 1.0]], [[half, half], [-half, half]]))
     drawn = []
     for n in (3, 4, 8):
@@ -290,9 +296,9 @@ FUSE = Exercise(
     tolerance=CANCELLING,
     mistakes=(
         Mistake(
-            "only the reader is rotated",
-            _fused(writer=lambda w, q: w),
-            "The stream is x Q everywhere. What does w_out add to it: y, or y Q?",
+            "the gain on the rows of w_in",
+            _fused(reader=lambda w, gain, q: w * gain[:, None] @ q),
+            "gain has a number for each channel of the stream. Which axis of w_in (out, hidden) are those?",
         ),
         Mistake(
             "the writer by Q, not by its transpose",

@@ -88,15 +88,16 @@ def cayley_descent(
 ) -> tuple[Float[Tensor, "n n"], list[float]]:
     """Lower loss(r) among orthogonal r: r <- (I + A/2)^-1 (I - A/2) r with a skew A along the gradient.
 
-    With G the gradient at r, A = G r^T - r G^T is the turn that raises the loss most, brought to the length lr (of the
-    Frobenius norm, in radians), which falls linearly to lr / steps at the last step. The Cayley transform of a skew
-    matrix is orthogonal, so no step leaves the rotations; r is kept in float64 on the way.
+    With G the gradient at r, A = G r^T - r G^T is the turn that raises the loss most, brought to the Frobenius norm lr,
+    which falls linearly to lr / steps at the last step; where A is 0, r stays. A small turn by theta radians in a
+    single plane has the norm sqrt(2) theta. The Cayley transform of a skew matrix is orthogonal, so no step leaves the
+    rotations; r is kept in float64 on the way.
 
     Args:
         loss: from an (n, n) tensor to a single number that autograd can differentiate.
         r: to start from, orthogonal to 1e-4; not changed.
         steps: at least 1.
-        lr: how far the first step turns.
+        lr: the Frobenius norm of the first step's A, whatever the size of the gradient.
         momentum: how much of the last turn's direction stays, from 0 to less than 1.
 
     Returns:
@@ -120,8 +121,11 @@ def cayley_descent(
         value, gradient = _gradient(loss, r.to(dtype))
         losses.append(value)
         turn = momentum * turn + (gradient @ r.T - r @ gradient.T)
-        length = lr * (1 - step / steps) / float(turn.norm().clamp(min=torch.finfo(torch.float64).tiny))
-        half, eye = length / 2 * turn, torch.eye(len(r), dtype=r.dtype, device=r.device)
+        size = float(turn.norm())
+        if size == 0:  # no direction to turn in
+            continue
+        half = lr * (1 - step / steps) / 2 * (turn / size)
+        eye = torch.eye(len(r), dtype=r.dtype, device=r.device)
         r = torch.linalg.solve(eye + half, (eye - half) @ r)
     return r.to(dtype), losses
 

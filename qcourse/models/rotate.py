@@ -5,7 +5,7 @@ and is free. What enters ``down`` is a product, silu(gate) * up, which nothing b
 Hadamard transform is put in front.
 
 A post-norm model such as MiniLM has LayerNorms with gains in the stream itself: nothing can be absorbed, and each layer
-rotates its own input at run time (``rotate_at_run_time``), n log n more work for the n^2 of its product.
+rotates its own input at run time (``rotate_at_run_time``), a fast transform before each product.
 
 Source: Ashkboos et al., "QuaRot" (NeurIPS 2024), section 4.
 
@@ -101,11 +101,12 @@ def rotate(
     if why:
         return RotatedModel(model, RotationReport(left=(("", why),)))
     turn = _turn(model, rotation, seed)
-    first: Any = model.get_submodule("model.layers.0")
-    if heads:
-        _check_width(first.self_attn.head_dim, "a head: give heads=False")
-    if down:
-        _check_width(first.mlp.down_proj.in_features, "down_proj: give down=False")
+    for place in places(model):
+        layer: Any = model.get_submodule(place)
+        if heads:
+            _check_width(layer.self_attn.head_dim, "a head: give heads=False")
+        if down:
+            _check_width(layer.mlp.down_proj.in_features, "down_proj: give down=False")
     weights = rotated_weights(model, turn, heads=heads)
     new = copy.deepcopy(model, {id(old): old for old in map(model.get_parameter, weights)})  # all but these
     _say_untied(new)

@@ -203,6 +203,7 @@ def cayley_by(a: object) -> object:
 
 
 NOTHING = "the zero points are ignored"
+IN_INT8 = "the zero points are subtracted in int8"
 MISTAKES = [
     ("07.1", NOTHING, product_by(lambda x, z_x, w, z_w: 0)),
     ("07.1", NOTHING, lambda q_x, z_x, q_w, z_w: int8_matmul(q_x, q_w)),
@@ -213,18 +214,15 @@ MISTAKES = [
     ),
     (
         "07.1",
-        "K z_x z_w is subtracted",
-        product_by(lambda x, z_x, w, z_w: -z_x * w.sum(1) - z_w * x.sum(1)[:, None] - len(x[0]) * z_x * z_w),
-    ),
-    (
-        "07.1",
         "each zero point meets the sum of its own codes",
         product_by(lambda x, z_x, w, z_w: -z_w * w.sum(1) - z_x * x.sum(1, keepdim=True) + len(x[0]) * z_x * z_w),
     ),
-    ("07.1", "the sums are kept in 8 bits", lambda q_x, z_x, q_w, z_w: (q_x - z_x) @ (q_w - z_w).T),
+    ("07.1", IN_INT8, lambda q_x, z_x, q_w, z_w: (q_x - z_x).int() @ (q_w - z_w).int().T),
+    ("07.1", IN_INT8, lambda q_x, z_x, q_w, z_w: int8_matmul(q_x - z_x, q_w - z_w)),
+    ("07.1", "the sums are kept in too few bits", lambda q_x, z_x, q_w, z_w: (q_x - z_x) @ (q_w - z_w).T),
     (
         "07.1",
-        "the sums are kept in 16 bits",
+        "the sums are kept in too few bits",
         lambda q_x, z_x, q_w, z_w: (q_x.to(torch.int16) - z_x) @ (q_w.to(torch.int16) - z_w).T,
     ),
     (
@@ -232,7 +230,11 @@ MISTAKES = [
         "alpha and 1 - alpha are swapped",
         smooth_by(lambda x, w, alpha: x.abs().amax(0) ** (1 - alpha) / w.abs().amax(0) ** alpha),
     ),
-    ("07.2", "both sides are multiplied", lambda x, w, alpha: (x * right_s(x, w, alpha), w * right_s(x, w, alpha))),
+    (
+        "07.2",
+        "the largest value, not the largest magnitude",
+        smooth_by(lambda x, w, alpha: x.amax(0) ** alpha / w.amax(0) ** (1 - alpha)),
+    ),
     (
         "07.2",
         "x is multiplied and w divided",
@@ -252,7 +254,7 @@ MISTAKES = [
     ("07.3", "divided by n, not by its root", transform_rounds(2)),
     ("07.3", "a single round of sums and differences", transform_once),
     ("07.3", "the minus sign in another corner", transform_other_corner),
-    ("07.4", "only the reader is rotated", lambda gain, w_in, w_out, q: (w_in * gain @ q, w_out)),
+    ("07.4", "the gain on the rows of w_in", lambda gain, w_in, w_out, q: (gain[:, None] * w_in @ q, q.T @ w_out)),
     ("07.4", "the writer by Q, not by its transpose", lambda gain, w_in, w_out, q: (w_in * gain @ q, q @ w_out)),
     (
         "07.4",

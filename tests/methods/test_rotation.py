@@ -225,9 +225,17 @@ def test_the_first_step_goes_down() -> None:
 
 def test_at_the_bottom_it_stays() -> None:
     start = random_hadamard(8, seed=3)
-    r, losses = cayley_descent(lambda r: (r * 0).sum(), start, steps=5, lr=0.1)
-    torch.testing.assert_close(r, start)
-    assert losses == [0.0] * 5
+    for lr in (0.1, 100.0):  # over the smallest norm there is, the second would overflow
+        r, losses = cayley_descent(lambda r: (r * 0).sum(), start, steps=5, lr=lr)
+        torch.testing.assert_close(r, start)
+        assert losses == [0.0] * 5
+
+
+def test_the_length_of_a_small_turn_is_its_angle_times_the_root_of_2() -> None:
+    gradient = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    start = torch.eye(2, dtype=torch.float64)
+    r, _ = cayley_descent(lambda r: (r * gradient).sum(), start, steps=1, lr=0.01 * math.sqrt(2))
+    assert math.atan2(float(r[1, 0]), float(r[0, 0])) == pytest.approx(0.01, rel=1e-4)
 
 
 # What is refused
@@ -281,16 +289,22 @@ def test_what_is_no_activation(x: Any, error: type[Exception], words: str) -> No
         (torch.full((4, 4), math.nan), {}, "r must be orthogonal"),
         (torch.ones(4, 3), {}, "r of shape (4, 3) must be square"),
         (hadamard(4), {}, "is off by 3"),  # not divided by sqrt(n)
+        (1.0001 * torch.eye(4), {}, "is off by 0.0002"),  # a near miss
         (torch.eye(4), {"steps": 0}, "steps=0"),
         (torch.eye(4), {"lr": 0.0}, "lr=0.0"),
         (torch.eye(4), {"lr": math.inf}, "lr=inf"),
         (torch.eye(4), {"lr": math.nan}, "lr=nan"),
         (torch.eye(4), {"momentum": 1.0}, "momentum=1.0"),
+        (torch.eye(4), {"momentum": -0.1}, "momentum=-0.1"),
     ],
 )
 def test_what_descent_refuses(r: Tensor, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         cayley_descent(lambda r: r.sum(), r, **({"steps": 3, "lr": 0.1} | changes))
+
+
+def test_what_is_orthogonal_enough() -> None:
+    cayley_descent(lambda r: r.sum(), 1.00004 * torch.eye(4), steps=1, lr=0.1)  # off by 8e-5
 
 
 @pytest.mark.parametrize("loss", [lambda r: r.sum() * math.nan, lambda r: (r - r).abs().sqrt().sum()])

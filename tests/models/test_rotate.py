@@ -106,6 +106,13 @@ def test_a_rotated_model_is_what_it_was(name: str) -> None:
     assert torch.equal(logits(model), before)
 
 
+def test_ours_is_no_longer_tied() -> None:
+    model = llama(tie_word_embeddings=True)
+    rotated: Any = rotate(model).model
+    assert (model.config.tie_word_embeddings, rotated.config.tie_word_embeddings) == (True, False)
+    assert rotated.lm_head.weight is not rotated.model.embed_tokens.weight
+
+
 def test_every_part_has_changed_and_gains_are_1() -> None:
     model = theirs(attention_bias=True, mlp_bias=True)
     rotated = rotate(model, down=False).model
@@ -219,6 +226,30 @@ def test_models_without_foldable_norms(make: Any, words: str) -> None:
     assert "the model is left as it was: " in str(report)
 
 
+def test_one_percent_off_is_another_model() -> None:
+    model: Any = llama()
+    was = model.lm_head.weight.clone()
+    model.lm_head.register_forward_hook(lambda layer, args, out: out * (1 if torch.equal(layer.weight, was) else 1.01))
+    rotated, report = rotate(model)
+    assert rotated is model
+    assert "rotated, it answers otherwise" in str(report)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_the_layers_are_set_to_stays(training: bool) -> None:
+    model = llama().requires_grad_(False).train(training)
+    model.model.layers[1].mlp.down_proj.weight.requires_grad_(True)
+    rotated: Any = rotate(model).model
+    assert {module.training for module in rotated.modules()} == {training}
+    kept = [layer.mlp.down_proj[1].weight.requires_grad for layer in rotated.model.layers]
+    assert kept == [False, True]
+    layer = nn.Linear(8, 4).train(training)
+    layer.bias.requires_grad_(False)
+    turned: Any = rotate_at_run_time(nn.Sequential(layer)).model
+    assert (turned[0].training, turned[0][1].training) == (training, training)
+    assert (turned[0][1].weight.requires_grad, turned[0][1].bias.requires_grad) == (True, False)
+
+
 def test_a_layer_norm_with_the_name_of_another() -> None:
     model: Any = llama()
     model.model.layers[1].input_layernorm = nn.LayerNorm(64)
@@ -241,6 +272,15 @@ def test_widths_without_a_construction(sizes: tuple[int, ...], words: str, optio
     rotated, report = rotate(model, **options, **others)
     assert not report.left
     torch.testing.assert_close(logits(rotated), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_widths_that_differ_by_layer() -> None:
+    model: Any = llama()
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj, mlp.down_proj = nn.Linear(64, 92), nn.Linear(64, 92), nn.Linear(92, 64)
+    with pytest.raises(ValueError, match=re.escape("down_proj: give down=False (n=92")):
+        rotate(model)
+    assert not rotate(model, down=False).report.left
 
 
 @pytest.mark.parametrize(
