@@ -52,10 +52,6 @@ def _beyond_rows(x: Any, threshold: float) -> np.ndarray:
     return np.flatnonzero(np.abs(f64(x)).max(axis=1) > threshold)
 
 
-def _beyond_or_at(x: Any, threshold: float) -> np.ndarray:
-    return np.flatnonzero(np.abs(f64(x)).max(axis=0) >= threshold)
-
-
 def _beyond_mask(x: Any, threshold: float) -> np.ndarray:
     return np.abs(f64(x)).max(axis=0) > threshold
 
@@ -118,19 +114,9 @@ COLUMNS = Exercise(
             "x is (tokens, in). Over which axis do you look for a loud value, and which one is left?",
         ),
         Mistake(
-            "a value at the threshold counts",
-            _beyond_or_at,
-            "Is 6.0 beyond 6.0?",
-        ),
-        Mistake(
             "a mask, not the numbers of the columns",
             _beyond_mask,
             "You say of each column whether it is loud. How do you get from there to the places that hold True?",
-        ),
-        Mistake(
-            "a column for each loud value",
-            _beyond_values,
-            "How often does a column appear in which three tokens are loud? Reduce over the tokens first.",
         ),
     ),
 )
@@ -302,25 +288,10 @@ def _counted_twice(x: Any, w: Any, threshold: float) -> np.ndarray:
     return _hat(x) @ _hat(w).T + x[:, loud] @ w[:, loud].T
 
 
-def _dropped(x: Any, w: Any, threshold: float) -> np.ndarray:
-    x, w = f64(x), f64(w)
-    rest = np.abs(x).max(axis=0) <= threshold
-    return _hat(x * rest) @ _hat(w * rest).T
-
-
 def _single_values(x: Any, w: Any, threshold: float) -> np.ndarray:
     x, w = f64(x), f64(w)
     loud = np.abs(x) > threshold
     return _hat(x * ~loud) @ _hat(w).T + (x * loud) @ w.T
-
-
-def _wrapped(x: Any, w: Any, threshold: float) -> np.ndarray:
-    """The sums of products of codes are kept in the 8 bits of the codes."""
-    x, w = f64(x), f64(w)
-    loud = np.abs(x).max(axis=0) > threshold
-    s_x, s_w = _by_row(x, loud), _by_row(w, loud)
-    q_x, q_w = (np.rint(part * ~loud / scale).astype(np.int8) for part, scale in ((x, s_x), (w, s_w)))
-    return s_x * s_w.T * (q_x @ q_w.T) + x[:, loud] @ w[:, loud].T
 
 
 def _clear(x: Any, w: Any, threshold: float) -> bool:
@@ -381,19 +352,9 @@ PRODUCT = Exercise(
             "Each channel belongs to one of the two sums: what do the loud ones add to the 8-bit part?",
         ),
         Mistake(
-            "the outlier columns are dropped",
-            _dropped,
-            "Outliers are what the model needs most. Which part of your sum still has them?",
-        ),
-        Mistake(
             "single values, not columns",
             _single_values,
             "One loud value makes its column loud: in which part are the quiet values of that column?",
-        ),
-        Mistake(
-            "one scale for all tokens and outputs",
-            _in_two(_by_matrix, _by_matrix),
-            "A token that whispers, next to one that does not: whose step does it get?",
         ),
         *(
             Mistake(
@@ -402,16 +363,6 @@ PRODUCT = Exercise(
                 "The sum runs over the columns. Could a scale that changes along it be taken out of it?",
             )
             for scales in ((_by_column, _by_column), (_by_column, _by_row), (_by_row, _by_column))
-        ),
-        Mistake(
-            "w is left in floats",
-            _in_two(_by_row, None),
-            "In the second sum two kinds of codes meet. Whose are the others?",
-        ),
-        Mistake(
-            "sums of products in 8 bits",
-            _wrapped,
-            "127 times 127 is 16,129. In which dtype does your product of codes keep that?",
         ),
         Mistake(
             "0 / 0 in a row of zeros",

@@ -213,11 +213,7 @@ RIGHT = _Rounding()
 BEFORE = _Rounding(moved=lambda steps, rounded, codes, scale: scale * (rounded - steps))
 NARROW = _Rounding(below=0)
 UNSATURATED = _Rounding(np.inf, np.inf), _Rounding(np.inf, 0), _Rounding(1, np.inf)
-NO_UNITS = (
-    _Rounding(moved=lambda steps, rounded, codes, scale: codes - steps),
-    _Rounding(moved=lambda steps, rounded, codes, scale: codes - scale * steps),
-)
-BY_HAND = {"the codes are not saturated at both ends", "the error is that before saturation", "no code below -qmax"}
+ENDS = "the ends of the grid"
 
 
 def _sweep(
@@ -306,26 +302,8 @@ def _codes_at_the_end(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray
 
 def _saturated_wrongly(by: Callable[[_Rounding], Callable[..., Any]]) -> list[Mistake]:
     """The mistakes at the ends of a grid, for a function of the rounding."""
-    return [
-        *(
-            Mistake(
-                "the codes are not saturated at both ends",
-                by(rounding),
-                "The others may push a weight beyond the last code, or the first: where does it go then?",
-            )
-            for rounding in UNSATURATED
-        ),
-        Mistake(
-            "the error is that before saturation",
-            by(BEFORE),
-            "A weight of 8.6 steps gets the code 7, for there is no 9: by how much did it move?",
-        ),
-        Mistake(
-            "no code below -qmax",
-            by(NARROW),
-            "Which is the lowest of the codes that four bits can hold, and is it one of yours?",
-        ),
-    ]
+    advice = "The others may push a weight beyond the last code, or the first: which code does it get then?"
+    return [Mistake(ENDS, by(rounding), advice) for rounding in (*UNSATURATED, BEFORE, NARROW)]
 
 
 def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> bool:
@@ -336,11 +314,11 @@ def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> bool:
 def _telling(exercise: Exercise, w: Tensor, *others: Any) -> bool:
     """Whether the reference and the mistakes all differ, and none of them hangs on the last digits of w."""
     turn = NUDGE * (-1.0) ** torch.arange(w.shape[1])
-    return telling(exercise, (w, *others), apart=MARGIN, besides=BY_HAND) and all(
+    return telling(exercise, (w, *others), apart=MARGIN, besides={ENDS}) and all(
         np.allclose(a, b, rtol=MARGIN, atol=MARGIN)
         for nudged in (w * (1 + turn), w * (1 - turn))
         for (_, a), (_, b) in zip(
-            found(exercise, (w, *others), BY_HAND), found(exercise, (nudged, *others), BY_HAND), strict=True
+            found(exercise, (w, *others), {ENDS}), found(exercise, (nudged, *others), {ENDS}), strict=True
         )
     )
 
@@ -408,14 +386,6 @@ SWEEP = Exercise(
             )
             for row in (_undivided_factor, _undivided_inverse)
         ),
-        *(
-            Mistake(
-                "the error is not in the units of w",
-                _codes_by(_by_inverse, rounding),
-                "A code counts steps: at a scale of 0.1, how far is the weight 0.33 from its code 3?",
-            )
-            for rounding in NO_UNITS
-        ),
         *_saturated_wrongly(lambda rounding: _codes_by(_by_inverse, rounding)),
     ),
 )
@@ -435,14 +405,10 @@ class _Groups:
     Args:
         before: the weights to fit to, where they are not those of the moment.
         every_column: fit anew at each column, not only at a group's first.
-        shared: one scale for all rows.
     """
 
-    def __init__(
-        self, group_size: int, top: float, *, before: Any = None, every_column: bool = False, shared: bool = False
-    ) -> None:
-        self.group_size, self.top, self.before = group_size, top, before
-        self.every_column, self.shared = every_column, shared
+    def __init__(self, group_size: int, top: float, *, before: Any = None, every_column: bool = False) -> None:
+        self.group_size, self.top, self.before, self.every_column = group_size, top, before, every_column
         self.scales: dict[int, np.ndarray] = {}
 
     def __call__(self, w: np.ndarray, j: int) -> np.ndarray:
@@ -450,8 +416,7 @@ class _Groups:
         if self.every_column or group not in self.scales:
             start = group * self.group_size
             source = w if self.before is None else f64(self.before)
-            scale = _amax_scale(source[:, start : start + self.group_size], self.top)
-            self.scales[group] = np.full_like(scale, scale.max()) if self.shared else scale
+            self.scales[group] = _amax_scale(source[:, start : start + self.group_size], self.top)
         return self.scales[group]
 
 
@@ -516,11 +481,6 @@ GROUPS = Exercise(
             "A group has one scale for all its codes, those already written included: when must it be known?",
         ),
         Mistake(
-            "one scale for all rows",
-            _groups_by(_by_inverse, shared=True),
-            "Which axis must be left when you take the largest magnitude, so that each row has its own?",
-        ),
-        Mistake(
             "errors are answered within their group alone",
             _groups_by(_by_inverse, within=True),
             "A group shares a scale. Does an input stop at the border of a group to go together with others?",
@@ -532,11 +492,6 @@ GROUPS = Exercise(
                 "As in 05.3: is it the matrix of the inputs that says how the others answer, or its inverse?",
             )
             for row in (_by_hessian, _against_hessian, _by_factor_of_hessian)
-        ),
-        Mistake(
-            "rounding to nearest: nobody answers",
-            _groups_by(_nobody),
-            "These are the codes of 02.2. What has become of the errors of the columns before?",
         ),
         *_saturated_wrongly(lambda rounding: _groups_by(_by_inverse, rounding)),
     ),

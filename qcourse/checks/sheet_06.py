@@ -378,11 +378,6 @@ def _search_on_weights(w: Any, x: Any, alphas: Sequence[float], bits: int) -> tu
     return alpha, _relative(f64(w), _awq(f64(w), f64(x), alpha, bits), f64(x))
 
 
-def _search_index(w: Any, x: Any, alphas: Sequence[float], bits: int) -> tuple[int, float]:
-    alpha, error = _search(_awq)(w, x, alphas, bits)
-    return list(alphas).index(alpha), error
-
-
 def _alpha_case(generator: Generator, bits: int, loud: int) -> tuple[Tensor, Tensor]:
     """With a loud channel, drawn until an alpha between the ends is best by a margin, and not so for the weights."""
     while True:
@@ -423,11 +418,6 @@ SEARCH = Exercise(
                 "A weight that meets x = 16 may not move as far as one that meets 1: where does x come in?",
             )
             for search in (_search_on_weights, _search(_awq, _of_weights))
-        ),
-        Mistake(
-            "the place of alpha in the list, not alpha",
-            _search_index,
-            "`argmin` says where the least error stands. What stands at that place of `alphas`?",
         ),
         Mistake(
             "w_hat is not divided by s",
@@ -502,10 +492,6 @@ def _losses_unsaturated(*arguments: Any) -> np.ndarray:
     return _group_losses(*arguments, below=np.inf, above=np.inf)
 
 
-def _losses_narrow(*arguments: Any) -> np.ndarray:
-    return _group_losses(*arguments, below=0)
-
-
 def _losses_of_clipped(*arguments: Any) -> np.ndarray:
     return _group_losses(*arguments, clip=True)
 
@@ -577,11 +563,6 @@ CLIP = Exercise(
             "the codes are not saturated",
             _shares(_losses_unsaturated),
             "A step for half of the range, and codes without end: what was clipped?",
-        ),
-        Mistake(
-            "the lowest code is never used",
-            _shares(_losses_narrow),
-            "Clamp the codes, not the weights: below -clip there is one code more, as in 01.2. Which one?",
         ),
         Mistake(
             "chosen by the weights, not by the outputs",

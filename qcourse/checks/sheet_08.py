@@ -111,28 +111,10 @@ DECODE = Exercise(
             )
             for subnormal in (None, 0)
         ),
-        *(
-            Mistake(
-                "subnormal numbers of another exponent",
-                _by_formula(subnormal=subnormal),
-                "Codes 7 and 8 are neighbours: is the step between them as large as that between 6 and 7?",
-            )
-            for subnormal in (2.0**-10, 2.0**-6, 2.0**-3)
-        ),
         Mistake(
             "the topmost exponent as infinity",
             _by_formula(_with_infinity),
             "What did E4M3 give up, so as to have numbers beyond 240?",
-        ),
-        Mistake(
-            "NaN is read as a number",
-            lambda code: _number(*_fields(code)),
-            "What is the largest number of E4M3, and is the code after it a number?",
-        ),
-        Mistake(
-            "only one of the two NaN",
-            lambda code: -480.0 if code == SIGN | NAN else _decoded(code),
-            "There is a sign before those seven bits too: what does it change about NaN?",
         ),
         *(
             Mistake(
@@ -244,10 +226,6 @@ def _flushed(x: Any) -> np.ndarray:
     return np.where(np.abs(f64(x)) < 2.0**-6, SIGN * (f64(x) < 0), _encoded(x))
 
 
-def _beyond_is(code: int) -> Callable[[Any], np.ndarray]:
-    return lambda x: np.where(np.abs(f64(x)) > 448, code + SIGN * (f64(x) < 0), _encoded(x))
-
-
 ENCODE = Exercise(
     id="08.2",
     title="The nearest number, as a code",
@@ -284,14 +262,6 @@ ENCODE = Exercise(
         ),
         *(
             Mistake(
-                "saturated to a code that is not the largest number's",
-                function,
-                "Decode the code that your largest numbers get, by 08.1: what does it stand for?",
-            )
-            for function in (_by_steps(last=NAN), _beyond_is(NAN), _by_steps(last=0b0_1110_111))
-        ),
-        *(
-            Mistake(
                 "a mantissa that is rounded up to 8 is lost",
                 _without_carry(mantissa),
                 "1.97 is nearest to 2. What is rounded up beyond the last of eight steps, and who has to hear of it?",
@@ -305,23 +275,6 @@ ENCODE = Exercise(
                 "Which step do numbers have below the smallest normal one? Try 0.002, and decode what you get.",
             )
             for function in (_leading_one, _flushed)
-        ),
-        *(
-            Mistake(
-                "the sign as two's complement",
-                _by_steps(signed=signed),
-                "Of the codes of 1 and -1, how many bits differ in yours, and how many in a float?",
-            )
-            for signed in (
-                lambda codes, negative: np.where(negative, 256 - codes, codes),
-                lambda codes, negative: np.where(negative, 256 - codes, codes) & 0xFF,
-                lambda codes, negative: np.where(negative, -codes, codes),
-            )
-        ),
-        Mistake(
-            "the sign is lost",
-            _by_steps(signed=lambda codes, negative: codes),
-            "1 and -1 cannot share a code: which bit tells them apart?",
         ),
     ),
 )
@@ -427,11 +380,6 @@ LIMITS = Exercise(
             )
             for factor in (lambda power: power, lambda power: 2 * power)
         ),
-        Mistake(
-            "a bias that is always 2^(E - 1) - 1",
-            lambda e, m, bias, specials: _limits(e, m, 2 ** (e - 1) - 1, specials),
-            "Two formats may have the same fields and another bias: where does yours come in?",
-        ),
     ),
 )
 
@@ -493,11 +441,6 @@ def _by_log2(rounded: Callable[[float], float], top: float) -> Callable[[Any], f
     return lambda x: float(rounded(np.log2(_amax(x) / top)))
 
 
-def _beyond_6(x: np.ndarray) -> np.ndarray:
-    longer = np.array([*E2M1, 8, 12, 16])
-    return np.sign(x) * longer[_nearest(longer, np.abs(x))]
-
-
 def _ties_to(side: str) -> Callable[[np.ndarray], np.ndarray]:
     """A tie goes away from 0 ("right") or towards it ("left")."""
     return lambda x: np.sign(x) * E2M1[np.searchsorted((E2M1[1:] + E2M1[:-1]) / 2, np.abs(x), side)]  # type: ignore[call-overload]
@@ -532,24 +475,6 @@ BLOCK = Exercise(
             _in_block(_by_log2(np.floor, 1)),
             "In units of your scale, where does the largest value of the block lie? How much of E2M1 is used?",
         ),
-        Mistake(
-            "nothing is clipped",
-            _in_block(rounded=_beyond_6),
-            "What is the largest number that E2M1 has, and may anything in units of the scale come out beyond it?",
-        ),
-        *(
-            Mistake(
-                "not the numbers of E2M1",
-                _in_block(rounded=rounded),
-                "List the eight magnitudes of E2M1: how far is it from 3 to the next, and how far from 1?",
-            )
-            for rounded in (
-                lambda x: np.rint(x).clip(-6, 6),
-                lambda x: np.rint(x).clip(-7, 7),
-                lambda x: np.rint(x).clip(-8, 7),
-                lambda x: np.rint(2 * x).clip(-12, 12) / 2,
-            )
-        ),
         *(
             Mistake(
                 "ties do not go to the even code",
@@ -557,11 +482,6 @@ BLOCK = Exercise(
                 "5 lies just between 4 and 6: which of them has a mantissa of 0?",
             )
             for side in ("right", "left")
-        ),
-        Mistake(
-            "the numbers are left in units of the scale",
-            _in_block(back=False),
-            "Did a block of large values come back large?",
         ),
         Mistake(
             "x, not |x|",
@@ -632,11 +552,6 @@ def _scales_alone(x: Any, block_size: int) -> tuple[float, np.ndarray]:
     return _amax(x) / (6 * 448), _to_e4m3(_blocks(x, block_size) / 6)
 
 
-def _strided(x: Any, size: int) -> np.ndarray:
-    """Blocks of values that lie apart."""
-    return np.abs(f64(x)).reshape(len(x), size, -1).max(axis=1)
-
-
 SCALES = Exercise(
     id="08.5",
     title="A scale for the scales",
@@ -678,11 +593,6 @@ SCALES = Exercise(
                 "Which value of a block lies farthest from 0, if that one is negative?",
             )
             for largest in (_amax, lambda x: f64(x).max())
-        ),
-        Mistake(
-            "a block that is not made of neighbours",
-            _two_scales(blocks=_strided),
-            "Number the inputs from 0: which of them are in your first block?",
         ),
     ),
 )

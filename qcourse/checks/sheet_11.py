@@ -184,34 +184,14 @@ ATTENTION = Exercise(
             "Count the tokens that the first new one may see: is the last of them the token itself?",
         ),
         Mistake(
-            "every token sees all others",
-            _seen(None),
-            "Two tokens arrive together: may the first of them look at the second?",
-        ),
-        Mistake(
             "a fit of 0 where a token is not seen",
             _weighed(lambda fits, seen: _softmax(fits * seen)),
             "What does the softmax make of a fit of 0: a weight of 0?",
         ),
         Mistake(
-            "the mask comes after the softmax",
-            _weighed(lambda fits, seen: _softmax(fits) * seen),
-            "What do the weights of the first new token add up to, once some of them have been taken away?",
-        ),
-        Mistake(
             "the softmax runs over the new tokens",
             _weighed(lambda fits, seen: _softmax(np.where(seen, fits, -np.inf), axis=0)),
             "Each new token shares out one weight among those that it sees: along which axis of the fits are they?",
-        ),
-        Mistake(
-            "the cache is not looked at",
-            lambda q, k, v, k_cache, v_cache: _attention(q, f64(k), f64(v), 0),
-            "What have earlier tokens to say, and where is it kept?",
-        ),
-        Mistake(
-            "the fits are not divided",
-            _seen(0, 1.0),
-            "The longer the vectors, the larger their products: by what does attention divide them?",
         ),
     ),
 )
@@ -341,11 +321,6 @@ def _held_rounded_up(k: Any, group_size: int, residual: int, bits: int) -> np.nd
     return _coded(k, 0, min(groups * group_size, len(k)), group_size, bits)
 
 
-def _held_from_window(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
-    stop = max(len(k) - residual, 0)
-    return _coded(k, stop - _leaving(len(k), group_size, residual), stop, group_size, bits)
-
-
 def _held_below_zero(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
     count = (len(k) - residual) // group_size * group_size
     return _coded(k, 0, len(k[:count]), group_size, bits)  # k[:-3]: all but the last three
@@ -383,19 +358,9 @@ WINDOW = Exercise(
             "When has the LAST token of a group left the window? Before that, its group has to wait.",
         ),
         Mistake(
-            "a group waits one token too long",
-            lambda k, group_size, residual, bits: _held(k, group_size, residual + 1, bits),
-            "Seven tokens, groups of three, a window of one: how many have left it, and how many groups is that?",
-        ),
-        Mistake(
             "a negative number of tokens has left the window",
             _held_below_zero,
             "A text of six tokens, a window of seven: how many have left it, and what does k[:-3] take?",
-        ),
-        Mistake(
-            "groups are counted back from the window",
-            _held_from_window,
-            "One token more, and all your groups begin elsewhere: can they, when they have been coded already?",
         ),
     ),
 )

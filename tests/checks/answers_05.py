@@ -299,14 +299,12 @@ def groups_nearest(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tu
 INSTEAD = "H in the place of its inverse"
 DONE = "columns that are done still take part"
 NEAREST = "rounding to nearest: nobody answers"
-ENDS = "the codes are not saturated at both ends"
-EARLY = "the error is that before saturation"
-UNITS = "the error is not in the units of w"
+ENDS = "the ends of the grid"
 CLAMPS = (
     (ENDS, lambda codes, bits: codes),
     (ENDS, lambda codes, bits: codes.clamp(max=2 ** (bits - 1) - 1)),
     (ENDS, lambda codes, bits: codes.clamp(min=-(2 ** (bits - 1)))),
-    ("no code below -qmax", lambda codes, bits: codes.clamp(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)),
+    (ENDS, lambda codes, bits: codes.clamp(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)),
 )
 MISTAKES = [
     ("05.1", "damped by the sum of the diagonal, not its mean", damped_by_sum),
@@ -330,13 +328,13 @@ MISTAKES = [
         ("05.3", name, lambda w, h, s, bits, clamp=clamp: swept(factor(h), w, s, bits, clamp=clamp))
         for name, clamp in CLAMPS
     ),
-    ("05.3", EARLY, swept_by_error_of(lambda w, rounded, codes, scale: w - scale * rounded)),
-    ("05.3", UNITS, swept_by_error_of(lambda w, rounded, codes, scale: w / scale - codes)),
-    ("05.3", UNITS, swept_by_error_of(lambda w, rounded, codes, scale: w - codes)),
+    ("05.3", ENDS, swept_by_error_of(lambda w, rounded, codes, scale: w - scale * rounded)),
+    ("05.3", "", swept_by_error_of(lambda w, rounded, codes, scale: w / scale - codes)),
+    ("05.3", "", swept_by_error_of(lambda w, rounded, codes, scale: w - codes)),
     *(("05.4", name, groups_by(clamp)) for name, clamp in CLAMPS),
-    ("05.4", EARLY, groups_by(clamped, early=True)),
-    ("05.4", "one scale for all rows", groups_by(clamped, dim=None)),
+    ("05.4", ENDS, groups_by(clamped, early=True)),
+    ("05.4", "", groups_by(clamped, dim=None)),
     ("05.4", "scales fitted before the sweep", groups_static),
     ("05.4", "errors are answered within their group alone", groups_block_only),
-    ("05.4", NEAREST, groups_nearest),
+    ("05.4", "", groups_nearest),
 ]

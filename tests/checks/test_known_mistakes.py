@@ -1,6 +1,7 @@
 """Mistakes as people write them, in torch and float32, get the name that the bank has for them, whatever the seed.
 
-They stand in answers_NN.py beside this file, as MISTAKES: (exercise id, the mistake's name, the function).
+They stand in answers_NN.py beside this file, as MISTAKES: (exercise id, the mistake's name, the function). The name is
+"" where the bank has none, to keep it short: then the answer is refused all the same.
 """
 
 from importlib import import_module
