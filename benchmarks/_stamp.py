@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +30,13 @@ def timed_ms(call: Callable[[], object], *, repeats: int = 9) -> dict[str, float
 def spread(values: list[float]) -> dict[str, float]:
     """The least and the median, to four digits."""
     return {name: float(f"{f(values):.4g}") for name, f in (("min", min), ("median", statistics.median))}
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held (VmHWM, so on Linux alone); 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
+    return 1024 * int(found[1]) if found else 0
 
 
 def stamp(device: str = "cpu") -> dict[str, str | int]:

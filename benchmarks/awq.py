@@ -9,14 +9,12 @@ that of one that only makes weights and tokens, plus the weights themselves, ove
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from _stamp import report, spread, timed_ms
+from _stamp import peak_bytes, report, spread, timed_ms
 from torch import Tensor
 
 from qcourse import IntQuantizer, PerGroup
@@ -108,22 +106,16 @@ def choices(side: int) -> list[dict]:
     ]
 
 
-def peak_kib() -> int:
-    """The most memory that this process has ever held."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return int(found[1]) if found else 0
-
-
 def memory(side: int) -> list[dict]:
     """Peak memory of awq over the weights'; nothing where /proc does not tell."""
-    if not Path("/proc/self/status").exists():
+    if not peak_bytes():
         return []
 
     def fresh(*options: str) -> float:
         command = [sys.executable, __file__, f"--inside={side}", *options]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    peaks = [1 + (fresh() - fresh("--idle")) / (side * side * 4 / 1024) for _ in range(3)]
+    peaks = [1 + (fresh() - fresh("--idle")) / (side * side * 4) for _ in range(3)]
     return [row(f"{side} x {side}: peak memory, weights included", "x", spread(peaks))]
 
 
@@ -135,7 +127,7 @@ if __name__ == "__main__":
     if options.inside:
         w, x = layer(options.inside)
         awq(w[:1], x, INT4) if options.idle else awq(w, x, INT4)
-        print(peak_kib())
+        print(peak_bytes())
     else:
         report(
             "awq_cpu",

@@ -8,14 +8,12 @@ quantizes it, less that of one that only makes it, plus x itself, over x.
 """
 
 import argparse
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import ml_dtypes
 import torch
-from _stamp import report, spread, timed_ms
+from _stamp import peak_bytes, report, spread, timed_ms
 
 from qcourse import PerChannel, PerGroup
 from qcourse.numerics.codebook import CodebookQuantizer
@@ -65,17 +63,17 @@ def times() -> list[dict]:
 
 def memory() -> list[dict]:
     """Peak memory over x's; nothing where /proc does not tell."""
-    if not Path("/proc/self/status").exists():
+    if not peak_bytes():
         return []
 
-    def peak_bytes(inside: str) -> int:
+    def fresh(inside: str) -> int:
         command = [sys.executable, __file__, "--inside", inside]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     size = 4 * SIZE**2
     rows = []
     for name in QUANTIZERS:
-        over = [1 + (peak_bytes(name) - peak_bytes("nothing")) / size for _ in range(3)]
+        over = [1 + (fresh(name) - fresh("nothing")) / size for _ in range(3)]
         rows.append({"what": f"{name}, peak memory", "unit": "x", **spread(over), "target": TARGET_MEMORY})
     return rows
 
@@ -87,8 +85,7 @@ def in_this_process(what: str) -> None:
         quantizer(w[:64, :64])  # all is imported in both
     if what in QUANTIZERS:
         QUANTIZERS[what](w)
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    print(1024 * int(found[1]) if found else 0)
+    print(peak_bytes())
 
 
 if __name__ == "__main__":

@@ -15,13 +15,11 @@ one that only makes them, over the bytes of the weight.
 """
 
 import argparse
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
-from _stamp import report, spread, timed_ms
+from _stamp import peak_bytes, report, spread, timed_ms
 from torch import Tensor
 
 from qcourse import IntQuantizer, PerGroup
@@ -151,14 +149,14 @@ def errors(size: int) -> list[dict]:
 
 def memory(size: int) -> list[dict]:
     """Peak memory beyond the weight and the Hessian, over the weight's; nothing where /proc does not tell."""
-    if not Path("/proc/self/status").exists():
+    if not peak_bytes():
         return []
 
-    def peak_bytes(inside: str) -> int:
+    def fresh(inside: str) -> int:
         command = [sys.executable, __file__, "--inside", inside, str(size)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    over = [(peak_bytes("gptq") - peak_bytes("nothing")) / (4 * size**2) for _ in range(3)]
+    over = [(fresh("gptq") - fresh("nothing")) / (4 * size**2) for _ in range(3)]
     return [row(f"{size}, peak memory over the weight's", "x", spread(over))]
 
 
@@ -168,8 +166,7 @@ def in_this_process(what: str, size: int) -> None:
     gptq(w[:64, :64], h[:64, :64], quantizer(32))  # all is imported in both
     if what == "gptq":
         gptq(w, h, quantizer(128))
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    print(1024 * int(found[1]) if found else 0)
+    print(peak_bytes())
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ Time is that of a model of the tiny language model's size. Both to nearest, in g
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from _stamp import report, spread, timed_ms
+from _stamp import peak_bytes, report, spread, timed_ms
 
 from qcourse import IntQuantizer, PerGroup
 from qcourse.models.llama import random_llama
@@ -25,12 +23,6 @@ from qcourse.models.report import nbytes
 
 SMALL = LlamaConfig(4096, 256, 768, 6, 8, 4)
 METHOD = IntQuantizer(4, granularity=PerGroup(128), scale_dtype=torch.float16)
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has ever held."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return 1024 * int(found[1]) if found else 0
 
 
 def in_this_process(layers: int, vocabulary: int) -> None:

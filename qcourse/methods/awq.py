@@ -27,9 +27,9 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from qcourse.methods.clip import Rounding, shrunk
-from qcourse.methods.moment import Hessian, check_weight
+from qcourse.methods.moment import Hessian
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
-from qcourse.numerics.validation import check_floating
+from qcourse.numerics.validation import check_floating, check_matrix, check_quantizer, in_layer
 
 LEAST = 1e-4  # mean |x| counts as at least this share of the largest: bounds s, and does not give up dead channels
 
@@ -88,8 +88,7 @@ class Awq:
     calibrated = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.quantizer, type) or not isinstance(self.quantizer, Quantizer):
-            raise TypeError(f"quantizer={self.quantizer!r} must be a quantizer such as IntQuantizer(4)")
+        check_quantizer(self.quantizer)
         if type(self.grid) is not int or self.grid < 1:
             raise ValueError(f"grid={self.grid!r} must be a whole number (a Python int) of at least 1")
 
@@ -100,11 +99,9 @@ class Awq:
     def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, AWQResult]:
         """One scale for all layers, the codes of each; ValueError, with its name, for a weight that cannot be."""
         for name, w in weights.items():
-            try:
-                check_weight(w)
+            with in_layer(name):
+                check_matrix(w, "w")
                 self.quantizer.fit(w)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from error
         results = _search(weights, seen, self)
         return {name: result if result.alpha else replace(result, input_scale=None) for name, result in results.items()}
 
@@ -137,7 +134,7 @@ def awq(
     True
     """
     method = Awq(quantizer, clip, grid)
-    check_weight(w)
+    check_matrix(w, "w")
     check_floating(x)
     seen = method.observe(None, x.to(torch.promote_types(w.dtype, x.dtype)))
     if w.shape[1] != x.shape[1]:

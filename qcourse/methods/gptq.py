@@ -23,9 +23,10 @@ from torch import Tensor
 
 from qcourse.methods.column_sweep import FittedBefore, FittedOnTheWay, group_size, round_columns
 from qcourse.methods.hessian import InverseFactor, check_damp, inverse_factor
-from qcourse.methods.moment import Hessian, check_weight
+from qcourse.methods.moment import Hessian
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.rows import wide
+from qcourse.numerics.validation import check_matrix, check_quantizer, in_layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ def gptq(
     ([[0, 0, 7]], [[0, 1, 7]])
     """
     _check_options(quantizer, block_size)
-    check_weight(w)
+    check_matrix(w, "w")
     factor = inverse_factor(hessian, damp=damp, act_order=act_order, dtype=wide(w.dtype))
     return sweep(w, factor, quantizer, block_size=block_size, static_groups=static_groups)
 
@@ -107,7 +108,7 @@ def sweep(
 ) -> GPTQResult:
     """``gptq`` from the factor on, in the factor's dtype: layers that read the same input share a factor."""
     _check_options(quantizer, block_size)
-    check_weight(w)
+    check_matrix(w, "w")
     inputs, order = w.shape[1], factor.order
     if len(order) != inputs:
         raise ValueError(f"hessian of shape {(len(order),) * 2} does not fit w of shape {tuple(w.shape)}, (out, in)")
@@ -166,20 +167,13 @@ class Gptq:
     def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, GPTQResult]:
         """``gptq`` for each layer; ValueError, with the layer's name, for what cannot be done."""
         dtype = torch.float64 if torch.float64 in {w.dtype for w in weights.values()} else torch.float32
-        result = {}
-        name = ", ".join(weights)
-        try:
+        options = {"block_size": self.block_size, "static_groups": self.static_groups}
+        with in_layer(", ".join(weights)):
             factor = inverse_factor(seen, damp=self.damp, act_order=self.act_order, dtype=dtype)
-            for name in weights:
-                result[name] = sweep(
-                    weights[name],
-                    factor,
-                    self.quantizer,
-                    block_size=self.block_size,
-                    static_groups=self.static_groups,
-                )
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
+        result = {}
+        for name, w in weights.items():
+            with in_layer(name):
+                result[name] = sweep(w, factor, self.quantizer, **options)  # type: ignore[arg-type]
         return result
 
 
@@ -198,7 +192,6 @@ def _square(x: Tensor) -> float:
 
 
 def _check_options(quantizer: object, block_size: int) -> None:
-    if isinstance(quantizer, type) or not isinstance(quantizer, Quantizer):
-        raise TypeError(f"quantizer={quantizer!r} must be a value such as IntQuantizer(4, granularity=PerGroup(128))")
+    check_quantizer(quantizer)
     if type(block_size) is not int or block_size < 1:
         raise ValueError(f"block_size={block_size!r} must be a whole number (a Python int) of at least 1")

@@ -24,8 +24,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from qcourse.numerics.granularity import PerGroup
-from qcourse.numerics.quantized import QuantizedTensor, Quantizer
-from qcourse.numerics.validation import check_finite, check_floating
+from qcourse.numerics.quantized import QuantizedTensor
+from qcourse.numerics.validation import check_finite, check_floating, check_quantizer
 
 AXES = ("channel", "token")
 
@@ -207,7 +207,7 @@ def _joined(old: QuantizedTensor | None, new: QuantizedTensor, dim: int) -> Quan
 def _check_quantizer(name: str, quantizer: Any, axis: str) -> None:
     if axis not in AXES:
         raise ValueError(f"axis={axis!r} of the {name} must be one of {', '.join(AXES)}: what keeps its own scale")
-    if isinstance(quantizer, type) or not isinstance(quantizer, Quantizer | None):
-        raise TypeError(f"{name}={quantizer!r} must be a quantizer such as IntQuantizer(4, ...), or None")
+    if quantizer is not None:
+        check_quantizer(quantizer, name)
     if quantizer and not isinstance(quantizer.granularity, PerGroup):
         raise ValueError(f"granularity={quantizer.granularity!r} of the {name} must be PerGroup(size)")

@@ -26,8 +26,8 @@ from torch import Tensor
 from qcourse.numerics.affine import IntQuantizer
 from qcourse.numerics.granularity import PerChannel
 from qcourse.numerics.quantized import Quantizer
-from qcourse.numerics.rows import range_of_rows, wide
-from qcourse.numerics.validation import check_finite, check_floating
+from qcourse.numerics.rows import wide
+from qcourse.numerics.validation import check_finite, check_floating, check_matrix, check_quantizer
 
 PER_ROW = IntQuantizer(8, granularity=PerChannel(0))  # of x a scale for each token, of w one for each output
 
@@ -78,12 +78,9 @@ def llm_int8_matmul(
     [0.69, 0.85]
     """
     columns = outlier_columns(x, threshold)
-    check_floating(w, "w")
-    if w.ndim != 2:
-        raise ValueError(f"w of shape {tuple(w.shape)} must be a matrix (out, in)")
+    check_matrix(w, "w")
     if x.shape[-1:] != w.shape[1:]:
         raise ValueError(f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same inputs, their last axis")
-    check_finite(w, *range_of_rows(w.detach()), "w")
     dtype = wide(torch.promote_types(x.dtype, w.dtype))
     rows = x.detach().reshape(-1, x.shape[-1])  # (tokens, in)
     q_x, q_w = PER_ROW(rows.masked_fill(columns, 0)), PER_ROW(w.detach().masked_fill(columns, 0))
@@ -117,8 +114,7 @@ class OutlierColumns:
     threshold: float = 6.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.quantizer, type) or not isinstance(self.quantizer, Quantizer):
-            raise TypeError(f"quantizer={self.quantizer!r} must be a quantizer such as IntQuantizer(8)")
+        check_quantizer(self.quantizer)
         _check_threshold(self.threshold)
 
     @property

@@ -155,11 +155,3 @@ class Hessian:
     def _check_any(self) -> None:
         if not self.count:
             raise ValueError("hessian has seen no inputs; add at least one batch")
-
-
-def check_weight(w: Tensor) -> None:
-    """Raise TypeError unless w holds floats, ValueError unless it is a matrix of finite ones."""
-    check_floating(w, "w")
-    if w.ndim != 2:
-        raise ValueError(f"w of shape {tuple(w.shape)} must be a matrix (out, in)")
-    check_finite(w, *range_of_rows(w.detach()), "w")

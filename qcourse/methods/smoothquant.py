@@ -16,8 +16,7 @@ How it differs from ``awq.py``: there s comes from mean |x| and a search, and se
 stays in floats; here both are to be quantized, and s evens out their ranges.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -27,7 +26,14 @@ from torch import Tensor
 
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.rows import range_of_rows
-from qcourse.numerics.validation import check_finite, check_floating, check_scale
+from qcourse.numerics.validation import (
+    check_finite,
+    check_floating,
+    check_matrix,
+    check_quantizer,
+    check_scale,
+    in_layer,
+)
 
 LEAST = 1e-4  # an amax counts as at least this share of the largest channel's: a channel that was always 0 has one
 
@@ -56,9 +62,7 @@ def smooth(
     >>> s.tolist(), (x_amax / s).tolist(), w_smoothed.abs().amax(0).tolist()
     ([8.0, 1.0], [8.0, 4.0], [8.0, 4.0])
     """
-    check_floating(w, "w")
-    if w.ndim != 2:
-        raise ValueError(f"w of shape {tuple(w.shape)} must be a matrix (out, in)")
+    check_matrix(w, "w")
     s = _scale([w], x_amax, alpha)
     return _smoothed(w, s), s
 
@@ -116,8 +120,7 @@ class SmoothQuant:
     calibrated = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.quantizer, type) or not isinstance(self.quantizer, Quantizer):
-            raise TypeError(f"quantizer={self.quantizer!r} must be a quantizer such as IntQuantizer(8)")
+        check_quantizer(self.quantizer)
         _check_alpha(self.alpha)
 
     def observe(self, seen: Float[Tensor, " in"] | None, x: Float[Tensor, "tokens in"]) -> Float[Tensor, " in"]:
@@ -127,11 +130,11 @@ class SmoothQuant:
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Float[Tensor, " in"]) -> dict[str, SmoothQuantResult]:
         """One s for all layers, the codes of each; ValueError, with its name, for what cannot be done."""
-        with _named(", ".join(weights)):
+        with in_layer(", ".join(weights)):
             s = _scale(list(weights.values()), seen, self.alpha)
         result = {}
         for name, w in weights.items():
-            with _named(name):
+            with in_layer(name):
                 result[name] = SmoothQuantResult(self.quantizer(_smoothed(w, s)), s, float(self.alpha))
         return result
 
@@ -164,14 +167,6 @@ def _smoothed(w: Tensor, s: Tensor) -> Float[Tensor, "out in"]:
     ws = w.detach().to(s.dtype) * s
     check_finite(ws, *range_of_rows(ws), "w s")
     return ws
-
-
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"layer {layer!r}: {error}") from error
 
 
 def _check_alpha(alpha: float) -> None:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
+from qcourse.numerics.validation import in_layer
 
 
 @runtime_checkable
@@ -83,10 +84,8 @@ class RoundToNearest:
         """The quantizer, layer by layer; ValueError, with the layer's name, for what it cannot hold."""
         result = {}
         for name, w in weights.items():
-            try:
+            with in_layer(name):
                 result[name] = self.quantizer(w)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from error
         return result
 
 

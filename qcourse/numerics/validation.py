@@ -4,10 +4,14 @@ The idea: a NaN in, a plausible number out is the worst thing a quantizer can do
 message that names the argument, its value and the rule.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-from qcourse.numerics.quantized import Parameters
+from qcourse.numerics.quantized import Parameters, Quantizer
+from qcourse.numerics.rows import range_of_rows
 
 
 def check_floating(x: Tensor, name: str = "x") -> None:
@@ -35,6 +39,45 @@ def check_finite(x: Tensor, low: Tensor, high: Tensor, name: str = "x") -> None:
             f"{name} has {int(bad.sum())} NaN or infinite values of {x.numel()}, the first at flat index "
             f"{int(bad.int().argmax())}; quantization takes finite values"
         )
+
+
+def check_matrix(x: Tensor, name: str, axes: str = "(out, in)") -> None:
+    """Raise TypeError unless x holds floats, ValueError unless it is a matrix of finite ones.
+
+    >>> check_matrix(torch.ones(3), "w")
+    Traceback (most recent call last):
+    ValueError: w of shape (3,) must be a matrix (out, in)
+    """
+    check_floating(x, name)
+    if x.ndim != 2:
+        raise ValueError(f"{name} of shape {tuple(x.shape)} must be a matrix {axes}")
+    check_finite(x, *range_of_rows(x.detach()), name)
+
+
+def check_quantizer(quantizer: object, name: str = "quantizer") -> None:
+    """Raise TypeError unless it is a quantizer, a value and not a class of them.
+
+    >>> check_quantizer("int8")
+    Traceback (most recent call last):
+    TypeError: quantizer='int8' must be a quantizer such as IntQuantizer(4, granularity=PerGroup(128))
+    """
+    if isinstance(quantizer, type) or not isinstance(quantizer, Quantizer):
+        raise TypeError(f"{name}={quantizer!r} must be a quantizer such as IntQuantizer(4, granularity=PerGroup(128))")
+
+
+@contextmanager
+def in_layer(name: str) -> Iterator[None]:
+    """Within, a ValueError says of which layer it speaks.
+
+    >>> with in_layer("model.up"):
+    ...     raise ValueError("w is empty")
+    Traceback (most recent call last):
+    ValueError: layer 'model.up': w is empty
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
 
 
 def check_scale(scale: Tensor) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import normal
 from torch import Tensor
 
 from qcourse import IntQuantizer, PerChannel, PerGroup, PerTensor, QuantizedTensor
@@ -18,10 +19,6 @@ from qcourse.methods.awq import Awq, awq
 
 INT4 = IntQuantizer(4, granularity=PerGroup(16))
 GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(16)]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def outliers(tokens: int, size: int, seed: int = 0, factor: float = 20) -> Tensor:
@@ -420,7 +417,7 @@ def test_matrices_that_cannot_be(w: Any, x: Any, error: type[Exception], words: 
 @pytest.mark.parametrize(
     ("quantizer", "grid", "error", "words"),
     [
-        ("int4", 20, TypeError, "quantizer='int4' must be a quantizer such as IntQuantizer(4)"),
+        ("int4", 20, TypeError, "quantizer='int4' must be a quantizer such as IntQuantizer(4, "),
         (IntQuantizer, 20, TypeError, "must be a quantizer such as"),
         (INT4, 0, ValueError, "grid=0 must be a whole number"),
         (INT4, 2.0, ValueError, "grid=2.0 must be a whole number"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from inputs import normal
 from torch import Tensor
 
 from qcourse import IntQuantizer, PerChannel, PerGroup, PerTensor
@@ -31,10 +32,6 @@ from qcourse.numerics.scaled import MSE_SHRINKS
 ON_HISTOGRAM = [Percentile(99), MeanSquaredError(), Entropy()]
 EVERY = [MinMax(), MovingAverage(0.9), *ON_HISTOGRAM]
 SYMMETRIC, ASYMMETRIC = IntQuantizer(4), IntQuantizer(4, symmetric=False)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def range_of(batches: list[Tensor], quantizer: IntQuantizer, rule: Rule) -> tuple[Tensor, Tensor]:

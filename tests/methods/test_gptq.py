@@ -584,9 +584,9 @@ def test_a_weight_of_integers() -> None:
 @pytest.mark.parametrize("quantizer", ["int4", IntQuantizer, None])
 @pytest.mark.usefixtures("unchecked")
 def test_no_quantizer(quantizer: Any) -> None:
-    with pytest.raises(TypeError, match="must be a value such as IntQuantizer"):
+    with pytest.raises(TypeError, match="must be a quantizer such as IntQuantizer"):
         gptq(torch.ones(2, 4), EYE, quantizer)
-    with pytest.raises(TypeError, match="must be a value such as IntQuantizer"):
+    with pytest.raises(TypeError, match="must be a quantizer such as IntQuantizer"):
         Gptq(quantizer)
 
 

@@ -9,22 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from inputs import normal, outliers
 
 from qcourse import IntQuantizer, PerChannel, PerTensor, fake_quantize
 from qcourse.methods.llm_int8 import OutlierColumns, llm_int8_matmul, outlier_columns
 
 INT8 = IntQuantizer(8, granularity=PerChannel(0))
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def outliers(tokens: int, size: int, seed: int = 0, factor: float = 30) -> Tensor:
-    x = normal(tokens, size, seed=seed)
-    x[:, 3::16] *= factor
-    return x
 
 
 def by_hand(x: np.ndarray, w: np.ndarray, threshold: float) -> np.ndarray:

@@ -9,22 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from inputs import normal, outliers
 from torch import Tensor
 
 from qcourse import IntQuantizer, PerChannel, PerGroup, PerTensor, fake_quantize
 from qcourse.methods.smoothquant import LEAST, SmoothQuant, smooth
 
 INT8 = IntQuantizer(8, granularity=PerChannel(0))
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def outliers(tokens: int, size: int, seed: int = 0, factor: float = 30) -> Tensor:
-    x = normal(tokens, size, seed=seed)
-    x[:, 3::16] *= factor
-    return x
 
 
 @pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 0.75, 1])
