@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from qcourse.kernels.crossover import processor
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -44,7 +46,7 @@ def stamp(device: str = "cpu") -> dict[str, str | int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "device": device,
-        "cpu": cpu_name(),
+        "cpu": processor(),
         "cores": cores,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(terse=True),
@@ -52,14 +54,6 @@ def stamp(device: str = "cpu") -> dict[str, str | int]:
         **{name: version(name) for name in ("torch", "numpy")},
         "date": date.today().isoformat(),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def report(name: str, rows: list[dict], *, device: str = "cpu") -> None:

@@ -1,8 +1,8 @@
 """Well-known devices by their data sheets, and this machine as measured.
 
 The idea: a prediction needs two numbers of a device. For well-known ones the vendor states them; of the machine that
-one sits at they are measured in a few seconds: bandwidth by a sum over more numbers than any cache holds, the peak by
-the product of two matrices that are large enough to keep every multiplier busy.
+one sits at they are measured in a few seconds: bandwidth by the product of one token with a weight that no cache holds,
+the peak by the product of two matrices that are large enough to keep every multiplier busy.
 
 Source: the vendors' data sheets of each product, dense (without sparsity); McCalpin's STREAM (1995) for
 measuring bandwidth.
@@ -11,7 +11,7 @@ How it differs from ``roofline.py``: there what follows from these numbers; here
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from qcourse.cost.roofline import Device
 
@@ -38,33 +38,50 @@ DEVICES = {
 }
 
 
-def measure(*, dtype: str = "float32", size: int = 2048, repeats: int = 5) -> Device:
-    """This machine's CPU, by torch: bytes a second of a sum over 256 MB, operations a second of a square product.
+def measure(*, dtypes: Sequence[str] = ("bfloat16", "float32"), size: int = 2048, repeats: int = 5) -> Device:
+    """This machine's CPU, by torch: what the products of one token and of many get out of it.
 
-    Takes some seconds; the best of several runs counts. What runs beside it takes its share.
+    Bandwidth is bytes a second of a weight of 8192 x 8192 that one token is multiplied with, in the first of the
+    dtypes: the stream that decoding consists of, and on many CPUs well below what a plain sum over memory gets
+    (`stream`). The peak is that of a square product. It takes a few seconds; the best of several runs counts, and what
+    runs beside it takes its share.
 
     Args:
-        dtype: of the product, as torch names it.
+        dtypes: of the products, as torch names them.
         size: of the two square matrices.
         repeats: how often each is run.
 
     Raises:
-        ValueError: no such dtype; size or repeats below 1.
+        ValueError: no dtype, or none that torch knows; size or repeats below 1.
     """
     import torch  # so that the rest of ``cost`` needs none
 
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype={dtype!r} must be the name of a dtype of torch, such as 'float32'")
+    for dtype in dtypes or [""]:
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtypes={list(dtypes)!r} must be names of dtypes of torch, such as 'float32'")
     if size < 1 or repeats < 1:
         raise ValueError(f"size={size!r} and repeats={repeats!r} must be at least 1")
+    peaks = {}
+    for dtype in dtypes:
+        a, b = (torch.ones(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
+        peaks[dtype] = 2 * size**3 / least_time_s(lambda a=a, b=b: a @ b, repeats)  # type: ignore[misc]
+    w = torch.ones(8192, 8192, dtype=getattr(torch, dtypes[0]))
+    x = w[:1].clone()
+    bandwidth = w.nbytes / least_time_s(lambda: torch.nn.functional.linear(x, w), repeats)
+    source = f"measured, {torch.get_num_threads()} threads, {dtypes[0]}"
+    return Device("this machine", bandwidth, peaks, source=source)
+
+
+def stream(repeats: int = 5) -> float:
+    """Bytes a second that a sum over 256 MB of float32 reads: as near to the memory's own limit as torch comes."""
+    import torch
+
     numbers = torch.ones(1 << 26)
-    a, b = (torch.ones(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
-    bandwidth = numbers.nbytes / _least_s(numbers.sum, repeats)
-    peak = 2 * size**3 / _least_s(lambda: a @ b, repeats)
-    return Device("this machine", bandwidth, {dtype: peak}, source=f"measured, {torch.get_num_threads()} threads")
+    return numbers.nbytes / least_time_s(numbers.sum, repeats)
 
 
-def _least_s(work: Callable[[], object], repeats: int) -> float:
+def least_time_s(work: Callable[[], object], repeats: int) -> float:
+    """The shortest of several calls in seconds, after one that is not counted."""
     work()
     times = []
     for _ in range(repeats):

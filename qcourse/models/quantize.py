@@ -20,6 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from qcourse.models.batches import Run, check_batches
 from qcourse.models.inspect import linears
+from qcourse.models.int4 import with_int4_kernels
 from qcourse.models.layer_errors import output_errors, weight_error
 from qcourse.models.method import Method, as_method
 from qcourse.models.quantized_linear import QuantizedLinear
@@ -49,6 +50,7 @@ def quantize_model(
     on_indivisible: str = "refuse",
     sequential: bool = True,
     fold: Fold | None = None,
+    kernel: str | None = None,
     progress: bool = True,
 ) -> QuantizedModel:
     """Give each chosen linear layer the codes that the method chooses for its weight, in a new model.
@@ -69,6 +71,8 @@ def quantize_model(
             returns the name of the module that it divided, or None. Then the layers divide their input themselves. It
             puts new weights in the place of old ones (never writes into one), and within the block that the layers are
             in. ``fold.fold`` does it for any model of blocks that runs on token ids.
+        kernel: "int4" hands the layers to the INT4 kernels at the end (``int4.with_int4_kernels``): such a model runs,
+            and is not to be saved. None leaves ``QuantizedLinear`` layers, which decode before they multiply.
         progress: whether to show a progress bar.
 
     Returns:
@@ -79,8 +83,8 @@ def quantize_model(
     Raises:
         TypeError: method, calibration or layers is none of the above.
         ValueError: the model has no linear layer, or none is chosen; a name is not one of them; groups do not divide a
-            layer; calibration is missing or empty, or the model cannot run it, or it reaches no chosen layer; a weight
-            or an input is not finite.
+            layer; the kernel is unknown, or not for such codes; calibration is missing or empty, or the model cannot
+            run it, or it reaches no chosen layer; a weight or an input is not finite.
 
     >>> from qcourse import IntQuantizer
     >>> quantized, report = quantize_model(nn.Sequential(nn.Linear(64, 32)), IntQuantizer(bits=4), progress=False)
@@ -88,6 +92,7 @@ def quantize_model(
     (torch.Size([1024]), 4.015625)
     """
     method = as_method(method)
+    _check_kernel(kernel, method)
     chosen, kept = choose(model, layers, method.quantizer.granularity, on_indivisible)
     batches = check_batches(calibration, required=method.calibrated)
     places = {name: place for place, name in enumerate(linears(model))}
@@ -103,7 +108,8 @@ def quantize_model(
         new = work.copy.model.requires_grad_(False)
         errors = output_errors(new, work.weights(), work.divided, work.took, batches, run)
     rows = tuple(replace(row, output_error=errors.get(row.name)) for row in work.rows)
-    return QuantizedModel(new, Report(rows, tuple(kept), nbytes(model), nbytes(new), _parameters(model)))
+    report = Report(rows, tuple(kept), nbytes(model), nbytes(new), _parameters(model))
+    return QuantizedModel(with_int4_kernels(new) if kernel else new, report)
 
 
 @dataclass
@@ -174,6 +180,13 @@ def _observed(
         return (((name,), None) for name in list(copy.pending))
     replay = Replay(copy.model, copy.pending, batches, run)
     return replay.in_order(method) if sequential else replay.at_once(method)
+
+
+def _check_kernel(kernel: str | None, method: Method) -> None:
+    if kernel not in (None, "int4"):
+        raise ValueError(f'kernel={kernel!r} must be "int4" or None')
+    if kernel and method.quantizer.bits != 4:  # said before hours of calibration, not after
+        raise ValueError(f"kernel='int4' is for 4 bits; the method's quantizer has {method.quantizer.bits}")
 
 
 def _parameters(model: nn.Module) -> int:

@@ -46,6 +46,7 @@ def save_quantized(model: nn.Module, path: str | Path) -> None:
     if not layers:
         raise ValueError(
             f"model must have a QuantizedLinear layer to be saved, and this {type(model).__name__} has none"
+            " (what runs on the INT4 kernels is packed for this machine: save it before it is handed to them)"
         )
     tensors, tied = _untie(model.state_dict())
     about = {

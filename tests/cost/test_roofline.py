@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qcourse.cost.devices import DEVICES, measure
+from qcourse.cost.devices import DEVICES, measure, stream
 from qcourse.cost.fleet import fleet
 from qcourse.cost.roofline import (
     LLAMA_2_7B,
@@ -40,10 +40,15 @@ def test_a_linear_layer_by_hand() -> None:
 def test_a_step_of_writing_by_hand() -> None:
     work = decode_work(LLAMA_2_70B, batch=3, context=100)
     cache = 2 * 80 * 8 * 128 * 2 * 100 * 3  # keys and values, of key-value heads
-    assert work.bytes == 2 * LLAMA_2_70B.parameters + cache
+    assert (LLAMA_2_70B.parameters, LLAMA_2_70B.activations) == (
+        80 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672) + 8192 * 32000,
+        80 * (2 * 16384 + 2 * 9216 + 3 * 36864) + 40192,
+    )
+    activations = 3 * 2 * LLAMA_2_70B.activations
+    assert work.bytes == 2 * LLAMA_2_70B.parameters + cache + activations
     assert work.operations == 2 * 3 * LLAMA_2_70B.parameters + 4 * 3 * 100 * 80 * 64 * 128  # of all query heads
     small = decode_work(LLAMA_2_70B, batch=3, context=100, bits=4, group_size=128, kv_bits=8, kv_group_size=32)
-    assert small.bytes == LLAMA_2_70B.parameters * 4.125 / 8 + cache / 2 * (1 + 2 / 32)
+    assert small.bytes == LLAMA_2_70B.parameters * 4.125 / 8 + cache / 2 * (1 + 2 / 32) + activations
     assert small.operations == work.operations
 
 
@@ -82,10 +87,12 @@ def test_each_device_has_what_is_asked_of_it(device: Device) -> None:
 def test_this_machine_is_measured() -> None:
     here = measure(size=256, repeats=2)
     assert 1e8 < here.bandwidth_bytes_per_s < 1e13
-    assert 1e8 < here.peak("float32") < 1e16
+    assert all(1e8 < here.peak(dtype) < 1e16 for dtype in ("float32", "bfloat16"))
     assert "threads" in here.source
-    with pytest.raises(ValueError, match="dtype='half precision' must be the name of a dtype"):
-        measure(dtype="half precision")
+    assert 1e8 < stream(repeats=1) < 1e13
+    for unknown in (["half precision"], ["float32", "int 4"], []):
+        with pytest.raises(ValueError, match="must be names of dtypes of torch"):
+            measure(dtypes=unknown)
     with pytest.raises(ValueError, match="size=0 and repeats=1 must be at least 1"):
         measure(size=0, repeats=1)
 
