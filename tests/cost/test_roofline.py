@@ -4,19 +4,10 @@ import math
 
 import pytest
 
+from qcourse.cost.decode import LLAMA_2_7B, LLAMA_2_70B, decode_time, decode_work
 from qcourse.cost.devices import DEVICES, measure, stream
 from qcourse.cost.fleet import fleet
-from qcourse.cost.roofline import (
-    LLAMA_2_7B,
-    LLAMA_2_70B,
-    Device,
-    Work,
-    decode_time,
-    decode_work,
-    linear_work,
-    roofline,
-    speedup,
-)
+from qcourse.cost.roofline import Device, Work, linear_work, roofline, speedup
 
 TOY = Device("a toy", bandwidth_bytes_per_s=100.0, peak_ops_per_s={"float16": 1000.0, "int8": 4000.0})
 
