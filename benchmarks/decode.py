@@ -1,12 +1,12 @@
 """Tokens a second that a 1.1-billion-parameter Llama with random weights writes at 16, 8 and 4 bits a weight.
 
-The shape is TinyLlama's: 22 layers of 2048 x 2048 (keys and values 256), an MLP of 5632, a head of 32,000 that stays in
-bfloat16, as do embedding and activations. A step writes one token for each text of the batch; each text holds 64 to 100
-tokens by then. 8 bits have a scale a row and torch's own product (``_weight_int8pack_mm``); 4 bits are in groups of 128,
-through ``quantize_model(..., kernel="int4")``.
+The shape is TinyLlama's: 22 layers of 2048 x 2048 (keys and values 256), an MLP of 5632, a head of 32,000 that stays
+in bfloat16, as do embedding and activations. A step writes one token for each text of the batch; each text holds some
+70 tokens by then. 8 bits have a scale a row and torch's own product (``_weight_int8pack_mm``); 4 bits are in groups of
+128, through ``quantize_model(..., kernel="int4")``.
 
-Beside each time stands the roofline's: the bytes of a step over the bandwidth that ``cost.devices.measure`` finds in the
-same run, or its operations over the peak. It has no fitted number.
+Beside each time stands the roofline's: the bytes of a step over the bandwidth that ``cost.devices.measure`` finds in
+the same run, or its operations over the peak. It has no fitted number.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 The idea: for each step all weights are read once, whatever the batch, and the cache and the activations of every text.
 Which of them is the larger part depends on the batch and on how long the texts are; bits shrink the first two.
 
-Source: the arithmetic of decoding as in Pope et al., "Efficiently Scaling Transformer Inference" (MLSys 2023), section 2.
+Source: the arithmetic of decoding as in Pope et al., "Efficiently Scaling Transformer Inference" (MLSys 2023).
 
 How it differs from ``roofline.py``: there one product, here a whole model's.
 """
