@@ -31,6 +31,28 @@ def bytes_per_parameter(
     return bits / 8 + (0 if group_size is None else (scale_bytes + zero_bytes) / group_size)
 
 
+def sparse_bytes_per_parameter(
+    bits: float, keep: int, m: int, group_size: float | None = None, *, scale_bytes: float = 2
+) -> float:
+    """(bits + ceil(log2 m)) / 8 keep / m + scale_bytes / group_size: keep of every m weights stay, with their position.
+
+    Args:
+        bits: bits a kept weight.
+        keep, m: the pattern, 2 and 4 for 2:4.
+        group_size, scale_bytes: as in `bytes_per_parameter`; a group is counted over all weights, pruned or not.
+
+    Raises:
+        ValueError: not 1 <= keep <= m; what `bytes_per_parameter` refuses.
+
+    >>> [8 * sparse_bytes_per_parameter(bits, 2, 4) for bits in (16, 4)]  # not 8, and not 2
+    [9.0, 3.0]
+    """
+    if not 1 <= keep <= m:
+        raise ValueError(f"keep={keep!r} of m={m!r} must be from 1 to m")
+    scales = bytes_per_parameter(bits, group_size, scale_bytes=scale_bytes) - bits / 8
+    return scales + keep / m * (bits + (m - 1).bit_length()) / 8
+
+
 def weight_bytes(count: int, bits: int, *, scales: int = 0, scale_bytes: float = 2, zero_bytes: float = 0) -> float:
     """ceil(count * bits / 8) + scales * (scale_bytes + zero_bytes): the size of `count` codes with their scales.
 

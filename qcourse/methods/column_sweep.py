@@ -13,7 +13,7 @@ How it differs from `gptq.py`: here are columns, a triangle and a grid; there, w
 """
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -25,6 +25,22 @@ from qcourse.numerics.quantized import Quantizer
 PART = 32  # columns of a block that are brought up to date together: they stay in the cache
 
 
+@runtime_checkable
+class Grid(Protocol):
+    """What a column is rounded to.
+
+    Its ``span`` columns are brought up to date together: their parameters depend on all of them.
+    """
+
+    span: int
+
+    def at(self, j: int, columns: Tensor) -> Any:
+        """The parameters of column j, given the columns as they are when its turn comes."""
+
+    def nearest(self, column: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
+        """The codes of a column (out, 1), and what they stand for."""
+
+
 class FittedBefore:
     """Parameters that are fitted before the sweep: on w as it was, with groups in the order of the inputs.
 
@@ -33,7 +49,8 @@ class FittedBefore:
     """
 
     def __init__(self, quantizer: Quantizer, w: Float[Tensor, "out in"], order: Int[Tensor, " in"]) -> None:
-        self.quantizer, self.span, self.parameters = quantizer, len(order), quantizer.fit(w)
+        self.span, self.parameters = len(order), quantizer.fit(w)
+        self.nearest = _of_a_column(quantizer, w.shape).nearest
         size = group_size(quantizer.granularity, w.shape)
         self._groups = (order // size).tolist()
         self._fits = [_group(self.parameters, k, len(order) // size) for k in range(len(order) // size)]
@@ -54,6 +71,7 @@ class FittedOnTheWay:
 
     def __init__(self, quantizer: Quantizer, w: Float[Tensor, "out in"]) -> None:
         self.quantizer, self.span = quantizer, group_size(quantizer.granularity, w.shape)
+        self.nearest = _of_a_column(quantizer, w.shape).nearest
         zeros = torch.zeros_like(w[:1])  # any values will do, to learn the shapes of the parameters
         self._example, self._fits = quantizer.fit(zeros), list[Any]()
 
@@ -84,7 +102,7 @@ class FittedOnTheWay:
 def round_columns(
     columns: Float[Tensor, "in out"],
     upper: Float[Tensor, "in in"],
-    grid: FittedBefore | FittedOnTheWay,
+    grid: Grid,
     block_size: int = 128,
 ) -> Shaped[Tensor, "in out"]:
     """The codes of w^T; columns, which holds w^T as the sweep begins, becomes the errors e.
@@ -95,7 +113,7 @@ def round_columns(
     >>> round_columns(columns, upper, FittedBefore(IntQuantizer(4), columns.T, torch.arange(3))).tolist()
     [[0], [1], [7]]
     """
-    nearest, diagonal, codes = _of_a_column(grid.quantizer, columns).nearest, upper.diagonal().tolist(), []
+    nearest, diagonal, codes = grid.nearest, upper.diagonal().tolist(), []
 
     def round_run(start: int, stop: int, widths: list[int]) -> None:
         """Round columns start to stop, which have answered the errors of all columns before start."""
@@ -139,11 +157,10 @@ def group_size(granularity: Granularity, shape: torch.Size) -> int:
     return shape[1] // scales[1] if scales else shape[1]
 
 
-def _of_a_column(quantizer: Quantizer, columns: Tensor) -> Quantizer:
-    """The same quantizer for one column of w, (out, 1), and its slice of the parameters."""
-    size, out = columns.shape
-    scales = quantizer.granularity.scale_shape(torch.Size((out, size)))
-    one_for_all_rows = not scales or scales[0] < out
+def _of_a_column(quantizer: Quantizer, shape: torch.Size) -> Quantizer:
+    """The same quantizer for one column of w (out, in), and its slice of the parameters."""
+    scales = quantizer.granularity.scale_shape(shape)
+    one_for_all_rows = not scales or scales[0] < shape[0]
     return quantizer if one_for_all_rows else replace(quantizer, granularity=PerChannel(0))  # type: ignore[type-var]
 
 

@@ -11,6 +11,7 @@ How it differs from ``evaluate.py``: there, windows to judge a model by, each to
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
@@ -44,6 +45,33 @@ def windows(
     check_ids(tokens, "tokens", least=context)
     whole = tokens[: len(tokens) // context * context].reshape(-1, context)  # (windows, context)
     return list(whole[:count].split(batch_size))
+
+
+def random_windows(
+    tokens: Shaped[Tensor, "..."], context: int, *, count: int, batch_size: int = 8, seed: int = 0
+) -> list[Int[Tensor, "batch context"]]:
+    """Batches of windows from random places of a text: what a language model is trained on.
+
+    Args:
+        tokens: ids (tokens,) of one running text.
+        context: tokens a window; one more than are predicted.
+        count: how many batches; each is the same whenever it is drawn with this seed.
+        batch_size: windows a batch.
+
+    Raises:
+        TypeError, ValueError: as ``windows``.
+
+    >>> import torch
+    >>> random_windows(torch.arange(100), context=4, count=2, batch_size=1)[1].shape
+    torch.Size([1, 4])
+    """
+    for name, value in {"context": context, "batch_size": batch_size, "count": count}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_ids(tokens, "tokens", least=context)
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(len(tokens) - context + 1, (count, batch_size, 1), generator=generator)
+    return list(tokens[starts + torch.arange(context)].long())
 
 
 def check_batches(calibration: Iterable[Any] | None, *, required: bool) -> list[Any]:

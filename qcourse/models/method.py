@@ -22,7 +22,18 @@ from qcourse.numerics.validation import in_layer
 
 
 @runtime_checkable
-class Method(Protocol):
+class Observer(Protocol):
+    """What gathers something of a layer's inputs, batch by batch."""
+
+    def observe(self, seen: Any, x: Tensor) -> Any:
+        """What is known after x (tokens, in) as well, in the model's dtype; seen is None before the first x alone.
+
+        It may reuse seen's memory.
+        """
+
+
+@runtime_checkable
+class Method(Observer, Protocol):
     """What ``quantize_model`` asks of a method; nothing has to be derived from it.
 
     A method that wants the second moment of the inputs is, with imports aside, no more than
@@ -47,12 +58,6 @@ class Method(Protocol):
     @property
     def calibrated(self) -> bool:
         """Whether it needs inputs; without, ``observe`` is not called and ``seen`` is None."""
-
-    def observe(self, seen: Any, x: Tensor) -> Any:
-        """What is known after x (tokens, in) as well, in the model's dtype; seen is None before the first x alone.
-
-        It may reuse seen's memory.
-        """
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Any) -> Mapping[str, Any]:
         """For each layer's name, given its weight (out, in), the codes: a QuantizedTensor, or an object that has it.

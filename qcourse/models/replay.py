@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from qcourse.models.batches import Run, run_batch
-from qcourse.models.method import Method
+from qcourse.models.method import Observer
 from qcourse.models.watch import Watch, check_input, on_input, on_output
 
 Group = tuple[str, ...]
@@ -59,7 +59,7 @@ class Replay:
         self.answers: list[list[list[Any]]] = []  # of each finished block, for each batch and call
         self._trace()
 
-    def in_order(self, method: Method) -> Iterator[tuple[Group, Any]]:
+    def in_order(self, method: Observer) -> Iterator[tuple[Group, Any]]:
         """Yield each group and what the method saw of its input, x (tokens, in), once the groups before are done.
 
         A group that nothing reaches any more, as may be in a mixture of experts, is left out.
@@ -77,7 +77,7 @@ class Replay:
             if seen is not None:
                 yield tuple(self.groups[first]), seen
 
-    def at_once(self, method: Method) -> Iterator[tuple[Group, Any]]:
+    def at_once(self, method: Observer) -> Iterator[tuple[Group, Any]]:
         """Yield the same for the model as it is now: every layer is observed before the first is given out."""
         seen: dict[str, Any] = dict.fromkeys(self.groups)
 
@@ -137,7 +137,7 @@ class Replay:
             self.blocks = []
 
 
-def observe(method: Method, seen: Any, x: Tensor, name: str) -> Any:
+def observe(method: Observer, seen: Any, x: Tensor, name: str) -> Any:
     """method.observe of x with its leading axes as tokens; seen where x has none."""
     check_input(x, name)
     return method.observe(seen, x.detach().reshape(-1, x.shape[-1])) if x.numel() else seen  # (tokens, in)
