@@ -1,7 +1,7 @@
 """4-bit codes in the order that a tensor core wants them: four planes of adjacent pairs in a block of 16 words.
 
-The idea: a tensor core takes fp16 numbers in pairs, two neighbours along K in one register. So a row's block of 128 codes
-is kept as 16 words of 32 bits, and word j holds in its nibble i + 4 h the code of
+The idea: a tensor core takes fp16 numbers in pairs, two neighbours along K in one register. So a row's block of 128
+codes is kept as 16 words of 32 bits, and word j holds in its nibble i + 4 h the code of
 
     k = 32 i + 2 j + h,      i in 0..3 (the plane), h in 0..1 (the half)
 

@@ -1,7 +1,7 @@
-"""The INT4 product on a GPU, in three versions: y[m, n] = sum_k x[m, k] (code[n, k] - zero[n, k // G]) scale[n, k // G].
+"""The INT4 product on a GPU, in three versions: y[m, n] = sum_k x[m, k] (code[n, k] - zero_point) scale.
 
-Every version computes tile by tile y^T = W x^T, BLOCK_N rows of W at a time, from the words of ``int4_planes.py``; every
-one is the next one's oracle. What they differ in is what a weight costs, in instructions:
+Every version computes tile by tile y^T = W x^T, BLOCK_N rows of W at a time, from the words of ``int4_planes.py``. What
+they differ in is what a weight costs, in instructions:
 
 - `naive`: each weight finds its own word, shifts, converts to float, and is multiplied by its scale.
 - `planes`: a word is loaded once, and two weights at a time become fp16 by a mask and a magic number. Their scale
@@ -10,6 +10,8 @@ one is the next one's oracle. What they differ in is what a weight costs, in ins
   (where there is none, the same in plain Triton). Scales are loaded one block ahead, for such small loads are not made
   asynchronous by the compiler. Several programs share a tile's K (split-K): each leaves its sums in a workspace, the
   last to arrive adds them up in a fixed order. One launch, the same bits every time, and the counter is back at 0.
+
+`decode` is for batches so large that decoding once, for all of x, is faster: it writes w_hat out.
 
 W is the left operand of the product, so its numbers stay in registers; x comes through shared memory.
 
@@ -59,7 +61,7 @@ fma.rn.bf16x2 $3, $3, one, $8;
 _REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r,r,r,r")  # four planes from a word and what four planes are less by
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 @no_type_check
 def naive(
     x_ptr, words_ptr, scale_ptr, zero_ptr, y_ptr, M, N, K, group_size, stride_xm, stride_wn,
@@ -83,7 +85,7 @@ def naive(
     tl.store(y_ptr + m[None, :].to(tl.int64) * N + n[:, None], acc.to(dtype), inside_n & (m < M)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one kernel for every batch that has the same tile
 @no_type_check
 def planes(
     x_ptr, words_ptr, scale_ptr, zero_ptr, y_ptr, M, N, K, blocks_a_group, stride_xm, stride_wn,
@@ -113,7 +115,7 @@ def planes(
     tl.store(y_ptr + m[None, :].to(tl.int64) * N + n[:, None], acc.to(dtype), (n < N)[:, None] & (m < M)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "blocks_a_split"])
 @no_type_check
 def tuned(
     x_ptr, words_ptr, scale_ptr, zero_ptr, y_ptr, sums_ptr, arrived_ptr, M, N, K, blocks_a_group, stride_xm, stride_wn,
@@ -143,7 +145,7 @@ def tuned(
         part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for i in tl.static_range(4):
             x = _x_plane(x_ptrs + i * 32, m < M, block * 128 + i * 32 + k < K, EVEN_K)
-            if SCALE_FIRST:
+            if SCALE_FIRST:  # then one sum is enough, where the registers do not hold two
                 acc = tl.dot(w[i] * scales[i].to(dtype)[:, None], x, acc)
             else:
                 part = tl.dot(w[i], x, part)
@@ -159,6 +161,27 @@ def tuned(
         _add_up(acc, at, inside, sums_ptr, arrived_ptr, y_ptr, M, N)
     else:
         tl.store(y_ptr + at, acc.to(dtype), inside)
+
+
+@triton.jit(do_not_specialize=["first", "last"])
+@no_type_check
+def decode(
+    words_ptr, scale_ptr, zero_ptr, w_ptr, first, last, N, K, blocks_a_group, stride_wn,
+    GROUPS: tl.constexpr, HAS_ZERO: tl.constexpr, EVEN_K: tl.constexpr, PACKED: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The rows of w_hat from first up to last; a program writes a block of 128 columns."""
+    dtype = w_ptr.dtype.element_ty
+    n, block = first + tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1)
+    row = tl.minimum(n, N - 1)
+    words = tl.load(words_ptr + row[:, None] * stride_wn + block * 32 + tl.arange(0, 32)[None, :])
+    scales = _four_rows(scale_ptr + row, block, blocks_a_group, N, GROUPS)
+    zeros = _four_rows(zero_ptr + row, block, blocks_a_group, N, GROUPS if HAS_ZERO else 0)
+    w = _four_planes(words, zeros, dtype, HAS_ZERO, PACKED)
+    for i in tl.static_range(4):
+        k = (block * 128 + i * 32 + tl.arange(0, 32))[None, :]
+        w_hat = (w[i].to(tl.float32) * scales[i].to(tl.float32)[:, None]).to(dtype)
+        inside = (n < last)[:, None] if EVEN_K else (n < last)[:, None] & (k < K)
+        tl.store(w_ptr + (n - first)[:, None].to(tl.int64) * K + k, w_hat, inside)
 
 
 @triton.jit

@@ -2,9 +2,9 @@
 
 The idea: which tile is fastest depends on the matrix, the batch and the GPU, and finding out takes minutes. So it is
 found once, by ``benchmarks/tune_int4.py``, and kept in a file: nothing is tuned at run time. A batch takes the entry of
-the next size in BATCHES, beyond the last one the last. On a GPU with another number of multiprocessors than the table's,
-and for a matrix that it does not list, `by_rule` speaks: tiles as small as the batch, and K split until there are
-several programs for each multiprocessor to hide waiting behind.
+the next size in BATCHES, beyond the last one the last. On a GPU with another number of multiprocessors than the
+table's, and for a matrix that it does not list, `by_rule` speaks: tiles as small as the batch, and K split until there
+are several programs for each multiprocessor to hide waiting behind.
 
 How it differs from ``triton_int4_launch.py``: that starts the kernel that this chooses.
 """
@@ -60,7 +60,7 @@ def choose(M: int, N: int, K: int, device: torch.device) -> Config:
     found = None
     if properties.multi_processor_count == table()["multiprocessors"]:
         found = frozen(M, N, K)
-    config = found or by_rule(M, N, K, multiprocessors=properties.multi_processor_count)
+    config = found or by_rule(M, N, K, multiprocessors=properties.multi_processor_count, widths=widths(device))
     room = getattr(properties, "shared_memory_per_block_optin", 65_536)
     while config.shared_nbytes > room and config.stages > 2:
         config = replace(config, stages=config.stages - 1)
@@ -74,19 +74,28 @@ def frozen(M: int, N: int, K: int) -> Config | None:
     return Config(*entry) if entry else None
 
 
-def by_rule(M: int, N: int, K: int, *, multiprocessors: int) -> Config:
-    """A configuration from the sizes alone.
+def widths(device: torch.device) -> tuple[int, int]:
+    """The narrowest and the widest tile, in tokens, for a GPU.
 
-    Two warps a program keep the product in registers on every NVIDIA GPU: four would be handed to Blackwell's unit
-    with a memory of its own, where this kernel takes twice as many instructions.
+    AMD's matrix units take 16 at least. Blackwell's, which four warps are handed to, keep their numbers in a memory of
+    their own: there this kernel takes twice as many instructions, and triton 3.7 makes wider tiles of eight warps into
+    a trap. Tiles up to 32 tokens have two warps, which multiply in registers everywhere.
+    """
+    if torch.version.hip is not None:
+        return 16, 128
+    return 8, 32 if torch.cuda.get_device_capability(device)[0] >= 10 else 128
+
+
+def by_rule(M: int, N: int, K: int, *, multiprocessors: int, widths: tuple[int, int] = (8, 128)) -> Config:
+    """A configuration from the sizes alone.
 
     >>> by_rule(1, 8192, 8192, multiprocessors=132)
     Config(block_n=64, block_m=8, splits=9, warps=2, stages=4)
     >>> by_rule(200, 8192, 8192, multiprocessors=132)
-    Config(block_n=128, block_m=64, splits=3, warps=4, stages=3)
+    Config(block_n=128, block_m=128, splits=3, warps=8, stages=3)
     """
-    block_m = min(64, max(8, 1 << (M - 1).bit_length()))
-    block_n, warps, stages, programs = (64, 2, 4, 8) if block_m < 64 else (128, 4, 3, 4)
+    block_m = min(widths[1], max(widths[0], 1 << (M - 1).bit_length()))
+    block_n, warps, stages, programs = (64, 2, 4, 8) if block_m < 64 else (128, block_m // 16, 3, 256 // block_m)
     tiles = -(-N // block_n) * -(-M // block_m)
     most = max(1, min(MOST_SPLITS, -(-K // BLOCK) // LEAST_BLOCKS))
     return Config(block_n, block_m, min(most, -(-programs * multiprocessors // tiles)), warps, stages)
@@ -98,12 +107,15 @@ def table() -> dict:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def write(configs: dict[str, dict[str, Config]], *, source: str, multiprocessors: int) -> None:
-    """Replace the file, a line a matrix."""
+def write(
+    configs: dict[str, dict[str, Config]], *, source: str, multiprocessors: int, crossover: int | None = None
+) -> None:
+    """Replace the file, a line a matrix; crossover is the largest batch for which the kernel beats decoding first."""
     lines = (
         f'    "{shape}": ' + json.dumps({batch: list(astuple(c)) for batch, c in entries.items()})
         for shape, entries in configs.items()
     )
     head = f'{{\n  "source": {json.dumps(source)},\n  "multiprocessors": {multiprocessors},\n'
+    head += f'  "crossover": {json.dumps(crossover)},\n'
     FILE.write_text(head + '  "configs": {\n' + ",\n".join(lines) + "\n  }\n}\n", encoding="utf-8")
     table.cache_clear()

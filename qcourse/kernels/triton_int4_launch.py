@@ -1,14 +1,15 @@
 """The INT4 product on a GPU, as called: y = x w_hat^T by one of the three kernels of ``triton_int4.py``.
 
-The idea: what does not change from call to call is done once, when a weight is packed (`int4_planes.pack_planes` for the
-codes, `prepare` for scales and zero points); a call checks shapes, takes a configuration and launches one kernel. With
+The idea: what does not change from call to call is done once, when a weight is packed (`int4_planes.pack_planes` for
+the codes, `prepare` for scales and zero points); a call checks shapes, takes a configuration, launches one kernel. With
 w_hat[n, k] = (code - zero_point) scale and codes in 0..15; symmetric codes -8..7 are stored 8 higher, and 8 is then
 every zero point.
 
 What is summed up is exact up to float32: fp16 and bf16 hold code - zero_point exactly, tensor cores multiply such
-numbers without rounding, and the scale multiplies sums in float32. `naive` alone rounds w_hat to x's dtype.
+numbers without rounding, and the scale multiplies sums in float32. Two round w_hat to x's dtype, as a dense product
+does: `naive`, and `tuned` in tiles of 64 tokens and more, where registers for a second sum are lacking.
 
-Under TRITON_INTERPRET=1, set before triton is first imported, the kernels run on the CPU, slowly: for tests and lessons.
+Under TRITON_INTERPRET=1, set before triton is first imported, the kernels run on the CPU, slowly: for tests, lessons.
 
 How it differs from its neighbours: ``triton_int4.py`` holds the kernels, and is loaded by the first product;
 ``triton_int4_configs.py`` says how they are cut. This file imports no triton.
@@ -25,12 +26,11 @@ from torch import Tensor
 
 from qcourse.kernels.int4_planes import BLOCK, row_words
 from qcourse.kernels.triton_int4_configs import Config, choose
+from qcourse.kernels.triton_int4_counters import COUNTERS, counters_at_0
 
 VERSIONS = ("naive", "planes", "tuned")
-SLOTS, COUNTERS = 32, 4096  # streams with counters of their own, and tiles of a product that may be split
-
-_counters: dict[torch.device, Tensor] = {}
-_slots: dict[tuple[torch.device, int], int] = {}
+WIDE = 64  # tokens in a tile from which on weights are scaled before the product
+NARROW = Config(block_n=64, block_m=32, splits=1, warps=2, stages=3)  # for who cannot
 
 
 @functools.cache
@@ -126,6 +126,44 @@ def int4_mm(
     return y
 
 
+def decode(
+    words: Int32[Tensor, "N words"],
+    scale: Shaped[Tensor, "rows N"],
+    zero_point: UInt8[Tensor, "rows N"] | None = None,
+    *,
+    group_size: int,
+    inputs: int,
+    dtype: torch.dtype,
+    start: int = 0,
+    stop: int | None = None,
+) -> Float[Tensor, "outputs K"]:
+    """The rows of w_hat from start up to stop, (code - zero_point) scale in float32 rounded to dtype.
+
+    Args:
+        words, scale, zero_point, group_size: as for `int4_mm`.
+        inputs: K.
+        dtype: fp16 or bf16.
+        start: the first row.
+        stop: the row after the last; None or beyond the end is the end.
+
+    Raises:
+        TypeError, ValueError: as `int4_mm`.
+    """
+    _check(words.new_empty(0, inputs, dtype=dtype), words, scale, zero_point, group_size, "tuned")
+    N = len(words)
+    stop = min(N if stop is None else stop, N)
+    w_hat = torch.empty(max(0, stop - start), inputs, dtype=dtype, device=words.device)
+    groups, blocks_a_group = _groups(group_size)
+    halves, zeros = words.view(torch.int16), scale if zero_point is None else zero_point
+    if len(w_hat):
+        with torch.cuda.device_of(words):
+            _kernels().decode[-(-len(w_hat) // 64), -(-inputs // BLOCK)](
+                halves, scale, zeros, w_hat, start, stop, N, inputs, blocks_a_group, halves.stride(0), GROUPS=groups,
+                HAS_ZERO=zero_point is not None, EVEN_K=inputs % BLOCK == 0, PACKED=_packed(), BLOCK_N=64, num_warps=4,
+            )  # fmt: skip
+    return w_hat
+
+
 def _naive(kernels: ModuleType, common: tuple, group_size: int, config: Config, has_zero: bool) -> None:
     x, words, *_, M, N, _ = common
     block_n, block_m = 64, 16
@@ -137,6 +175,7 @@ def _naive(kernels: ModuleType, common: tuple, group_size: int, config: Config, 
 def _planes(kernels: ModuleType, common: tuple, group_size: int, config: Config, has_zero: bool) -> None:
     x, words, *_, M, N, K = common
     groups, blocks_a_group = _groups(group_size)
+    config = config if config.block_m < WIDE else NARROW
     kernels.planes[-(-M // config.block_m), -(-N // config.block_n)](
         *common, blocks_a_group, x.stride(0), words.stride(0),
         GROUPS=groups, HAS_ZERO=has_zero, EVEN_K=K % BLOCK == 0,
@@ -147,15 +186,19 @@ def _planes(kernels: ModuleType, common: tuple, group_size: int, config: Config,
 def _tuned(kernels: ModuleType, common: tuple, group_size: int, config: Config, has_zero: bool) -> None:
     x, words, scale, zeros, y, M, N, K = common
     groups, blocks_a_group = _groups(group_size)
+    fits = x.dtype == torch.bfloat16 or scale.dtype == x.dtype  # fp16 may not hold another dtype's scales
+    config = config if config.block_m < WIDE or fits else NARROW
     tiles, blocks = (-(-M // config.block_m), -(-N // config.block_n)), -(-K // BLOCK)
     blocks_a_split = -(-blocks // (config.splits if tiles[0] * tiles[1] <= COUNTERS else 1))
     splits = -(-blocks // blocks_a_split)
-    sums, arrived = (x.new_empty(splits, M, N, dtype=torch.float32), _zeros(x)) if splits > 1 else (y, words)
+    sums, arrived = (
+        (x.new_empty(splits, M, N, dtype=torch.float32), counters_at_0(x.device)) if splits > 1 else (y, words)
+    )
     halves = words.view(torch.int16)
     kernels.tuned[*tiles, splits](
         x, halves, scale, zeros, y, sums, arrived, M, N, K, blocks_a_group, x.stride(0), halves.stride(0),
         blocks_a_split, GROUPS=groups, HAS_ZERO=has_zero, EVEN_K=K % BLOCK == 0, SPLIT=splits > 1,
-        PACKED=not interpreted() and torch.version.hip is None,
+        PACKED=_packed(), SCALE_FIRST=config.block_m >= WIDE,
         BLOCK_N=config.block_n, BLOCK_M=config.block_m, STAGES=config.stages, num_warps=config.warps,
     )  # fmt: skip
 
@@ -169,33 +212,17 @@ def _kernels() -> ModuleType:
     return triton_int4
 
 
+def _packed() -> bool:
+    """Whether there is the packed assembly, which is NVIDIA's."""
+    return not interpreted() and torch.version.hip is None
+
+
 def _groups(group_size: int) -> tuple[int, int]:
     """Groups in a block of 128, or 1 and the blocks in a group."""
     return (BLOCK // group_size, 1) if group_size in (32, 64) else (1, -(-group_size // BLOCK))
 
 
-def _zeros(x: Tensor) -> Tensor:
-    """Counters at 0, which every kernel leaves at 0: kept, since setting them each time is a launch of its own.
-
-    Each stream has its own, so that products at one time do not meet. While a graph is captured no memory may be kept,
-    so that a product before it (as a warm-up is) has to have made them; else the graph sets them at each replay. Two
-    graphs captured on one stream share counters: they are not to be replayed at one time.
-    """
-    if x.device.type != "cuda":
-        return torch.zeros(COUNTERS, dtype=torch.int32)
-    if x.device not in _counters and not torch.cuda.is_current_stream_capturing():
-        _counters[x.device] = torch.zeros(SLOTS, COUNTERS, dtype=torch.int32, device=x.device)
-        torch.cuda.synchronize(x.device)  # other streams may be the next to use them
-    stream = x.device, torch.cuda.current_stream(x.device).cuda_stream
-    slot = _slots.setdefault(stream, sum(device == x.device for device, _ in _slots))
-    if x.device not in _counters or slot >= SLOTS:
-        return torch.zeros(COUNTERS, dtype=torch.int32, device=x.device)
-    return _counters[x.device][slot]
-
-
-def _check(
-    x: Tensor, words: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, version: str
-) -> None:
+def _check(x: Tensor, words: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, version: str) -> None:
     if version not in VERSIONS:
         raise ValueError(f"version={version!r} must be one of {', '.join(VERSIONS)}")
     allowed = [torch.float16] + [torch.bfloat16] * (not interpreted()) + [torch.float32] * (version == "naive")

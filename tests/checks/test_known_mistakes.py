@@ -4,6 +4,8 @@ They stand in answers_NN.py beside this file, as MISTAKES: (exercise id, the mis
 "" where the bank has none, to keep it short: then the answer is refused all the same.
 """
 
+from copy import deepcopy
+from functools import cache
 from importlib import import_module
 
 import pytest
@@ -11,14 +13,20 @@ import torch
 from torch import Tensor
 
 from qcourse.checks.answers import capture
+from qcourse.checks.exercise import Case
 from qcourse.checks.judge import Verdict, judge
 from qcourse.checks.registry import find_exercise, sheet_ids
 
 
+@cache
+def drawn(exercise_id: str, seed: int) -> list[Case]:
+    """The cases of a seed: some sheets draw many before one tells all mistakes apart."""
+    return find_exercise(exercise_id).cases(torch.Generator().manual_seed(seed))
+
+
 def verdict_of(exercise_id: str, function: object, seed: int) -> Verdict:
-    exercise = find_exercise(exercise_id)
-    cases = exercise.cases(torch.Generator().manual_seed(seed))
-    return judge(exercise, cases, [capture(function, case.args) for case in cases])
+    cases = deepcopy(drawn(exercise_id, seed))  # a function may write into what it is given
+    return judge(find_exercise(exercise_id), cases, [capture(function, case.args) for case in cases])
 
 
 WRITTEN = [mistake for sheet_id in sheet_ids() for mistake in import_module(f"answers_{sheet_id}").MISTAKES]

@@ -339,3 +339,22 @@ def test_a_layer_of_the_wrong_size() -> None:
     for name, length in {"bias": 256, "input_scale": 40, "input_order": 40}.items():
         with pytest.raises(ValueError, match=rf"{name} must have the shape"):
             Int4Linear(w4, **{name: torch.ones(length)})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("backend", ["triton", "dense", "reference", None])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_on_a_gpu(symmetric: bool, dtype: torch.dtype, backend: str | None) -> None:
+    if backend == "triton" and dtype == torch.float32:
+        pytest.skip("the kernel takes float16 and bfloat16")
+    q, x = quantized(1030, 1152, symmetric=symmetric), normal(37, 1152, seed=1, dtype=dtype)
+    w4 = Int4Weight.from_quantized(q).to("cuda")
+    assert torch.equal(w4.quantized().codes.cpu(), q.codes)
+    expected = by_hand(x, q)
+    y = int4_matmul(x.cuda(), w4, backend).cpu()
+    assert float((y.double() - expected).norm()) <= TOLERANCE[dtype] * float(expected.norm())
+    layer = Int4Linear(Int4Weight.from_quantized(q)).cuda()
+    assert layer.packed.is_cuda
+    if dtype != torch.float32:
+        assert torch.equal(layer(x.cuda()).cpu(), int4_matmul(x.cuda(), w4).cpu())

@@ -1,0 +1,217 @@
+"""The INT4 kernels as machine code, made without a GPU: what a weight costs, and what the assembly says.
+
+Triton compiles for a GPU that is not there, and its package brings NVIDIA's disassembler. So what makes the kernel fast
+is held here: nothing spilled, wide loads of words, few instructions a weight. That it is right is tested in
+``test_triton_int4.py``, except for the packed assembly, which no interpreter runs: here it is reckoned by hand.
+"""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from qcourse.kernels.triton_int4_configs import Config, by_rule, frozen, widths
+from qcourse.kernels.triton_int4_launch import WIDE, interpreted
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
+
+MOST_A_WEIGHT = 3.5  # instructions; an H200 that reads 4.3 TB/s has the time for no more
+ARCHITECTURES = (80, 90, 100)
+SMALL, MIDDLE, WIDEST = (by_rule(M, 8192, 8192, multiprocessors=132) for M in (1, 16, 256))
+POINTERS = {"words_ptr": "*i32", "scale_ptr": "*fp16", "zero_ptr": "*u8", "sums_ptr": "*fp32", "arrived_ptr": "*i32"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What to compile: a version for an architecture (of NVIDIA, or "gfx942"), x's dtype, a tile."""
+
+    version: str
+    architecture: int | str
+    dtype: str
+    has_zero: bool
+    config: Config
+
+    @property
+    def weights_a_thread(self) -> float:
+        """Of one turn of the loop."""
+        return self.config.block_n * (32 if self.version == "naive" else 128) / (32 * self.config.warps)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kernel's loop in machine code, and what the whole takes."""
+
+    loop: list[str]
+    registers: int
+    stack: int
+    spills: int
+
+    def count(self, pattern: str) -> int:
+        return sum(re.match(pattern, each) is not None for each in self.loop)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+def compiled(kernel: Kernel) -> object:
+    """By triton's ahead-of-time way, with what it would know of pointers and sizes when called: 16 divides them."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from qcourse.kernels import triton_int4
+
+    function, config = getattr(triton_int4, kernel.version), kernel.config
+    constants = {"HAS_ZERO": kernel.has_zero, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "GROUPS": 1}
+    constants |= {"EVEN_K": True, "STAGES": config.stages, "SPLIT": True, "blocks_a_group": 1}
+    constants |= {"PACKED": kernel.architecture in ARCHITECTURES, "SCALE_FIRST": config.block_m >= WIDE}
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    types = POINTERS | {"x_ptr": kernel.dtype, "y_ptr": kernel.dtype}
+    types |= {"words_ptr": "*i16"} if kernel.version == "tuned" else {}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
+    known = {*types, "N", "K", "stride_xm", "stride_wn"}
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name in known}
+    nvidia = kernel.architecture in ARCHITECTURES
+    target = GPUTarget("cuda", kernel.architecture, 32) if nvidia else GPUTarget("hip", kernel.architecture, 64)
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=target, options={"num_warps": config.warps, "num_stages": config.stages})
+
+
+@cache
+def machine_code(kernel: Kernel) -> Machine:
+    """The loop that loads the words, disassembled."""
+    try:
+        disassembler = triton.knobs.nvidia.cuobjdump.path
+    except (AttributeError, RuntimeError):
+        pytest.skip("triton's package brings no disassembler here")
+    binary = Path(triton.knobs.cache.dir, f"kernel-{abs(hash(kernel))}.cubin")
+    binary.write_bytes(compiled(kernel).asm["cubin"])  # type: ignore[attr-defined]
+    text, usage = (
+        subprocess.run([disassembler, option, binary], capture_output=True, text=True, check=True).stdout
+        for option in ("-sass", "-res-usage")
+    )
+    lines = {int(at, 16): what for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", text)}
+    loops = []
+    for at, what in lines.items():
+        jump = re.search(r"\bBRA\b.* 0x([0-9a-f]+)", what)
+        if jump and (start := int(jump[1], 16)) < at:
+            loops.append([re.sub(r"^@!?U?P\w+\s+", "", each) for i, each in lines.items() if start <= i <= at])
+    loop = max((each for each in loops if any(re.match(r"LDG", one) for one in each)), key=len)
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+    return Machine(loop, registers, stack, sum("STL" in what or "LDL" in what for what in lines.values()))
+
+
+TUNED = [
+    Kernel("tuned", architecture, dtype, has_zero, config)
+    for architecture in ARCHITECTURES
+    for dtype, has_zero, config in (("*fp16", False, SMALL), ("*fp16", True, MIDDLE), ("*bf16", False, MIDDLE))
+]
+FROZEN = [Kernel("tuned", 90, "*fp16", False, each) for M in (1, 16) if (each := frozen(M, 8192, 8192))]
+
+
+@pytest.mark.parametrize(
+    "kernel", list(dict.fromkeys(TUNED + FROZEN)), ids=lambda k: f"sm_{k.architecture}-{k.dtype[1:]}-{k.config.block_m}"
+)
+def test_the_tuned_kernel_costs_little_a_weight(kernel: Kernel) -> None:
+    code, config = machine_code(kernel), kernel.config
+    assert code.stack == code.spills == 0
+    assert len(code.loop) <= MOST_A_WEIGHT * kernel.weights_a_thread
+    threads, x_nbytes = 32 * config.warps, 256 * config.block_m
+    words = config.block_n * 64 // 16 // threads  # loads of 16 bytes that a block's words take
+    x_wide = x_nbytes // 16 // threads if x_nbytes // 4 // threads >= 16 else 0  # x comes in four planes
+    assert code.count(r"LDGSTS.*\.128") == words + x_wide
+    assert code.count(r"(HMMA|HGMMA)") > 0
+    assert 16 * 32 * code.registers <= 65_536  # 16 warps at once on a multiprocessor
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_a_wide_tile_spills_nothing(architecture: int) -> None:
+    code = machine_code(Kernel("tuned", architecture, "*fp16", True, WIDEST))
+    assert code.stack == code.spills == 0
+    assert code.count(r"(HMMA|HGMMA)") > 0
+
+
+def test_on_blackwell_the_rule_keeps_to_tiles_of_two_warps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    limits = widths(torch.device("cuda", 0))
+    config = by_rule(256, 8192, 8192, multiprocessors=148, widths=limits)
+    assert config.warps == 2
+    assert machine_code(Kernel("tuned", 100, "*fp16", False, config)).count("HMMA") > 0  # not handed on
+
+
+def test_each_version_costs_less_than_the_one_before() -> None:
+    naive = machine_code(Kernel("naive", 90, "*fp16", False, Config(64, 16, 1, 4, 3)))
+    planes, tuned = (machine_code(Kernel(version, 90, "*fp16", False, MIDDLE)) for version in ("planes", "tuned"))
+    weights = MIDDLE.block_n * 128 / (32 * MIDDLE.warps)
+    assert naive.stack == planes.stack == 0
+    assert len(naive.loop) / 16 > 10
+    assert 2.5 < len(planes.loop) / weights < 4
+    assert len(tuned.loop) < 0.8 * len(planes.loop)
+    assert naive.count("I2F") >= 16  # a conversion each; the others have none
+    assert planes.count("I2F") == tuned.count("I2F") == 0
+
+
+def test_amd_s_compiler_takes_it() -> None:
+    try:
+        code = compiled(Kernel("tuned", "gfx942", "*fp16", True, Config(128, 16, 1, 4, 2)))
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"triton's package does not compile for AMD here: {error}")
+    text = code.asm["amdgcn"]  # type: ignore[attr-defined]
+    assert re.search(r"\.vgpr_spill_count: *0\b", text)
+    assert "global_load_dwordx4" in text
+    assert "v_mfma_f32" in text
+    assert "v_pk_add_f16" in text  # two weights at a time without our assembly
+
+
+def reckoned(assembly: str, word: Tensor, offsets: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """What the packed assembly leaves in its four results, of 32-bit words (as int64) and pairs of floats."""
+    values = {"$4": word} | {f"${5 + i}": offset for i, offset in enumerate(offsets)}
+
+    def value(name: str) -> Tensor:
+        return torch.tensor(int(name, 16)) if name.startswith("0x") else values[name]
+
+    def halves(bits: Tensor) -> Tensor:
+        both = torch.stack((bits & 0xFFFF, bits >> 16), -1).expand(*word.shape, 2)
+        return both.to(torch.uint16).view(dtype).double()
+
+    for line in assembly.strip(" {}\n").splitlines():
+        operation, _, rest = line.strip(" ;").partition(" ")
+        result, *names = rest.split(", ")
+        if operation == "mov.b32":
+            values[result] = value(names[0])
+        elif operation == "shr.u32":
+            values[result] = value(names[0]) >> int(names[1])
+        elif operation == "lop3.b32":
+            a, b, c = map(value, names[:3])
+            assert names[3] == "0xea"  # the table of (a & b) | c
+            values[result] = (a & b) | c
+        elif operation.startswith("fma.rn"):
+            a, b, c = (value(name) if value(name).is_floating_point() else halves(value(name)) for name in names)
+            values[result] = (a * b + c).to(dtype).double()  # rounded once, as fma does
+        else:
+            assert operation == ".reg"
+    return [values[f"${i}"] for i in range(4)]
+
+
+@pytest.mark.parametrize(("dtype", "base"), [(torch.float16, 1024), (torch.bfloat16, 128)])
+def test_the_assembly_decodes_every_word(dtype: torch.dtype, base: int) -> None:
+    from qcourse.kernels import triton_int4
+
+    assembly = (triton_int4._FP16_PLANES if dtype == torch.float16 else triton_int4._BF16_PLANES).value
+    low = torch.arange(1 << 16)
+    high = low.flip(0)  # another number in the other half, so that nothing may leak
+    for zero in (0, 1, 7, 8, 15):
+        odd = 64 if dtype == torch.float16 else base  # the odd planes of fp16 stand 64 high
+        offsets = [torch.full((len(low), 2), -float(start + zero), dtype=dtype).double() for start in (base, odd) * 2]
+        for plane, found in enumerate(reckoned(assembly, low | high << 16, offsets, dtype)):
+            codes = torch.stack((low, high), -1) >> 4 * plane & 15
+            assert torch.equal(found, (codes - zero).double()), f"plane {plane}, zero point {zero}"
