@@ -19,13 +19,13 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from qcourse.numerics.float_quantizer import FloatQuantizer
 from qcourse.numerics.granularity import Granularity, PerGroup, PerTensor
 from qcourse.numerics.minifloat import E4M3
-from qcourse.numerics.quantized import QuantizedTensor
+from qcourse.numerics.quantized import Parameters, QuantizedTensor
 from qcourse.numerics.scaled import ScaledQuantizer
 from qcourse.numerics.validation import check_finite, check_floating
 
@@ -103,6 +103,33 @@ class CodebookQuantizer(ScaledQuantizer):
 
     def _from_codes(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
         return self._grid[0].to(codes.device, dtype)[codes.int()]
+
+
+def nf4_encode(x: Shaped[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """The code of the NF4 level nearest to each number; what lies beyond [-1, 1] gets the end.
+
+    Args:
+        x: finite floats, scaled already: blocks of them come from ``CodebookQuantizer(granularity=PerGroup(64))``.
+
+    Raises:
+        TypeError, ValueError: as ``CodebookQuantizer.encode``.
+
+    >>> nf4_encode(torch.tensor([-1.0, 0.0, 0.1, 1.0])).tolist()
+    [0, 7, 8, 15]
+    """
+    return CodebookQuantizer(NF4).encode(x, _ONE)
+
+
+def nf4_decode(codes: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The level that each code stands for, in float32.
+
+    >>> nf4_decode(torch.tensor([0, 7, 15], dtype=torch.uint8)).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    return CodebookQuantizer(NF4).decode(codes, _ONE)
+
+
+_ONE = Parameters(torch.tensor(1.0), torch.tensor(0, dtype=torch.uint8))
 
 
 def lloyd_max(x: Shaped[Tensor, "..."], count: int, *, steps: int = 100) -> tuple[float, ...]:

@@ -47,6 +47,15 @@ def mx(format: FloatFormat, scale_rule: str = "floor") -> FloatQuantizer:
     return FloatQuantizer(format, PerGroup(32), scale_rule, torch.float8_e8m0fnu)
 
 
+def mx_quantize(x: Shaped[Tensor, "*shape"], format: FloatFormat, scale_rule: str = "floor") -> QuantizedTensor:
+    """mx(format, scale_rule)(x): x in blocks of 32 along its last axis.
+
+    >>> mx_quantize(torch.ones(1, 32), E2M1).bits_per_weight
+    4.25
+    """
+    return mx(format, scale_rule)(x)
+
+
 @dataclass(frozen=True, eq=False)
 class BlockScales:
     """The two scales of NVFP4: a value is code * scale of its block * scale of the tensor.
@@ -159,3 +168,12 @@ class NVFP4Quantizer:
         for part, scale, out in zip(rows.split(count), scales.split(count), x_hat.split(count), strict=True):
             torch.mul(levels[part.int()], scale, out=out)
         return self.granularity.unrows(x_hat, codes.shape)
+
+
+def nvfp4_quantize(x: Shaped[Tensor, "*shape"], *, per_tensor: bool = True) -> QuantizedTensor:
+    """NVFP4Quantizer(per_tensor)(x): x in blocks of 16 along its last axis.
+
+    >>> nvfp4_quantize(torch.ones(1, 16)).dequantize()[0, :2].tolist()
+    [1.0, 1.0]
+    """
+    return NVFP4Quantizer(per_tensor)(x)
