@@ -4,6 +4,7 @@ The idea: a cell that makes a figure says what is drawn, not how; and a test can
 Axes carry names and units. `widgets.py` puts sliders beside these pictures.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -80,6 +81,28 @@ def float_figure(code: int, format: FloatFormat) -> Figure:
     line.set_xscale("symlog", linthresh=format.smallest_normal)
     line.set(ylim=(0, 1.6), yticks=[], xlabel=f"the numbers of {format}, on a logarithmic scale but for the middle")
     line.minorticks_off()
+    return figure
+
+
+def step_figure(parts: Mapping[str, float]) -> Figure:
+    """What a step of writing waits for: a bar of the times of all bytes, end to end, and one of the operations' time.
+
+    Args:
+        parts: seconds of "weights", "cache" and "activations", which memory takes, and of "operations".
+    """
+    figure, ax = new_figure(height=1.9)
+    left = 0.0
+    for name, color in (("weights", BLUE), ("cache", ORANGE), ("activations", GREY)):
+        ax.barh(1, 1000 * parts[name], left=left, color=color, label=name)
+        left += 1000 * parts[name]
+    ax.barh(0, 1000 * parts["operations"], color=GREEN, label="operations")
+    ax.axvline(max(left, 1000 * parts["operations"]), color="black", lw=1, ls=":")
+    ax.set(
+        yticks=[0, 1],
+        yticklabels=["multipliers", "memory"],
+        xlabel="time of a step in ms; the longer bar is the step's",
+    )
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 

@@ -15,10 +15,15 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from qcourse.lab.figures import float_figure, grid_figure
+from qcourse.cost.decode import LLAMA_2_7B, LLAMA_2_70B, decode_work
+from qcourse.cost.devices import DEVICES
+from qcourse.cost.memory import bytes_per_parameter
+from qcourse.lab.figures import float_figure, grid_figure, step_figure
 from qcourse.numerics.affine import quantize
 from qcourse.numerics.metrics import code_entropy, relative_error
 from qcourse.numerics.minifloat import FloatFormat, table
+
+MODELS = {"Llama-2-7B": LLAMA_2_7B, "Llama-2-70B": LLAMA_2_70B}
 
 
 class PictureBox(ipywidgets.VBox):
@@ -81,6 +86,59 @@ def click_the_bits(format: FloatFormat, *, code: int = 0) -> PictureBox:
         button.observe(redraw, names="value")
     redraw()
     return PictureBox(buttons, picture, readout)
+
+
+def time_a_step(*, model: str = "Llama-2-7B", bits: int = 16, batch: int = 1, context: int = 512) -> PictureBox:
+    """What one step of writing waits for, with controls for the model, its bits, batch, context and the device."""
+    powers = [1 << n for n in range(18)]
+    controls = {
+        "model": ipywidgets.Dropdown(options=list(MODELS), value=model, description="model"),
+        "bits": ipywidgets.Dropdown(options=[16, 8, 4], value=bits, description="bits"),
+        "batch": ipywidgets.SelectionSlider(options=powers[:11], value=batch, description="batch"),
+        "context": ipywidgets.SelectionSlider(options=powers[7:], value=context, description="context"),
+        "device": ipywidgets.Dropdown(options=list(DEVICES), value="NVIDIA A100 SXM 80 GB", description="device"),
+    }
+    picture, readout = ipywidgets.Image(format="png", layout={"max_width": "760px"}), ipywidgets.HTML()
+
+    def redraw(_: object = None) -> None:
+        chosen = {name: control.value for name, control in controls.items()}
+        picture.value = png(step_figure(step_parts(**chosen)))
+        readout.value = f"<p>{step_readout(**chosen)}</p>"
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    box = PictureBox(list(controls.values()), picture, readout)
+    box.children[0].layout.flex_flow = "row wrap"
+    return box
+
+
+def step_parts(*, model: str, bits: int, batch: int, context: int, device: str) -> dict[str, float]:
+    """Seconds that a step's weights, cache and activations take to arrive, and that its operations take."""
+    sizes, group_size, on = MODELS[model], 128 if bits < 16 else None, DEVICES[device]
+    bare, whole = (
+        decode_work(sizes, batch=batch, context=tokens, bits=bits, group_size=group_size) for tokens in (0, context)
+    )
+    weights = sizes.parameters * bytes_per_parameter(bits, group_size)
+    moved = {"weights": weights, "cache": whole.bytes - bare.bytes, "activations": bare.bytes - weights}
+    times = {name: size / on.bandwidth_bytes_per_s for name, size in moved.items()}
+    return {**times, "operations": whole.operations / on.peak("float16")}
+
+
+def step_readout(*, model: str, bits: int, batch: int, context: int, device: str) -> str:
+    """What `time_a_step` says: the time, what it waits for, the tokens a second, and whether it fits the device at all.
+
+    >>> step_readout(model="Llama-2-7B", bits=4, batch=1, context=512, device="NVIDIA A10")
+    '6.1 ms a step, bound by memory (weights 93%, cache 7%) · 163 tokens a second · 3.7 GB of 24 GB'
+    """
+    parts = step_parts(model=model, bits=bits, batch=batch, context=context, device=device)
+    memory_s, holds = sum(parts.values()) - parts["operations"], DEVICES[device].memory_bytes or math.inf
+    step_s = max(memory_s, parts["operations"])
+    shares = ", ".join(f"{name} {parts[name] / memory_s:.0%}" for name in ("weights", "cache"))
+    bound = f"memory ({shares})" if memory_s >= parts["operations"] else "its multipliers"
+    needs = (parts["weights"] + parts["cache"]) * DEVICES[device].bandwidth_bytes_per_s
+    room = f"{needs / 1e9:.1f} GB of {holds / 1e9:g} GB" + (": it does not fit" if needs > holds else "")
+    return f"{1000 * step_s:,.1f} ms a step, bound by {bound} · {batch / step_s:,.0f} tokens a second · {room}"
 
 
 def float_readout(code: int, format: FloatFormat) -> str:

@@ -8,8 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qcourse.cost.decode import LLAMA_2_70B, decode_time
+from qcourse.cost.devices import DEVICES
 from qcourse.lab.figures import grid_figure
-from qcourse.lab.widgets import PictureBox, click_the_bits, float_readout, grid_readout, png, watch_the_grid
+from qcourse.lab.widgets import (
+    PictureBox,
+    click_the_bits,
+    float_readout,
+    grid_readout,
+    png,
+    step_parts,
+    step_readout,
+    time_a_step,
+    watch_the_grid,
+)
 from qcourse.numerics.minifloat import E2M1, E3M2, E4M3, E5M2, FloatFormat, table
 
 WEIGHTS = torch.linspace(-1, 1, 9)
@@ -82,3 +94,38 @@ def test_the_words_say_the_number_of_every_code(format: FloatFormat) -> None:
             assert eval(left.replace("^", "**").replace("·", "*")) == value  # the formula, taken at its word
         else:
             assert words.endswith("NaN" if math.isnan(value) else "infinity")
+
+
+H100 = {"model": "Llama-2-70B", "device": "NVIDIA H100 SXM"}
+
+
+@pytest.mark.parametrize(("number", "value"), list(enumerate(["Llama-2-70B", 4, 64, 8192, "NVIDIA L4"])))
+def test_each_choice_changes_the_step(number: int, value: object) -> None:
+    box = time_a_step(bits=16, batch=1, context=512)
+    picture, readout = box.picture.value, box.readout.value
+    box.children[0].children[number].value = value
+    assert bytes(box.picture.value).startswith(PNG)
+    assert box.picture.value != picture
+    assert box.readout.value != readout
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(16, None), (8, 128), (4, 128)])
+@pytest.mark.parametrize("batch", [1, 1024])
+def test_the_longer_bar_is_the_time_of_the_step(bits: int, group_size: int | None, batch: int) -> None:
+    parts = step_parts(bits=bits, batch=batch, context=128, **H100)
+    sizes = {"batch": batch, "context": 128, "bits": bits, "group_size": group_size}
+    memory_s = parts["weights"] + parts["cache"] + parts["activations"]
+    step_s = decode_time(LLAMA_2_70B, DEVICES["NVIDIA H100 SXM"], **sizes)
+    assert max(memory_s, parts["operations"]) == pytest.approx(step_s)
+    assert (memory_s > parts["operations"]) == (batch == 1)
+    cache = 2 * 80 * 8 * 128 * 2 * batch * 128
+    assert parts["cache"] * 3.35e12 == pytest.approx(cache)
+
+
+def test_the_readout_names_what_is_waited_for_and_what_fits() -> None:
+    assert "bound by memory (weights 100%, cache 0%)" in step_readout(bits=16, batch=1, context=128, **H100)
+    assert "bound by its multipliers" in step_readout(bits=4, batch=1024, context=128, **H100)
+    # 2 operations for each of 68.7 billion weights, at 989e12 a second: 7,200 tokens, less what attention takes
+    assert " · 7,179 tokens a second · " in step_readout(bits=4, batch=1024, context=128, **H100)
+    assert step_readout(bits=16, batch=1, context=128, **H100).endswith("137.5 GB of 80 GB: it does not fit")
+    assert step_readout(bits=4, batch=1, context=128, **H100).endswith("35.5 GB of 80 GB")
