@@ -89,7 +89,9 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         past = k.shape[2] - q.shape[2]
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past) if past else None
+        mask = None
+        if past and q.shape[2] > 1:  # a single token sees all
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not past, enable_gqa=True)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (batch, tokens, hidden)
 
