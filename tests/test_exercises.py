@@ -7,6 +7,7 @@ holds just that is one test, the one that CI is strict about.
 import doctest
 import re
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,19 @@ def cell(folder: str, exercise: Exercise, kind: str) -> nbformat.NotebookNode:
 
 
 def names(folder: str, sheet_id: str) -> dict[str, Any]:
-    """What the code of a sheet defines, its checks left out."""
+    """What the code of a sheet defines, its checks left out.
+
+    Without Triton: its interpreter, once chosen, is there for good, and other tests compile. Kernels run by the
+    course's stand-in here, and by the interpreter where the solutions are executed as notebooks.
+    """
     sources = [one.source for one in notebook(folder, sheet_id).cells if one.cell_type == "code"]
     defined: dict[str, Any] = {}
-    for source in sources:
-        if not source.startswith("check("):
-            exec(source, defined)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "")  # so that it is put back after a sheet has set it
+        patch.setitem(sys.modules, "triton", None)
+        for source in sources:
+            if not source.startswith("check("):
+                exec(source, defined)
     return defined
 
 
