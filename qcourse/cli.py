@@ -1,8 +1,14 @@
-"""The command `qcourse`: the lessons in JupyterLab, progress over all sheets, one sheet checked.
+"""The command `qcourse`: the lessons in JupyterLab, progress over all sheets, one sheet checked, a class graded.
 
     qcourse lab         JupyterLab, opened at the first lesson
     qcourse check       the points of every exercise so far
     qcourse check 01    run your exercises/01_*.ipynb and print each verdict
+
+For teachers (TEACHING.md):
+
+    qcourse grade submitted/      grade STUDENT/SHEET.ipynb into graded/, in a sandbox
+    qcourse feedback graded/      the students' pages again, after points were changed by hand
+    qcourse export graded/        the grades as CSV, for Canvas or for Moodle
 
 What stops a reader ends in one sentence.
 """
@@ -13,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qcourse.grading.commands import COMMANDS, add_commands
 from qcourse.lab.server import FIRST_LESSON, serve
 
 if TYPE_CHECKING:  # heavy imports wait until they are needed, so that `--help` answers at once
@@ -123,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     lab.add_argument("--no-browser", action="store_true", help="only print the address")
     check = commands.add_parser("check", help="progress over all sheets, or one sheet run and checked")
     check.add_argument("sheet", nargs="?", help="the number of a sheet, such as 01")
+    add_commands(commands)
     return top
 
 
@@ -135,13 +143,18 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "lab":
             root = find(FIRST_LESSON).parent.parent
             return serve(root, port=options.port, browser=not options.no_browser, more=tuple(more))
+        if options.command in COMMANDS:
+            return COMMANDS[options.command](options)
         if options.sheet:
             return check_sheet(options.sheet)
         print(progress_table())
     except KeyboardInterrupt:
+        if options.command == "grade":
+            print("Stopped. What was graded is kept; the same command goes on from there.", file=sys.stderr)
         return 130
     except ImportError as error:
-        print(f"{error.name} is missing: install the course with pip install 'qcourse[lab]'.", file=sys.stderr)
+        extra = "grading" if options.command in COMMANDS else "lab"
+        print(f"{error.name} is missing: install the course with pip install 'qcourse[{extra}]'.", file=sys.stderr)
         return 2
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

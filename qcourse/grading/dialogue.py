@@ -1,0 +1,131 @@
+"""The judge's end of a worker: questions go in, one line each, and what comes back in time is read as `wire.py` says.
+
+The idea: the other end is in a stranger's hands. So each question has a number that its reply must carry, each reply
+has a longest length and a deadline, and whatever breaks these rules ends the worker. What is left is an answer to one
+question, right or wrong.
+
+`sandbox.py` makes workers; `template.py` is what reports their end.
+"""
+
+import select
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from qcourse.grading import wire
+from qcourse.grading.grades import Limits
+from qcourse.grading.mounts import LOST, SandboxError
+
+START_S = 120.0
+KILLED = ("-9", "-24")  # by the kernel, for the limit on processor time or for want of memory
+HANGUP, HANGUP_S = "hangup", 2.0  # what is said of a worker that did not end by itself, and how long it may take to
+
+
+class WorkerGoneError(Exception):
+    """A worker ended, or was ended, before it answered; the message goes on from "your function"."""
+
+
+class Worker:
+    """The judge's end of one worker."""
+
+    def __init__(self, channel: socket.socket, life: socket.socket, limits: Limits) -> None:
+        self._channel, self._life, self._limits, self._number = channel, life, limits, 0
+        self._ended: str | None = None
+        self._kept = bytearray()
+
+    def run_cell(self, source: str, name: str, wall_s: float) -> Any:
+        """True where the cell ran through, else the Failure that it ended in.
+
+        Raises:
+            WorkerGoneError: as in `call`.
+        """
+        return self._ask({"cell": source, "name": name}, wall_s)
+
+    def call(self, function: str, args: tuple[Any, ...], wall_s: float) -> Any:
+        """What the function gives back as plain data, or a Failure.
+
+        Raises:
+            WorkerGoneError: there is no answer; the worker is closed.
+        """
+        return self._ask({"call": function, "args": wire.encode(args)}, wall_s)
+
+    def names(self, source: str, wall_s: float) -> Any:
+        """The names that a cell uses and defines, as `names.used_and_defined` gives them.
+
+        Raises:
+            WorkerGoneError: as in `call`.
+        """
+        return self._ask({"names": source}, wall_s)
+
+    def close(self, patience_s: float = 0.0) -> str:
+        """End the worker if it does not end by itself in time, and wait until nothing of it is left; how it ended."""
+        if self._ended is None:
+            self._ended = ""
+            with self._channel, self._life:
+                try:
+                    select.select([self._life], [], [], patience_s)
+                    self._life.shutdown(socket.SHUT_WR)
+                    self._ended = (line_of(self._life, START_S, 500) or b"").decode(errors="replace")
+                    self._life.recv(1)  # nothing: the one that waited for it has ended too
+                except (OSError, wire.ForgedError):
+                    pass  # the template is gone, and all its workers with it
+        return self._ended
+
+    def _gone(self) -> Exception:
+        """Why it hung up."""
+        status = self.close(HANGUP_S)
+        if status == HANGUP:
+            return WorkerGoneError("closed the connection that its answers go through")
+        if not status.lstrip("-").isdigit():
+            return SandboxError(f"no sandbox: {status or LOST}")
+        if status in KILLED:
+            return WorkerGoneError("used more processor time or memory than it may")
+        kind = "signal" if status.startswith("-") else "exit status"
+        return WorkerGoneError(f"ended Python itself ({kind} {status.lstrip('-')})")
+
+    def _ask(self, request: Mapping[str, Any], wall_s: float) -> Any:
+        self._number += 1
+        until = time.monotonic() + wall_s
+        try:
+            self._channel.settimeout(max(wall_s, 0.001))
+            self._channel.sendall(wire.write({**request, "number": self._number}))
+            line = line_of(self._channel, until - time.monotonic(), self._limits.reply_mib << 20, self._kept)
+            if line is None:
+                raise self._gone()
+            reply = wire.read(line)
+            if set(reply) != {"number", "output"} or reply["number"] != self._number:
+                raise wire.ForgedError("a reply to nothing that was asked")
+            return wire.decode(reply["output"])
+        except TimeoutError:
+            self.close()
+            raise WorkerGoneError(f"took longer than {max(wall_s, 0.0):.3g} s and was stopped") from None
+        except wire.ForgedError as error:
+            self.close()
+            raise WorkerGoneError(f"sent {error}") from error
+        except OSError as error:
+            raise self._gone() from error
+
+
+def line_of(channel: socket.socket, wall_s: float, most_bytes: int, kept: bytearray | None = None) -> bytes | None:
+    """The next line, or None where the other side has hung up.
+
+    Args:
+        kept: what came after the last line; what comes after this one is left in it.
+
+    Raises:
+        TimeoutError: it did not come in time.
+        ForgedError: it is too long.
+    """
+    until, kept = time.monotonic() + wall_s, bytearray() if kept is None else kept
+    while b"\n" not in kept:
+        channel.settimeout(max(until - time.monotonic(), 0.001))
+        part = channel.recv(1 << 16)
+        if not part:
+            return None
+        kept += part
+        if len(kept) > most_bytes:
+            raise wire.ForgedError(f"more than {most_bytes >> 20} MiB")
+    line, _, rest = bytes(kept).partition(b"\n")
+    kept[:] = rest
+    return line

@@ -1,0 +1,154 @@
+"""What travels between the parts of the grader: a submission in, a grade out, both plain values.
+
+The idea: intake makes a `Submission`, the judge makes a `SubmissionGrade` of it, and only the gradebook knows where
+that is kept. A grade is JSON as it stands: that is what other processes send back and what the results folder holds.
+
+`sandbox.py` runs what is in a submission and `judge.py` gives the points; this file runs and judges nothing.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+BUBBLEWRAP, NONE = BACKENDS = ("bubblewrap", "none")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a submission may use; past it the worker is killed, or the call it is in fails.
+
+    Args:
+        case_s: wall time of one case, and of running one cell.
+        submission_s: wall time of all of a submission, and its processor time.
+        memory_mib: memory of the worker beyond Python and torch themselves.
+        file_mib: all files that it writes together; they are in memory.
+        reply_mib: one answer, as it is sent.
+        tasks: threads; a worker starts no other process.
+    """
+
+    case_s: float = 5.0
+    submission_s: float = 60.0
+    memory_mib: int = 1024
+    file_mib: int = 16
+    reply_mib: int = 8
+    tasks: int = 16
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"{name}={value!r} must be above 0")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One student's answers to one sheet.
+
+    Args:
+        student: the name of the folder it came in.
+        sheet: "01_quantizer", the name of the sheet's file.
+        path: where it was read from.
+        cells: exercise id -> the source of its solution cell; what the notebook lacks is missing here.
+        sha256: of the file's bytes.
+    """
+
+    student: str
+    sheet: str
+    path: Path
+    cells: Mapping[str, str]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ExerciseGrade:
+    """The points of one exercise and why; `reason` is for the student and holds no expected value.
+
+    >>> ExerciseGrade("01.1", 0.5, 1, "symmetric_scale(torch.tensor([-3.0, 1.0, 0.5]), 8) returned 1").points
+    0.5
+    """
+
+    exercise: str
+    points: float
+    max_points: float
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.points <= self.max_points:
+            raise ValueError(f"points={self.points!r} of exercise {self.exercise} must be 0 to {self.max_points}")
+
+
+@dataclass(frozen=True)
+class SubmissionGrade:
+    """One graded submission, and all that is needed to grade it again in the same way.
+
+    Args:
+        student, sheet, submission_sha256: as in `Submission`.
+        exercises: in the sheet's order.
+        seed: the cases were drawn with it.
+        backend: "bubblewrap" or "none".
+        limits: as in `Limits`.
+        environment: a hash of the versions that graded it and of the checks themselves.
+        graded_at: UTC, ISO 8601.
+        problem: why it could not be graded, one sentence; None where it was.
+    """
+
+    student: str
+    sheet: str
+    exercises: tuple[ExerciseGrade, ...]
+    submission_sha256: str
+    seed: int
+    backend: str
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    environment: str = ""
+    graded_at: str = ""
+    problem: str | None = None
+
+    @property
+    def points(self) -> float:
+        """The sum over the exercises."""
+        return sum(exercise.points for exercise in self.exercises)
+
+    @property
+    def max_points(self) -> float:
+        """What the sheet is worth."""
+        return sum(exercise.max_points for exercise in self.exercises)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The grade as JSON's own types."""
+        return json.loads(self.to_json())
+
+    def to_json(self) -> str:
+        """The grade as text.
+
+        >>> grade = SubmissionGrade("ada", "01_quantizer", (ExerciseGrade("01.1", 1, 1),), "ab12", 7, "bubblewrap")
+        >>> SubmissionGrade.from_json(grade.to_json()) == grade
+        True
+        """
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "SubmissionGrade":
+        """The grade that `to_dict` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            exercises = tuple(ExerciseGrade(**exercise) for exercise in found["exercises"])
+            return cls(**{**found, "exercises": exercises})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"found={str(found)[:80]} is no grade: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> "SubmissionGrade":
+        """The grade that `to_json` wrote.
+
+        Raises:
+            ValueError: it is something else.
+
+        >>> SubmissionGrade.from_json("{}")
+        Traceback (most recent call last):
+        ValueError: found={} is no grade: 'exercises'
+        """
+        return cls.from_dict(json.loads(text))

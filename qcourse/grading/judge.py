@@ -1,0 +1,145 @@
+"""A submission graded: cases drawn from a seed, answers from the sandbox, and the judge of the checks over them.
+
+The idea: grading is `qcourse.checks.judge` over the answers of another process, with fresh cases, and points by case:
+an exercise earns its points times the share of its cases that come out right. The words are the self-check's, less
+the expected values.
+
+It knows no database; `attempt.py` says how cells are run.
+"""
+
+import atexit
+import hashlib
+import importlib.metadata
+import os
+import platform
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qcourse.checks.exercise import Case, Exercise
+from qcourse.checks.judge import NOT_WRITTEN, PASSED, judge
+from qcourse.checks.registry import load_sheet
+from qcourse.grading.attempt import Attempt
+from qcourse.grading.grades import BUBBLEWRAP, ExerciseGrade, Limits, Submission, SubmissionGrade
+from qcourse.grading.intake import given_cells, master
+from qcourse.grading.mounts import LIBRARIES
+from qcourse.grading.sandbox import Template
+
+LONGEST = 600  # characters of a reason
+_templates: dict[tuple[int, str], Template] = {}  # by process too: a copy of this one must not use its socket
+_one_at_a_time = threading.Lock()
+
+
+def grade_submission(
+    submission: Submission, *, seed: int, limits: Limits | None = None, backend: str = BUBBLEWRAP
+) -> SubmissionGrade:
+    """Points and reasons for one submission; whatever it does, there is a grade.
+
+    Args:
+        seed: of the cases, 0 to 2^63 - 1. Draw it anew for each run: whoever knows it can know the cases.
+        limits: what the submission may use.
+        backend: "bubblewrap" or "none".
+
+    Raises:
+        SandboxError: there is no sandbox to be had.
+    """
+    limits = limits or Limits()
+    generator = torch.Generator().manual_seed(seed)
+    sheet = load_sheet(submission.sheet[:2])
+    cases = {exercise: exercise.cases(generator) for exercise in sheet.exercises}
+    with _one_at_a_time:
+        template = _template(backend)
+        attempt = Attempt(lambda: template.worker(limits), given_cells(sheet.id), submission.cells, limits)
+        outputs = attempt.outputs(cases)
+    grades, problems = [], []
+    for exercise in cases:
+        try:
+            grades.append(grade_exercise(exercise, cases[exercise], outputs.get(exercise.id)))
+        except Exception as error:  # a fault of ours: it must neither cost the rest of the sheet nor pass in silence
+            grades.append(
+                ExerciseGrade(exercise.id, 0.0, exercise.points, "could not be judged; your teacher has been told")
+            )
+            problems.append(f"{exercise.id}: the judge itself failed: {_printable(repr(error))}")
+    return SubmissionGrade(
+        student=submission.student,
+        sheet=submission.sheet,
+        exercises=tuple(grades),
+        submission_sha256=submission.sha256,
+        seed=seed,
+        backend=backend,
+        limits=asdict(limits),
+        environment=environment(),
+        graded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        problem="; ".join(problems) or None,
+    )
+
+
+def grade_exercise(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any] | None) -> ExerciseGrade:
+    """The points of one exercise, by case, rounded down to hundredths; outputs=None where it has no cell."""
+    if outputs is None:
+        return ExerciseGrade(exercise.id, 0.0, exercise.points, f"no cell defines {exercise.function}")
+    verdict = judge(exercise, cases, outputs)
+    if verdict.status == PASSED:
+        return ExerciseGrade(exercise.id, float(exercise.points), exercise.points)
+    if verdict.status == NOT_WRITTEN:
+        return ExerciseGrade(exercise.id, 0.0, exercise.points, NOT_WRITTEN)
+    points = 100 * exercise.points * verdict.cases_right // verdict.cases / 100
+    looks = f". Looks like: {verdict.mistake}. {verdict.advice}" if verdict.mistake else ""
+    reason = f"{verdict.cases_right} of {verdict.cases} cases right; {_printable(verdict.reason)}{looks}"
+    return ExerciseGrade(exercise.id, points, exercise.points, reason)
+
+
+def check_backend(backend: str) -> None:
+    """Start the sandbox and one worker in it.
+
+    Raises:
+        SandboxError: that fails; one sentence says why and what to do.
+    """
+    with _one_at_a_time:
+        _template(backend).worker(Limits()).close()
+
+
+@cache
+def environment() -> str:
+    """A hash of what a grade hangs on besides the submission and the seed: versions, the checks, the sheets."""
+    versions = {name: importlib.metadata.version(name) for name in (*LIBRARIES, "qcourse")}
+    parts = [platform.python_version(), platform.machine(), repr(versions)]
+    package = Path(__file__).resolve().parent.parent
+    files = [
+        *(package / "checks").glob("*.py"),
+        *(package / "grading").glob("*.py"),
+        *master("01").parent.glob("*.ipynb"),
+    ]
+    whole = hashlib.sha256("\n".join(parts).encode())
+    for path in sorted(files):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def _template(backend: str) -> Template:
+    """The one template of this process, started anew where it has ended."""
+    key = os.getpid(), backend
+    if key in _templates and not _templates[key].alive:
+        _templates.pop(key).close()
+    if key not in _templates:
+        _templates[key] = Template(backend)
+    return _templates[key]
+
+
+@atexit.register
+def close() -> None:
+    """End the templates of this process; the next grade starts one anew."""
+    for key in [key for key in _templates if key[0] == os.getpid()]:
+        _templates.pop(key).close()
+
+
+def _printable(text: str) -> str:
+    """The text in one line, and not too long: a student's function may have put anything into it."""
+    kept = "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST])
+    return f"{kept} ..." if len(text) > LONGEST else kept

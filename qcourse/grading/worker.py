@@ -1,0 +1,115 @@
+"""The process that runs a student's code: it is given inputs, gives back outputs, and knows no right answer.
+
+The idea: all cells of a sheet share one namespace, as in the notebook. A request runs a cell or calls one function on
+one case; the reply carries the request's number and is only an answer, which the judge will compare like any other.
+What the student's code prints goes nowhere. Whatever it does to this process, the judge is in another.
+
+`template.py` starts a worker, `confine.py` shuts it in. The file runs without qcourse around it.
+"""
+
+import importlib.abc
+import linecache
+import re
+import socket
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from qcourse.checks.answers import LONGEST, Failure, UnreadableError, capture
+from qcourse.grading import wire
+from qcourse.grading.names import used_and_defined
+
+LEFT_OUT = "is left out here: a sheet is graded without qcourse"
+GIVEN = ("qcourse.lab", "qcourse.lab.tiny_triton")  # what a sheet's own cells import where Triton is not
+
+
+class _LeftOut(importlib.abc.MetaPathFinder):
+    """Says why what is forbidden cannot be imported; that it is not there is for the sandbox to see to."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> None:
+        if fullname.partition(".")[0] == "qcourse":
+            raise ImportError(f"{fullname} {LEFT_OUT}", name=fullname)
+
+
+def leave_out_qcourse() -> None:
+    """Let `from qcourse import check` do nothing, and every other import of qcourse fail with a word."""
+
+    def no_such(name: str) -> Any:
+        raise ImportError(f"qcourse.{name} {LEFT_OUT}", name="qcourse")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "qcourse" and name not in GIVEN]:
+        del sys.modules[name]
+    stub: Any = types.ModuleType("qcourse")
+    stub.check, stub.__getattr__, stub.__path__ = (lambda *args: None), no_such, []
+    stub.lab = sys.modules.get("qcourse.lab")
+    sys.modules["qcourse"] = stub
+    sys.meta_path.insert(0, _LeftOut())
+
+
+def serve(channel: socket.socket, reply_bytes: int) -> None:
+    """Answer requests until there are no more.
+
+    Args:
+        channel: lines in, lines out.
+        reply_bytes: how long a line may be.
+    """
+    warnings.simplefilter("ignore")
+    leave_out_qcourse()
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for line in channel.makefile("rb"):
+        request = wire.read(line)
+        output = answer(request, namespace)
+        reply = wire.write({"number": request["number"], "output": wire.encode(output)})
+        if len(reply) > reply_bytes:
+            output = Failure((UnreadableError.__name__,), f"returned more than {reply_bytes >> 20} MiB")
+            reply = wire.write({"number": request["number"], "output": wire.encode(output)})
+        channel.sendall(reply)
+
+
+def answer(request: dict[str, Any], namespace: dict[str, Any]) -> Any:
+    """What a request comes to: True for a cell that ran through, the answer of a call, or a Failure.
+
+    >>> namespace = {}
+    >>> answer({"cell": "def double(x): return 2 * x", "name": "<01.1>"}, namespace)
+    True
+    >>> answer({"call": "double", "args": ["tuple", [["int", 4]]]}, namespace)
+    8
+    """
+    try:
+        if "cell" in request:
+            return _run(without_magic(request["cell"]), request["name"], namespace)
+        if "names" in request:
+            return used_and_defined(request["names"])
+        if request["call"] not in namespace:
+            return Failure((NameError.__name__,), f"name '{request['call']}' is not defined")
+        return capture(namespace[request["call"]], wire.decode(request["args"]))
+    except KeyboardInterrupt:  # raised by the student's code: nobody is at a keyboard
+        return Failure((KeyboardInterrupt.__name__,))
+
+
+def without_magic(source: str) -> str:
+    """The source with lines of IPython's own left out, where it is not Python as it stands.
+
+    >>> without_magic("%matplotlib inline\\nx = 7 \\\\\\n% 3")
+    '\\nx = 7 \\\\\\n'
+    """
+    try:
+        compile(source, "<cell>", "exec")
+    except (SyntaxError, ValueError):
+        return re.sub(r"^[ \t]*[%!].*$", "", source, flags=re.MULTILINE)
+    return source
+
+
+def _run(source: str, name: str, namespace: dict[str, Any]) -> Any:
+    linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name  # so that errors can show lines
+    try:
+        exec(compile(source, name, "exec"), namespace)
+        return True
+    except BaseException as error:  # exit() too
+        said = traceback.TracebackException.from_exception(error, limit=0)
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+        kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+        return Failure(kinds, str(said)[:LONGEST], f"line {lines[-1].lineno}: {lines[-1].line}" if lines else "")
