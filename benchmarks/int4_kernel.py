@@ -2,15 +2,16 @@
 
 On a GPU: microseconds a call for each matrix, batch and contender (see `_gpu.py` for how; x is there, quantized for FP8
 where FP8 is meant), the bytes a second that the call needs to read and write, beside what a copy reaches in the same
-run, and the speed over F.linear in float16. On the CPU: milliseconds for 4096 x 4096, in float32, bfloat16, INT8 and
-INT4. Without a GPU that table stays empty, and so does its file.
+run, and the speed over F.linear in float16. On the CPU: milliseconds for 4096 x 4096 and 8192 x 8192, in float32,
+bfloat16, INT8 and INT4, and both ways that INT4 can go. Without a GPU that table stays empty, and so does its file.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,17 @@ from _gpu import Captured, capture, copies, copy_bytes_per_s, gpu_stamp, quartil
 from _stamp import RESULTS, report, stamp, timed_ms
 from torch import Tensor
 
-from qcourse import PerGroup, quantize
+from qcourse import PerChannel, PerGroup, quantize
+from qcourse.kernels import int4_cpu
 from qcourse.kernels.int4_matmul import int4_matmul
 from qcourse.kernels.int4_weight import Int4Weight
+from qcourse.kernels.reference import dense
 from qcourse.kernels.triton_int4_configs import BATCHES, table
 from qcourse.kernels.triton_int4_launch import available, decode, int4_mm, prepare
 
 GROUP_SIZE = 128
+CPU_BATCHES = (1, 4, 16, 32, 64, 128, 256, 512)
+CPU_STACK_NBYTES = 100_000_000
 SHAPES = [  # N, K
     (8192, 8192),
     (28672, 8192),
@@ -198,23 +203,46 @@ def show(N: int, K: int, rows: list[dict]) -> None:
 
 
 def on_cpu() -> list[dict]:
-    """Rows of 4096 x 4096 for the CPU, in milliseconds."""
-    N = K = 4096
-    w = torch.randn(N, K, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    codes = quantize(w, 8).codes
+    """Rows for the CPU, milliseconds a product, a stack of weights gone through that no cache holds."""
+    return [row for side in (4096, 8192) for M in CPU_BATCHES for row in cpu_rows(side, M, stacks(side))]
+
+
+@cache
+def stacks(side: int) -> dict[str, list]:
+    """Copies of one weight in each format, each format more than CPU_STACK_NBYTES."""
+    w = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).mul_(0.02)
     w4 = Int4Weight.from_quantized(quantize(w, 4, granularity=PerGroup(GROUP_SIZE), scale_dtype=torch.bfloat16))
-    w16, found = w.bfloat16(), []
-    for M in (1, 16, 256):
-        x = torch.randn(M, K, generator=torch.Generator().manual_seed(1))
-        x16, x8 = x.bfloat16(), quantize(x, 8).codes
-        for what, call in (
-            ("F.linear fp32", lambda x=x: F.linear(x, w)),
-            ("F.linear bf16", lambda x16=x16: F.linear(x16, w16)),
-            ("INT8, torch's product", lambda x8=x8: torch._int_mm(x8, codes.T)),
-            ("INT4, int4_matmul of bf16", lambda x16=x16: int4_matmul(x16, w4)),
-        ):
-            found.append({"what": f"batch {M}: {what}", "unit": "ms", **timed_ms(call), "target": None})
-    return found
+    codes = quantize(w, 8, granularity=PerChannel(0)).codes
+    count = [CPU_STACK_NBYTES // (side * side * bits // 8) + 1 for bits in (32, 16, 8, 4)]
+    return {
+        "fp32": [w.clone() for _ in range(count[0])],
+        "bf16": [w.bfloat16() for _ in range(count[1])],
+        "int8": [codes.clone() for _ in range(count[2])],
+        "int4": [replace(w4, packed=w4.packed.clone()) for _ in range(count[3])],
+    }
+
+
+def cpu_rows(side: int, M: int, stack: dict[str, list]) -> list[dict]:
+    """All contenders at one batch, and the two ways that int4_matmul has to choose from."""
+    x32 = torch.randn(M, side, generator=torch.Generator().manual_seed(1))
+    x, scale = x32.bfloat16(), torch.ones(side, dtype=torch.bfloat16)
+    only = {"group_size": GROUP_SIZE, "outputs": side}
+    contenders: dict[str, tuple[str, Callable]] = {
+        "F.linear fp32": ("fp32", lambda w: F.linear(x32, w)),
+        "F.linear bf16": ("bf16", lambda w: F.linear(x, w)),
+        "INT8 weights, torch's product": ("int8", lambda w: torch.ops.aten._weight_int8pack_mm(x, w, scale)),
+        "INT4, int4_matmul": ("int4", lambda w: int4_matmul(x, w)),
+        "  torch's INT4 product alone": ("int4", lambda w: int4_cpu.multiply(x, w.packed, *w.extras, **only)),
+        "  decoded, then dense": ("int4", lambda w: dense(x, w)),
+    }
+    rows, repeats = [], 7 if M <= 16 else 3
+    for what, (kind, call) in contenders.items():
+        weights = stack[kind] if M <= 16 else stack[kind][:1]  # a large batch waits for no memory
+        took = timed_ms(lambda call=call, weights=weights: [call(w) for w in weights], repeats=repeats)
+        took = {name: float(f"{value / len(weights):.4g}") for name, value in took.items()}
+        rows.append({"what": f"{side}, batch {M}: {what}", "unit": "ms", **took, "target": None})
+    plain = rows[1]["min"]
+    return [row | {"over_bf16": float(f"{plain / row['min']:.3g}")} for row in rows]
 
 
 if __name__ == "__main__":
