@@ -93,9 +93,10 @@ def contenders(N: int, K: int) -> Iterator[tuple[str, Contender]]:
     yield "planes", Contender(our_nbytes, ours, slower("planes"), batches=LADDER)
     yield "tuned fp16", Contender(our_nbytes, ours, multiply)
     yield "tuned bf16", Contender(our_nbytes, ours, multiply, bf16)
+    yield "int4_matmul", Contender(our_nbytes, lambda: int4_weight(N, K), int4_matmul)
     yield "decode and dense", Contender(our_nbytes, ours, decoded)
     yield "tinygemm", Contender(packed + 4 * N * groups, lambda: tinygemm(N, K), tinygemm_call, bf16)
-    yield "FP8", Contender(N * K, lambda: (torch.ones(N, K, device="cuda").to(FP8),), fp8_call, FP8)
+    yield "FP8", Contender(N * K, lambda: fp8(N, K), fp8_call, FP8)
     try:
         import gemlite  # noqa: F401
     except ImportError:
@@ -118,9 +119,19 @@ def tinygemm_call(x: Tensor, packed: Tensor, scales_and_zeros: Tensor) -> Tensor
     return torch.ops.aten._weight_int4pack_mm(x, packed, GROUP_SIZE, scales_and_zeros)
 
 
-def fp8_call(x: Tensor, w: Tensor) -> Tensor:
+def fp8(N: int, K: int) -> tuple[Tensor, Tensor]:
+    """An FP8 weight, and the scale 1."""
+    return torch.ones(N, K, device="cuda").to(FP8), torch.ones((), device="cuda")
+
+
+def int4_weight(N: int, K: int) -> tuple[Int4Weight]:
+    """A weight as int4_matmul takes it."""
+    w = torch.randn(N, K, device="cuda", dtype=torch.float16).mul_(0.02)
+    return (Int4Weight.from_quantized(quantize(w, 4, granularity=PerGroup(GROUP_SIZE), scale_dtype=torch.float16)),)
+
+
+def fp8_call(x: Tensor, w: Tensor, one: Tensor) -> Tensor:
     """Torch's FP8 product, scaled by 1."""
-    one = torch.ones((), device="cuda")
     return torch._scaled_mm(x, w.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
 
 

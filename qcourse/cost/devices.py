@@ -20,20 +20,20 @@ T, G = 1e12, 1e9
 
 def _sheet(name: str, tb_per_s: float, gb: float, **tera_ops: float) -> Device:
     peaks = {dtype: value * T for dtype, value in tera_ops.items()}
-    return Device(name, tb_per_s * T, {"bfloat16": peaks["float16"], **peaks}, gb * G, f"data sheet of the {name}")
+    return Device(name, tb_per_s * T, peaks, gb * G, f"data sheet of the {name}")
 
 
 DEVICES = {
     device.name: device
     for device in (
         _sheet("NVIDIA V100 SXM2", 0.9, 32, float16=125),
-        _sheet("NVIDIA A10", 0.6, 24, float16=125, int8=250),
-        _sheet("NVIDIA A100 SXM 40 GB", 1.555, 40, float16=312, int8=624),
-        _sheet("NVIDIA A100 SXM 80 GB", 2.039, 80, float16=312, int8=624),
-        _sheet("NVIDIA L4", 0.3, 24, float16=121, int8=242, float8=242),
-        _sheet("NVIDIA H100 SXM", 3.35, 80, float16=989, int8=1979, float8=1979),
-        _sheet("NVIDIA H200 SXM", 4.8, 141, float16=989, int8=1979, float8=1979),
-        _sheet("AMD MI300X", 5.3, 192, float16=1307, int8=2615, float8=2615),
+        _sheet("NVIDIA A10", 0.6, 24, float16=125, bfloat16=125, int8=250),
+        _sheet("NVIDIA A100 SXM 40 GB", 1.555, 40, float16=312, bfloat16=312, int8=624),
+        _sheet("NVIDIA A100 SXM 80 GB", 2.039, 80, float16=312, bfloat16=312, int8=624),
+        _sheet("NVIDIA L4", 0.3, 24, float16=121, bfloat16=121, int8=242, float8=242),
+        _sheet("NVIDIA H100 SXM", 3.35, 80, float16=989, bfloat16=989, int8=1979, float8=1979),
+        _sheet("NVIDIA H200 SXM", 4.8, 141, float16=989, bfloat16=989, int8=1979, float8=1979),
+        _sheet("AMD MI300X", 5.3, 192, float16=1307, bfloat16=1307, int8=2615, float8=2615),
     )
 }
 

@@ -16,6 +16,7 @@ vendors' data sheets, without sparsity.
 How it differs from ``memory.py``: there what is stored, here how long it takes to read.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -52,7 +53,8 @@ class Device:
         object.__setattr__(self, "peak_ops_per_s", MappingProxyType(dict(self.peak_ops_per_s)))
         if not self.peak_ops_per_s:
             raise ValueError(f"peak_ops_per_s of {self.name} must name at least one dtype")
-        figures = {"bandwidth_bytes_per_s": self.bandwidth_bytes_per_s, **self.peak_ops_per_s}
+        memory = {} if self.memory_bytes is None else {"memory_bytes": self.memory_bytes}
+        figures = {"bandwidth_bytes_per_s": self.bandwidth_bytes_per_s, **memory, **self.peak_ops_per_s}
         for name, value in figures.items():
             if not value > 0:
                 raise ValueError(f"{name}={value!r} of {self.name} must be above 0")
@@ -80,10 +82,14 @@ class Work:
     bytes: float
     operations: float
 
+    def __post_init__(self) -> None:
+        if not self.bytes >= 0 or not self.operations >= 0:
+            raise ValueError(f"bytes={self.bytes!r} and operations={self.operations!r} must be 0 or more")
+
     @property
     def intensity(self) -> float:
-        """Operations for each byte."""
-        return self.operations / self.bytes
+        """Operations for each byte; infinite where there is none."""
+        return self.operations / self.bytes if self.bytes else math.inf
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.bytes + other.bytes, self.operations + other.operations)
@@ -121,8 +127,10 @@ def linear_work(
     0.9995119570522206
     """
     for name, value in {"outputs": outputs, "inputs": inputs, "batch": batch}.items():
-        if value < 1:
+        if not value >= 1:
             raise ValueError(f"{name}={value!r} must be at least 1")
+    if not activation_bytes >= 0:
+        raise ValueError(f"activation_bytes={activation_bytes!r} must be 0 or more")
     weights = outputs * inputs * bytes_per_parameter(bits, group_size)
     return Work(weights + batch * (inputs + outputs) * activation_bytes, 2.0 * batch * inputs * outputs)
 

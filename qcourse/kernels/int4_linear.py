@@ -1,20 +1,23 @@
 """A linear layer whose weight is multiplied in 4 bits.
 
 The idea: what ``nn.Linear`` is to F.linear, this is to ``int4_matmul``: it holds the packed weight as buffers, so that
-it is saved, loaded and moved with its model, and packed anew for each device. Its dtype is x's: model.bfloat16() leaves
-codes and scales as they are.
+it moves with its model, packed anew for each device. How codes are packed depends on the processor, so a state dict has
+them in the plain order of ``numerics.packing``, and loading packs them. Its dtype is x's: model.bfloat16() leaves codes
+and scales as they are.
 
 How it differs from ``models/quantized_linear.py``: that layer takes any quantizer and decodes before it multiplies.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from qcourse.kernels.int4_matmul import int4_matmul
-from qcourse.kernels.int4_weight import Int4Weight
+from qcourse.kernels.int4_weight import CODES, Int4Weight
+from qcourse.numerics.packing import pack, unpack
 
 
 class Int4Linear(nn.Module):
@@ -52,6 +55,7 @@ class Int4Linear(nn.Module):
         input_order: Shaped[Tensor, "..."] | None = None,
     ) -> None:
         super().__init__()
+        self._extras: list[str] = []
         self.out_features, self.in_features = weight.shape
         self._hold(weight)
         for name, value in {"bias": bias, "input_scale": input_scale, "input_order": input_order}.items():
@@ -84,11 +88,30 @@ class Int4Linear(nn.Module):
 
     def _hold(self, weight: Int4Weight) -> None:
         """Make buffers of the weight's tensors."""
+        for name in self._extras:
+            delattr(self, name)
         self._extras = [f"extra_{i}" for i in range(len(weight.extras))]
         self._rest: dict[str, Any] = {name: getattr(weight, name) for name in ("quantizer", "shape", "layout")}
-        named = {"packed": weight.packed, "scale": weight.scale, "zero_point": weight.zero_point}
-        for name, value in {**named, **dict(zip(self._extras, weight.extras, strict=True))}.items():
-            self.register_buffer(name, value)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("zero_point", weight.zero_point)
+        for name, value in zip(["packed", *self._extras], [weight.packed, *weight.extras], strict=True):
+            self.register_buffer(name, value, persistent=False)  # in the state dict is get_extra_state
+
+    def get_extra_state(self) -> Tensor:
+        """The codes, two in a byte."""
+        return pack(self.weight.codes(), 4)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Pack codes, and the scales that have been loaded before them, as this machine's kernel reads them."""
+        codes = unpack(state, 4, self.out_features * self.in_features, signed=False).reshape(self.out_features, -1)
+        self._hold(
+            replace(self.weight, packed=codes.to(self.scale.device), extras=(), layout=CODES).repacked(self.layout)
+        )
+
+    @property
+    def layout(self) -> str:
+        """How the weight is packed."""
+        return self._rest["layout"]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
         # Follow the model to another device, packed anew for it, but never to another dtype.

@@ -25,11 +25,10 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from qcourse.kernels import int4_cpu, triton_int4_launch
+from qcourse.kernels import int4_cpu, triton_int4_configs, triton_int4_launch
 from qcourse.kernels.crossover import crossover
 from qcourse.kernels.int4_weight import Int4Weight
 from qcourse.kernels.reference import dense, exact
-from qcourse.kernels.triton_int4_configs import table
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -69,8 +68,7 @@ def int4_matmul(x: Shaped[Tensor, "..."], w: Int4Weight, backend: str | None = N
 
 
 def _triton(x: Tensor, w: Int4Weight) -> Tensor:
-    limit = table().get("crossover")
-    if limit is not None and len(x) > limit:
+    if len(x) > triton_int4_configs.crossover():
         return dense(x, w)
     scale, *zero = w.extras
     return triton_int4_launch.int4_mm(x, w.packed, scale, *zero, group_size=w.group_size)
@@ -81,6 +79,10 @@ def _no_triton(x: Tensor, w: Int4Weight) -> str | None:
         return f"the weight is packed for layout={w.layout!r}: Int4Weight.repacked('planes')"
     if x.dtype == torch.float32:
         return "it takes float16 and bfloat16, not float32"
+    if triton_int4_launch.interpreted() and x.dtype == torch.bfloat16:
+        return "triton's interpreter computes bfloat16 wrongly"
+    if not x.is_cuda and not triton_int4_launch.interpreted():
+        return f"x is on {x.device}, not on a GPU"
     return triton_int4_launch.available()
 
 

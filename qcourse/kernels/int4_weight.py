@@ -113,6 +113,8 @@ class Int4Weight:
             raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
         if layout == "cpu" and (reason := int4_cpu.available()):
             raise ValueError(f"layout='cpu' cannot be had: {reason}")
+        if layout == "cpu" and self.packed.device.type != "cpu":
+            raise ValueError(f"layout='cpu' cannot be had on {self.packed.device}: Int4Weight.to('cpu')")
         if layout == self.layout:
             return self
         order = LAYOUTS[layout]
@@ -183,4 +185,7 @@ def _checked(q: QuantizedTensor) -> IntQuantizer:
             f"granularity={q.granularity!r} must be PerGroup of {', '.join(map(str, GROUPS))} or the whole row, or"
             " PerChannel(0)"
         )
+    low, high = int(q.codes.min()), int(q.codes.max())
+    if low < q.quantizer.qmin or high > q.quantizer.qmax:
+        raise ValueError(f"q has codes from {low} to {high}; {q.quantizer.qmin} to {q.quantizer.qmax} are 4 bits")
     return q.quantizer

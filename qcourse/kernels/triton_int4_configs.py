@@ -2,7 +2,7 @@
 
 The idea: which tile is fastest depends on the matrix, the batch and the GPU, and finding out takes minutes. So it is
 found once, by ``benchmarks/tune_int4.py``, and kept in a file: nothing is tuned at run time. A batch takes the entry of
-the next size in BATCHES, beyond the last one the last. On a GPU with another number of multiprocessors than the
+the next size in BATCHES. On a GPU with another number of multiprocessors than the
 table's, and for a matrix that it does not list, `by_rule` speaks: tiles as small as the batch, and K split until there
 are several programs for each multiprocessor to hide waiting behind.
 
@@ -68,8 +68,8 @@ def choose(M: int, N: int, K: int, device: torch.device) -> Config:
 
 
 def frozen(M: int, N: int, K: int) -> Config | None:
-    """The table's configuration, or None for a matrix that it does not list."""
-    bucket = next((batch for batch in BATCHES if batch >= M), BATCHES[-1])
+    """The table's configuration, or None for a matrix or a batch that it does not list."""
+    bucket = next((batch for batch in BATCHES if batch >= M), None)
     entry = table()["configs"].get(f"{N}x{K}", {}).get(str(bucket))
     return Config(*entry) if entry else None
 
@@ -99,6 +99,12 @@ def by_rule(M: int, N: int, K: int, *, multiprocessors: int, widths: tuple[int, 
     tiles = -(-N // block_n) * -(-M // block_m)
     most = max(1, min(MOST_SPLITS, -(-K // BLOCK) // LEAST_BLOCKS))
     return Config(block_n, block_m, min(most, -(-programs * multiprocessors // tiles)), warps, stages)
+
+
+def crossover() -> int:
+    """The most tokens for which the kernel is taken; for more, the weight is decoded first."""
+    measured = table()["crossover"]
+    return BATCHES[-1] if measured is None else measured
 
 
 @functools.cache

@@ -11,6 +11,8 @@ they are not to be replayed at one time.
 How it differs from ``triton_int4_launch.py``: that is one call; this is what outlives it.
 """
 
+import threading
+
 import torch
 from jaxtyping import Int32
 from torch import Tensor
@@ -19,6 +21,7 @@ COUNTERS = 4096  # the most tiles of a product that is split
 STREAMS = 32  # with counters that are kept
 
 _kept: dict[torch.device, Tensor] = {}
+_lock = threading.Lock()
 _places: dict[tuple[torch.device, int], int] = {}
 
 
@@ -33,7 +36,8 @@ def counters_at_0(device: torch.device) -> Int32[Tensor, " counters"]:
             _kept[device] = torch.zeros(STREAMS, COUNTERS, dtype=torch.int32, device=device)
             torch.cuda.synchronize(device)  # another stream may be the next to use them
         stream = device, torch.cuda.current_stream(device).cuda_stream
-        place = _places.setdefault(stream, sum(other == device for other, _ in _places))
+        with _lock:  # two threads on new streams must not get one place
+            place = _places.setdefault(stream, sum(other == device for other, _ in _places))
         if device in _kept and place < STREAMS:
             return _kept[device][place]
     return torch.zeros(COUNTERS, dtype=torch.int32, device=device)

@@ -18,6 +18,7 @@ How it differs from its neighbours: ``triton_int4.py`` holds the kernels, and is
 import functools
 import importlib.util
 import os
+from importlib.metadata import version
 from types import ModuleType
 
 import torch
@@ -39,13 +40,18 @@ def available() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if interpreted():
-        return None
+        fits = _release("triton") >= (3, 7) or _release("numpy") < (2, 4)
+        return None if fits else "the interpreter of triton before 3.7 does not run with numpy 2.4 or later"
     if not torch.cuda.is_available():
         return "there is no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and capability < (8, 0):
         return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0"
     return None
+
+
+def _release(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version(name).split(".")[:2])
 
 
 def interpreted() -> bool:

@@ -36,6 +36,8 @@ def with_int4_kernels(model: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         with in_layer(name):
             made[layer] = made.get(layer) or _int4(layer)
+    if model in made:
+        return made[model]
     for name, layer in layers.items():
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, made[layer])

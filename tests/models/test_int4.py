@@ -78,3 +78,8 @@ def test_nothing_changes_where_one_layer_cannot() -> None:
     with pytest.raises(ValueError, match="layer '1': q has 8 bits"):
         with_int4_kernels(mixed)
     assert list(mixed) == before
+
+
+def test_a_layer_that_is_the_model() -> None:
+    model, _ = quantize_model(small(), INT4, progress=False)
+    assert isinstance(with_int4_kernels(model[0]), Int4Linear)
