@@ -27,7 +27,9 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from qcourse.models import corpus_sources
 from qcourse.models.corpus_sources import Document, paragraphs, read_package, read_topics, top_level_names
+from qcourse.models.kept import kept_rows
 from qcourse.models.texts import SKIPPED
 
 HELD_OUT_SHARE = 1 / 20
@@ -59,7 +61,7 @@ def stdlib_corpus(part: str) -> tuple[Document, ...]:
     """Read the running Python's standard library as documents: topics, then modules by name, docs before code.
 
     Args:
-        part: "held_out" or "train"; either takes some seconds to read.
+        part: "held_out" or "train"; either takes some seconds to read, the first time.
 
     Returns:
         Documents without the paragraphs that an earlier one has or, for "train", that a held-out one has.
@@ -72,6 +74,12 @@ def stdlib_corpus(part: str) -> tuple[Document, ...]:
     """
     if part not in ("train", "held_out"):
         raise ValueError(f"part must be 'train' or 'held_out', got {part!r}")
+    readers = [__file__, corpus_sources.__file__]
+    return kept_rows(f"stdlib_{part}", Document, lambda: _read_part(part), readers)
+
+
+def _read_part(part: str) -> tuple[Document, ...]:
+    """The documents of a part, from the library's files."""
 
     def keep(unit: str) -> bool:
         return is_held_out(unit) == (part == "held_out")

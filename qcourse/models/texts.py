@@ -15,22 +15,20 @@ damaged one.
 
 import ast
 import hashlib
-import json
-import os
 import sys
 import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import platformdirs
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+
+from qcourse.models.kept import kept_rows
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Documented = ast.Module | ast.ClassDef | Function
@@ -104,18 +102,8 @@ def retrieval_accuracy(queries: Shaped[Tensor, "..."], documents: Shaped[Tensor,
 
 @cache
 def _all_texts() -> tuple[StdlibText, ...]:
-    root = sysconfig.get_path("stdlib")
-    key = hashlib.sha256(f"{sys.version} {root}".encode() + Path(__file__).read_bytes()).hexdigest()[:16]
-    path = platformdirs.user_cache_path("qcourse", appauthor=False) / f"stdlib_texts_{key}.json"
-    with suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
-        return tuple(StdlibText(*fields) for fields in json.loads(path.read_bytes()))
-    texts = _read_texts(Path(root))
-    with suppress(OSError):  # where nothing can be kept, the next process parses again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.new")
-        aside.write_text(json.dumps([astuple(text) for text in texts]), encoding="utf-8")
-        aside.replace(path)
-    return texts
+    root = Path(sysconfig.get_path("stdlib"))
+    return kept_rows("stdlib_texts", StdlibText, lambda: _read_texts(root), [__file__])
 
 
 def _read_texts(root: Path) -> tuple[StdlibText, ...]:
