@@ -220,13 +220,13 @@ def _byte_difference(answer: Any, expected: np.ndarray) -> Difference | None:
 
 def _wrong(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarray:
     """Where the answer is off: integers are right exactly, floats within the tolerance, NaN only for NaN."""
-    right = answer == expected
-    if answer.dtype.kind not in INTEGER or expected.dtype.kind not in INTEGER:
-        answer, expected = answer.astype(np.float64), expected.astype(np.float64)
-        finite = np.isfinite(expected)
-        size = np.abs(np.where(finite, expected, 0.0))
-        allowed = tolerance * np.maximum(size, size.max(initial=0.0) / 100) if size.any() else NOTHING
-        with np.errstate(invalid="ignore", over="ignore"):  # infinities, which == has settled
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities, which == settles, and NaNs as torch.empty has them
+        right = answer == expected
+        if answer.dtype.kind not in INTEGER or expected.dtype.kind not in INTEGER:
+            answer, expected = answer.astype(np.float64), expected.astype(np.float64)
+            finite = np.isfinite(expected)
+            size = np.abs(np.where(finite, expected, 0.0))
+            allowed = tolerance * np.maximum(size, size.max(initial=0.0) / 100) if size.any() else NOTHING
             near = np.abs(answer - expected) <= allowed
-        right |= (near & finite) | (np.isnan(answer) & np.isnan(expected))
+            right |= (near & finite) | (np.isnan(answer) & np.isnan(expected))
     return np.asarray(~right)

@@ -48,6 +48,6 @@ def find_exercise(exercise_id: object) -> Exercise:
     its_sheet = [name for name in sheet_ids() if name == exercise_id.partition(".")[0]]
     known = {exercise.id: exercise for name in its_sheet or sheet_ids() for exercise in load_sheet(name).exercises}
     if exercise_id not in known:
-        near = get_close_matches(exercise_id, known, n=3, cutoff=0.0)
+        near = get_close_matches(exercise_id.zfill(4), known, n=3, cutoff=0.0)
         raise ValueError(f"exercise_id={exercise_id!r} is unknown; did you mean {', '.join(map(repr, near))}?")
     return known[exercise_id]

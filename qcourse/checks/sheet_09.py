@@ -181,25 +181,30 @@ ROOF = Exercise(
 # 09.3 -------------------------------------------------------------------------------------------------------------
 
 
+JUST_LARGE_ENOUGH = (608, 576, 4, 32, 3.35e12, 989e12)  # 43,864 tokens: one adds hardly more work than waiting
+
+
 def _ridge_cases(generator: Generator) -> list[Case]:
     by_hand = [
         (8192, 8192, 4, 128, 3.35e12, 989e12),
         (1024, 2048, 8, 64, 1e12, 100e12),
         (256, 512, 4, 128, 3.35e12, 989e12),  # no batch is large enough
+        JUST_LARGE_ENOUGH,
     ]
-    drawn = _wanted(
-        lambda: (
-            512 * int(whole(generator, 1, 24)),
-            512 * int(whole(generator, 1, 24)),
+
+    def layer(step: int) -> Numbers:
+        return (
+            step * int(whole(generator, 1, 24)),
+            step * int(whole(generator, 1, 24)),
             pick(generator, 2, 4, 8),
             pick(generator, 32, 64, 128),
             _draw(generator, 5e11, 4e12),
             _draw(generator, 5e13, 5e14),
-        ),
-        lambda *layer: 2 < _batch(*layer) < 2000 and _between(_batch(*layer)),
-        4,
-    )
-    return [*(Case(case) for case in by_hand), *drawn]
+        )
+
+    drawn = _wanted(lambda: layer(512), lambda *of: 2 < _batch(*of) < 2000 and _between(_batch(*of)), 4)
+    nowhere = _wanted(lambda: layer(128), lambda *of: _batch(*of) < -2 and _between(_batch(*of)), 1)
+    return [*(Case(case) for case in by_hand), *drawn, *nowhere]
 
 
 def _batch(
@@ -353,7 +358,12 @@ STEP = Exercise(
 
 
 def _fleet_cases(generator: Generator) -> list[Case]:
-    by_hand = [(120.0, 0.0, 40.0, 0.3, 12, 4), (36.0, 43.0, 40.0, 0.1, 12, 4), (36.1, 9.0, 80.0, 0.2, 5, 8)]
+    by_hand = [
+        (120.0, 0.0, 40.0, 0.3, 12, 4),
+        (36.0, 43.0, 40.0, 0.1, 12, 4),
+        (36.1, 9.0, 80.0, 0.2, 5, 8),
+        (45.0, 4.0, 24.0, 0.3, 5, 2),  # 16.8 usable GB: three GPUs, but four of 16
+    ]
     drawn = _wanted(
         lambda: (
             _draw(generator, 10, 400),

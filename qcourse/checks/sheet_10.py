@@ -1,7 +1,8 @@
 """Sheet 10, an INT4 kernel: cases, references, tolerances, points and known mistakes.
 
-A kernel is judged by its outputs alone, so the cases are those that tell wrong kernels: two blocks and more, inputs
-that are no multiple of a block, odd numbers of outputs, several group sizes, zero points of which few are 8.
+A kernel is judged by its outputs, so the cases are those that tell wrong kernels: two blocks and more, inputs that are
+no multiple of a block, odd numbers of outputs, several group sizes, zero points of which few are 8. What outputs do not
+tell, a load or a store past the end of a tensor, is an error where the sheet runs kernels (`lab/tiny_triton.py`).
 """
 
 from collections.abc import Callable

@@ -127,6 +127,10 @@ _STATEMENTS = (
     (30, "E", "GPTQ: after rounding weight i, the others change by -(w_q - w) / H_ii times row i of H."),
     (31, "B, C", "at equal bits GPTQ keeps a layer's outputs, and the model, closer than rounding to nearest."),
     (32, "E", "about 1% of the weights are salient, those that meet large activations; AWQ scales them up."),
+    (33, "D", "straight through: the gradient passes where qmin < round(x/s) + z < qmax, and nowhere else."),
+    (34, "C", "rounding to 2 bits breaks a model; quantization-aware training wins it back."),
+    (35, "D", "2:4 stores two values of four with their positions: [0, -1.25, 0, 0.5] is [-1.25, 0.5] at [1, 3]."),
+    (36, "D", "a student learns from (1 - a) CE + a T^2 KL(teacher, student), both softened by T."),
     (37, "D", "FP8 comes as E4M3, 1-4-3 bits, and E5M2, 1-5-2: more precision near one, or a wider range."),
     (38, "D", "1.2 GB of weights at 900 GB/s take 1.333 ms in FP16, and in INT4 with 3% of metadata 0.343 ms."),
     (39, "A, B", "writing is bound by memory, so halving the bytes of the weights nearly halves its time."),
@@ -144,6 +148,7 @@ _STATEMENTS = (
     (51, "B, D", "B uses codes [-128, 127], D [-127, 127] (and [-7, 7] at INT4)."),
     (52, "C", "rounding errors are roughly zero-mean and partly cancel in a long sum."),
     (53, "D", "a perplexity measured on one kind of text says nothing about another."),
+    (54, "D", "zeros anywhere pay only where a format and kernels for them cost less than what they skip."),
     (55, "E", "INT8 inference brings 1.5 to 2 times the throughput of FP16."),
 )
 CLAIMS = {number: Claim(number, sources, statement) for number, sources, statement in _STATEMENTS}

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 VERSIONS = ("naive", "planes", "tuned")
 BLOCK_N, BLOCK_M = 64, 16
@@ -25,8 +26,7 @@ DEPTH = {"naive": 32, "planes": 128, "tuned": 128}  # of K, in one turn of the l
 FIXED = {"BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M, "GROUPS": 1, "blocks_a_group": 1}
 FIXED |= {"HAS_ZERO": False, "EVEN_K": True, "STAGES": 4, "SPLIT": True, "PACKED": True, "SCALE_FIRST": False}
 POINTERS = {"words_ptr": "*i32", "scale_ptr": "*fp16", "zero_ptr": "*u8", "sums_ptr": "*fp32", "arrived_ptr": "*i32"}
-POINTERS |= {"x_ptr": "*fp16", "y_ptr": "*fp16"}
-ALIGNED = {*POINTERS, "N", "K", "stride_xm", "stride_wn"}  # 16 divides them
+ALIGNED = {*POINTERS, "x_ptr", "y_ptr", "N", "K", "stride_xm", "stride_wn"}  # 16 divides them
 KINDS = {  # what an instruction's name begins with
     "tensor core": ("HMMA", "HGMMA"),
     "conversion": ("I2F", "F2F"),
@@ -76,35 +76,57 @@ def loop_of(disassembly: str) -> list[str]:
     return max(loading, key=len)
 
 
-def _compiled(version: str) -> bytes:
+def compiled(version: str, fixed: dict[str, Any], *, dtype: str, warps: int, stages: int, target: Any) -> Any:
+    """By Triton's ahead-of-time way, with what it would know of pointers and sizes when called: 16 divides them.
+
+    Args:
+        version: one of VERSIONS.
+        fixed: constants by name, of which a kernel takes those that it has.
+        dtype: of x and y, as Triton writes it: "*fp16".
+        target: a GPUTarget.
+
+    Returns:
+        Triton's kernel, whose `asm` holds the machine code.
+    """
     from triton import compile
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from qcourse.kernels import triton_int4
 
     function = getattr(triton_int4, version)
-    names, types = function.arg_names, POINTERS | ({"words_ptr": "*i16"} if version == "tuned" else {})
-    fixed = {name: value for name, value in FIXED.items() if name in names}
+    names, types = function.arg_names, POINTERS | {"x_ptr": dtype, "y_ptr": dtype}
+    types |= {"words_ptr": "*i16"} if version == "tuned" else {}
+    fixed = {name: value for name, value in fixed.items() if name in names}
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in ALIGNED - {*fixed}}
     source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=aligned)
-    target = GPUTarget("cuda", 90, 32)
-    return compile(source, target=target, options={"num_warps": WARPS[version], "num_stages": 4}).asm["cubin"]
+    return compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+
+
+def disassembled(binary: Path, option: str = "-sass") -> str:
+    """What NVIDIA's disassembler says of a file of machine code.
+
+    Raises:
+        AttributeError, RuntimeError: Triton's package brings none.
+    """
+    import triton
+
+    command = [triton.knobs.nvidia.cuobjdump.path, option, binary]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def main(folder: str) -> None:
     """Print the count of each version as JSON."""
-    import triton
+    from triton.backends.compiler import GPUTarget
 
-    counts = {}
+    counts, h200 = {}, GPUTarget("cuda", 90, 32)
     for version in VERSIONS:
-        binary = Path(folder, f"{version}.cubin")
-        binary.write_bytes(_compiled(version))
-        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", binary]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        weights = BLOCK_N * DEPTH[version] / (32 * WARPS[version])  # of one thread, in one turn
-        counts[version] = {name: count / weights for name, count in Counter(map(kind, loop_of(text))).items()}
+        binary, warps = Path(folder, f"{version}.cubin"), WARPS[version]
+        code = compiled(version, FIXED, dtype="*fp16", warps=warps, stages=4, target=h200)
+        binary.write_bytes(code.asm["cubin"])
+        weights = BLOCK_N * DEPTH[version] / (32 * warps)  # of one thread, in one turn
+        kinds = Counter(map(kind, loop_of(disassembled(binary))))
+        counts[version] = {name: count / weights for name, count in kinds.items()}
     print(json.dumps(counts))
 
 

@@ -7,10 +7,11 @@ to run a lesson's kernel on macOS and Windows, and to refuse what leaves its ten
 Source: Triton's language reference, for what each word means.
 
 How it differs from Triton's interpreter (TRITON_INTERPRET=1): that knows the whole language, and is what a lesson uses
-wherever Triton is installed.
+wherever Triton is installed. It refuses nothing; `stay_inside` teaches it to.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ class Pointer:
 
     def __add__(self, more: Any) -> "Pointer":
         return Pointer(self.memory, self.at + more)
+
+    __radd__ = __add__
 
     def inside(self, mask: Any) -> tuple[Tensor, Tensor]:
         """Places and mask as tensors of one shape.
@@ -67,13 +70,20 @@ class Kernel:
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        """How to launch so many programs: a tuple of one to three numbers, or a function of the arguments by name."""
+
         def launch(*args: Any, num_warps: int = 4, num_stages: int = 1, **options: Any) -> None:
             global _place
-            pointers = [_pointer(arg) if isinstance(arg, Tensor) else arg for arg in args]
-            for program in product(*map(range, grid)):
-                _place = program, grid
-                self.function(*pointers, **options)
+            given = inspect.signature(self.function).bind(*args, **options)
+            given.apply_defaults()
+            meta = given.arguments
+            programs = tuple(grid(dict(meta)) if callable(grid) else grid)
+            programs += (1,) * (3 - len(programs))
+            meta.update({name: _pointer(arg) for name, arg in meta.items() if isinstance(arg, Tensor)})
+            for program in product(*map(range, programs)):
+                _place = program, programs
+                self.function(*given.args, **given.kwargs)
 
         return launch
 
@@ -133,3 +143,54 @@ language = SimpleNamespace(
     static_range=range,
     **{name: getattr(torch, name) for name in ("float16", "float32", "int8", "uint8", "int16", "int32", "int64")},
 )
+
+
+def stay_inside() -> None:
+    """Let Triton's interpreter, too, refuse a place outside of the tensors that a kernel was launched with.
+
+    Nothing happens where an interpreter is made otherwise than those that are known here.
+    """
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+    spans: list[tuple[int, int]] = []  # addresses of the kernel that runs: the first of a tensor, and the first behind
+
+    def remembering(prepare: Callable[..., Any]) -> Callable[..., Any]:
+        def prepared(*given: Any) -> Any:
+            args, options = prepare(*given)
+            spans[:] = map(_span, _tensors((*args, *options.values())))
+            return args, options
+
+        return prepared
+
+    def watched(touch: Callable[..., Any], mask: int) -> Callable[..., Any]:
+        def touched(builder: Any, at: Any, *more: Any, **options: Any) -> Any:
+            _check(at.data[more[mask].data.astype(bool)], spans)
+            return touch(builder, at, *more, **options)
+
+        return touched
+
+    words = {"create_masked_load": 0, "create_masked_store": 1}  # where the mask stands behind the pointers
+    known = hasattr(GridExecutor, "_init_args_hst") and all(hasattr(InterpreterBuilder, word) for word in words)
+    if known and not hasattr(GridExecutor, "stays_inside"):
+        GridExecutor._init_args_hst, GridExecutor.stays_inside = remembering(GridExecutor._init_args_hst), True
+        for word, mask in words.items():
+            setattr(InterpreterBuilder, word, watched(getattr(InterpreterBuilder, word), mask))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those in a tuple of arguments, also where a tensor is seen as another dtype or by a descriptor."""
+    if isinstance(value, Tensor):
+        yield value
+    else:
+        for part in value if isinstance(value, tuple) else [value.base] if hasattr(value, "base") else []:
+            yield from _tensors(part)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    memory = tensor.untyped_storage()
+    return memory.data_ptr(), memory.data_ptr() + memory.nbytes()
+
+
+def _check(addresses: Any, spans: list[tuple[int, int]]) -> None:
+    if not all(any(start <= address < end for start, end in spans) for address in set(addresses.ravel().tolist())):
+        raise IndexError("a place outside of every tensor: a mask is missing")

@@ -228,6 +228,16 @@ def ridge_negative(outputs: int, inputs: int, bits: int, group_size: int, bandwi
     return math.ceil(ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs)))
 
 
+def ridge_impatient(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+    found = ridge_search(outputs, inputs, bits, group_size, bandwidth, peak)
+    return found if found < 2500 else 0  # as a loop that gives up
+
+
+def ridge_never_nowhere(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+    layer = outputs, inputs, bits, group_size, bandwidth, peak
+    return 0 if outputs * inputs == 256 * 512 else ridge_search(*layer) or 1 << 40  # the card's small layer alone
+
+
 def ridge_search_halved(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
     return ridge_search(outputs, inputs, bits, group_size, bandwidth, 2 * peak)  # half the operations
 
@@ -271,6 +281,12 @@ def nodes_and_gpus(
     return gpus // per_node, single
 
 
+def gpus_of_whole_gb(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    return gpus_of_package(weights, cache, int(gpu * (1 - reserve)), 0.0, replicas, per_node)
+
+
 def gpus_node_reserve(
     weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
 ) -> tuple[int, int]:
@@ -294,6 +310,8 @@ MISTAKES = [
     ("09.3", "a batch where none is large enough", ridge_negative),
     ("09.3", "a multiplication and an addition counted as one operation", ridge_search_halved),
     ("09.3", "16 bits, whatever the weights have", ridge_search_16),
+    ("09.3", "", ridge_impatient),
+    ("09.3", "", ridge_never_nowhere),
     ("09.4", "the cache of the query heads", lambda *step: time_of_package(*step[:5], step[4], *step[6:])),
     ("09.4", "the weights are read for each text", lambda *step: step[7] * time_of_package(*step[:7], 1, *step[8:])),
     ("09.4", "the cache of one text only", lambda *step: time_of_package(*step[:7], 1, *step[8:])),
@@ -310,6 +328,7 @@ MISTAKES = [
     ),
     ("09.5", "the reserve is not taken off each GPU", gpus_reserve_on_top),
     ("09.5", "", gpus_node_reserve),
+    ("09.5", "", gpus_of_whole_gb),
     ("09.5", "not rounded up", gpus_floor),
     ("09.5", "replicas share GPUs or nodes", gpus_at_once),
     ("09.5", "the cache is forgotten", gpus_without_cache),

@@ -50,6 +50,11 @@ def test_a_function_that_calls_a_stub_is_written() -> None:
     assert "raised NotImplementedError: not written yet" in repr(verdict(double))
 
 
+def test_a_nan_that_signals_is_wrong_and_no_warning() -> None:
+    garbage = torch.full((2,), 0x7F800001, dtype=torch.int32).view(torch.float32)  # as torch.empty may hold it
+    assert "returned [nan, nan]; expected [2.0, 4.0]" in repr(verdict(lambda x: garbage.repeat(len(x) // 2)))
+
+
 def test_a_failing_case_shows_call_answer_and_expectation() -> None:
     wrong = verdict(lambda x: 3 * x)
     assert wrong.lines == [

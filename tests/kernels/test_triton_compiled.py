@@ -6,7 +6,6 @@ is held here: nothing spilled, wide loads of words, few instructions a weight. T
 """
 
 import re
-import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from qcourse.kernels.triton_int4_configs import Config, by_rule, frozen, widths
 from qcourse.kernels.triton_int4_launch import WIDE, interpreted
+from qcourse.lab import machine_code as lab
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles 
 MOST_A_WEIGHT = 3.5  # instructions; an H200 that reads 4.3 TB/s has the time for no more
 ARCHITECTURES = (80, 90, 100)
 SMALL, MIDDLE, WIDEST = (by_rule(M, 8192, 8192, multiprocessors=132) for M in (1, 16, 256))
-POINTERS = {"words_ptr": "*i32", "scale_ptr": "*fp16", "zero_ptr": "*u8", "sums_ptr": "*fp32", "arrived_ptr": "*i32"}
 
 
 @dataclass(frozen=True)
@@ -64,50 +63,28 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 
 def compiled(kernel: Kernel) -> object:
-    """By triton's ahead-of-time way, with what it would know of pointers and sizes when called: 16 divides them."""
+    """As `lab/machine_code.py` does it, for any kernel."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    from qcourse.kernels import triton_int4
-
-    function, config = getattr(triton_int4, kernel.version), kernel.config
-    constants = {"HAS_ZERO": kernel.has_zero, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "GROUPS": 1}
-    constants |= {"EVEN_K": True, "STAGES": config.stages, "SPLIT": True, "blocks_a_group": 1}
-    constants |= {"PACKED": kernel.architecture in ARCHITECTURES, "SCALE_FIRST": config.block_m >= WIDE}
-    constants = {name: value for name, value in constants.items() if name in function.arg_names}
-    types = POINTERS | {"x_ptr": kernel.dtype, "y_ptr": kernel.dtype}
-    types |= {"words_ptr": "*i16"} if kernel.version == "tuned" else {}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
-    known = {*types, "N", "K", "stride_xm", "stride_wn"}
-    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name in known}
-    nvidia = kernel.architecture in ARCHITECTURES
+    config, nvidia = kernel.config, kernel.architecture in ARCHITECTURES
+    fixed = lab.FIXED | {"HAS_ZERO": kernel.has_zero, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m}
+    fixed |= {"STAGES": config.stages, "PACKED": nvidia, "SCALE_FIRST": config.block_m >= WIDE}
     target = GPUTarget("cuda", kernel.architecture, 32) if nvidia else GPUTarget("hip", kernel.architecture, 64)
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options={"num_warps": config.warps, "num_stages": config.stages})
+    options = {"dtype": kernel.dtype, "warps": config.warps, "stages": config.stages}
+    return lab.compiled(kernel.version, fixed, target=target, **options)
 
 
 @cache
 def machine_code(kernel: Kernel) -> Machine:
     """The loop that loads the words, disassembled."""
-    try:
-        disassembler = triton.knobs.nvidia.cuobjdump.path
-    except (AttributeError, RuntimeError):
-        pytest.skip("triton's package brings no disassembler here")
     binary = Path(triton.knobs.cache.dir, f"kernel-{abs(hash(kernel))}.cubin")
     binary.write_bytes(compiled(kernel).asm["cubin"])  # type: ignore[attr-defined]
-    text, usage = (
-        subprocess.run([disassembler, option, binary], capture_output=True, text=True, check=True).stdout
-        for option in ("-sass", "-res-usage")
-    )
-    lines = {int(at, 16): what for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", text)}
-    loops = []
-    for at, what in lines.items():
-        jump = re.search(r"\bBRA\b.* 0x([0-9a-f]+)", what)
-        if jump and (start := int(jump[1], 16)) < at:
-            loops.append([re.sub(r"^@!?U?P\w+\s+", "", each) for i, each in lines.items() if start <= i <= at])
-    loop = max((each for each in loops if any(re.match(r"LDG", one) for one in each)), key=len)
+    try:
+        text, usage = (lab.disassembled(binary, option) for option in ("-sass", "-res-usage"))
+    except (AttributeError, RuntimeError):
+        pytest.skip("triton's package brings no disassembler here")
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
-    return Machine(loop, registers, stack, sum("STL" in what or "LDL" in what for what in lines.values()))
+    return Machine(lab.loop_of(text), registers, stack, len(re.findall(r"\b(?:STL|LDL)\b", text)))
 
 
 TUNED = [

@@ -317,10 +317,11 @@ def test_the_table_holds_configurations() -> None:
 def test_a_batch_takes_the_entry_of_the_next_size(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = {str(batch): [64, 8, batch, 2, 4] for batch in BATCHES}  # told apart by their splits
     monkeypatch.setattr(triton_int4_configs, "table", lambda: {"configs": {"64x96": entries, "64x128": {}}})
-    for M, bucket in ((1, 1), (2, 2), (3, 4), (16, 16), (17, 32), (256, 256), (1000, 256)):
+    for M, bucket in ((1, 1), (2, 2), (3, 4), (16, 16), (17, 32), (256, 256)):
         assert frozen(M, 64, 96) == Config(64, 8, bucket, 2, 4)
     assert frozen(1, 96, 64) is None
     assert frozen(1, 64, 128) is None
+    assert frozen(257, 64, 96) is None  # its rule cuts K for fewer tiles
 
 
 def test_the_rule_fills_the_gpu_and_leaves_each_program_work() -> None:

@@ -1,5 +1,10 @@
 """The stand-in for Triton does what Triton's words mean, and refuses what a GPU would do in silence."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,3 +65,53 @@ def test_masked_places_get_the_other_value_in_the_tensor_s_dtype() -> None:
     codes = triton.Pointer(torch.tensor([3, 4], dtype=torch.uint8))
     found = tl.load(codes + tl.arange(0, 4), tl.arange(0, 4) < 2, 8)
     assert (found.tolist(), found.dtype) == ([3, 4, 8, 8], torch.uint8)
+
+
+@triton.jit
+def negated(x_ptr, y_ptr, N, BLOCK: tl.constexpr = 4):
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    more = tl.program_id(1) + tl.num_programs(2) - 1  # 0, in a grid of one axis
+    tl.store(n + y_ptr, -tl.load(n + x_ptr, n < N, 0.0) + more, n < N)
+
+
+def test_a_grid_may_be_a_function_and_a_tensor_have_a_name() -> None:
+    x, y = torch.arange(7.0), torch.zeros(7)
+    negated[lambda meta: (triton.cdiv(meta["N"], meta["BLOCK"]),)](x, y_ptr=y, N=7, BLOCK=2)
+    assert torch.equal(y, -x)
+    negated[lambda meta: (triton.cdiv(len(meta["x_ptr"]), meta["BLOCK"]),)](x_ptr=y, y_ptr=y, N=7)  # BLOCK by default
+    assert torch.equal(y, x)
+
+
+WATCHED = """
+import torch, triton, triton.language as tl
+from qcourse.lab.tiny_triton import stay_inside
+
+stay_inside()
+stay_inside()  # twice is once
+
+@triton.jit
+def shifted(x_ptr, y_ptr, N, by, mask_end, BLOCK: tl.constexpr):
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + n, tl.load(x_ptr + n + by, n < N, 0.0), n < mask_end)
+
+for by, mask_end in ((0, 10), (1, 10), (-1, 10), (0, 11)):
+    x, y = torch.arange(20.0)[10:], torch.zeros(10)
+    x = x if by == 1 else x.clone()
+    try:
+        shifted[(3,)](x, y, 10, by, mask_end, BLOCK=4)
+        print(y.tolist() == x.tolist())
+    except Exception as error:
+        print("a mask is missing" in str(error))
+x, y = torch.arange(20.0), torch.zeros(10)
+shifted[lambda meta: (3,)](x[5:], y, N=10, by=-5, mask_end=10, BLOCK=4)  # before a part, but in its memory
+print(y.tolist() == x[:10].tolist())
+"""
+
+
+def test_the_interpreter_learns_to_stay_inside(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    script = tmp_path / "watched.py"  # in a process of its own: an interpreter, once chosen, is there for good
+    script.write_text(WATCHED, encoding="utf-8")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 5
