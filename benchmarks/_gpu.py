@@ -11,7 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from qcourse.kernels.int4_planes import prepare
+
+GROUP_SIZE = 128
+SHAPES = [  # N, K: of layers of 7, 8 and 70 billion parameters; the ones that most is said about first
+    (8192, 8192),
+    (28672, 8192),
+    (8192, 28672),
+    (4096, 4096),
+    (57344, 8192),
+    (6144, 4096),
+    (28672, 4096),
+    (4096, 14336),
+    (10240, 8192),
+]
 LEAST_COPIES, LEAST_NBYTES = 4, 200_000_000
 GRAPH_MS = 2.0  # as long as a graph is made, if it can be
 
@@ -27,6 +42,13 @@ class Captured:
 def copies(nbytes: int) -> int:
     """How many copies of a weight of so many bytes the caches cannot hold."""
     return max(LEAST_COPIES, LEAST_NBYTES // nbytes + 1)
+
+
+def int4_weight(N: int, K: int) -> tuple[Tensor, Tensor]:
+    """A random weight as `int4_mm` takes it: words and scales."""
+    words = torch.randint(-(2**31), 2**31, (N, K // 8), dtype=torch.int32, device="cuda")
+    scale = torch.rand(N, K // GROUP_SIZE, device="cuda").mul_(0.01).add_(0.001).half()
+    return words, prepare(scale, group_size=GROUP_SIZE)[0]
 
 
 def capture(calls: Sequence[Callable[[], object]]) -> Captured:

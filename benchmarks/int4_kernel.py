@@ -15,7 +15,18 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from _gpu import Captured, capture, copies, copy_bytes_per_s, gpu_stamp, quartiles, times_us
+from _gpu import (
+    GROUP_SIZE,
+    SHAPES,
+    Captured,
+    capture,
+    copies,
+    copy_bytes_per_s,
+    gpu_stamp,
+    int4_weight,
+    quartiles,
+    times_us,
+)
 from _stamp import RESULTS, report, stamp, timed_ms
 from torch import Tensor
 
@@ -25,22 +36,10 @@ from qcourse.kernels.int4_matmul import int4_matmul
 from qcourse.kernels.int4_weight import Int4Weight
 from qcourse.kernels.reference import dense
 from qcourse.kernels.triton_int4_configs import BATCHES, table
-from qcourse.kernels.triton_int4_launch import available, decode, int4_mm, prepare
+from qcourse.kernels.triton_int4_launch import available, decode, int4_mm
 
-GROUP_SIZE = 128
 CPU_BATCHES = (1, 4, 16, 32, 64, 128, 256, 512)
 CPU_STACK_NBYTES = 100_000_000
-SHAPES = [  # N, K
-    (8192, 8192),
-    (28672, 8192),
-    (8192, 28672),
-    (4096, 4096),
-    (57344, 8192),
-    (6144, 4096),
-    (28672, 4096),
-    (4096, 14336),
-    (10240, 8192),
-]
 LADDER = (1, 16)  # the batches for which the slower versions are timed too
 REPEATS = 15
 
@@ -72,9 +71,7 @@ def contenders(N: int, K: int) -> Iterator[tuple[str, Contender]]:
         return (torch.randn(N, K, device="cuda", dtype=dtype).mul_(0.02),)
 
     def ours() -> tuple[Tensor, Tensor]:
-        words = torch.randint(-(2**31), 2**31, (N, K // 8), dtype=torch.int32, device="cuda")
-        scale = torch.rand(N, groups, device="cuda").mul_(0.01).add_(0.001).half()
-        return words, prepare(scale, group_size=GROUP_SIZE)[0]
+        return int4_weight(N, K)
 
     def multiply(x: Tensor, words: Tensor, scale: Tensor, version: str = "tuned") -> Tensor:
         return int4_mm(x, words, scale, group_size=GROUP_SIZE, version=version)
@@ -93,7 +90,7 @@ def contenders(N: int, K: int) -> Iterator[tuple[str, Contender]]:
     yield "planes", Contender(our_nbytes, ours, slower("planes"), batches=LADDER)
     yield "tuned fp16", Contender(our_nbytes, ours, multiply)
     yield "tuned bf16", Contender(our_nbytes, ours, multiply, bf16)
-    yield "int4_matmul", Contender(our_nbytes, lambda: int4_weight(N, K), int4_matmul)
+    yield "int4_matmul", Contender(our_nbytes, lambda: whole_weight(N, K), int4_matmul)
     yield "decode and dense", Contender(our_nbytes, ours, decoded)
     yield "tinygemm", Contender(packed + 4 * N * groups, lambda: tinygemm(N, K), tinygemm_call, bf16)
     yield "FP8", Contender(N * K, lambda: fp8(N, K), fp8_call, FP8)
@@ -124,7 +121,7 @@ def fp8(N: int, K: int) -> tuple[Tensor, Tensor]:
     return torch.ones(N, K, device="cuda").to(FP8), torch.ones((), device="cuda")
 
 
-def int4_weight(N: int, K: int) -> tuple[Int4Weight]:
+def whole_weight(N: int, K: int) -> tuple[Int4Weight]:
     """A weight as int4_matmul takes it."""
     w = torch.randn(N, K, device="cuda", dtype=torch.float16).mul_(0.02)
     return (Int4Weight.from_quantized(quantize(w, 4, granularity=PerGroup(GROUP_SIZE), scale_dtype=torch.float16)),)

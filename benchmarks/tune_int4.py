@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import astuple
 
 import torch
-from _gpu import capture, copies, gpu_stamp, times_us
+from _gpu import GROUP_SIZE, SHAPES, capture, copies, gpu_stamp, int4_weight, times_us
 from _stamp import RESULTS, stamp
 
 from qcourse.kernels.triton_int4_configs import (
@@ -27,20 +27,8 @@ from qcourse.kernels.triton_int4_configs import (
     widths,
     write,
 )
-from qcourse.kernels.triton_int4_launch import available, decode, int4_mm, prepare
+from qcourse.kernels.triton_int4_launch import available, decode, int4_mm
 
-SHAPES = [  # N, K
-    (8192, 8192),
-    (28672, 8192),
-    (8192, 28672),
-    (4096, 4096),
-    (6144, 4096),
-    (28672, 4096),
-    (4096, 14336),
-    (10240, 8192),
-    (57344, 8192),
-]
-GROUP_SIZE = 128
 SERVES = {1: (1, 2, 4)}  # a batch that is tuned for others too
 TUNED = (1, 8, 16, 32, 64, 128, 256)
 TILES = {  # block_m: pairs of block_n and warps
@@ -80,12 +68,7 @@ def candidates(M: int, N: int, K: int) -> Iterator[Config]:
 
 def weights(N: int, K: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Random words and scales, as many copies as no cache holds."""
-    found = []
-    for _ in range(copies(N * K // 2)):
-        words = torch.randint(-(2**31), 2**31, (N, K // 8), dtype=torch.int32, device="cuda")
-        scale = torch.rand(N, K // GROUP_SIZE, device="cuda").mul_(0.01).add_(0.001).half()
-        found.append((words, prepare(scale, group_size=GROUP_SIZE)[0]))
-    return found
+    return [int4_weight(N, K) for _ in range(copies(N * K // 2))]
 
 
 def calls(x: torch.Tensor, packed: list, config: Config) -> list:

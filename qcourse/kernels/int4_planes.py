@@ -83,6 +83,45 @@ def unpack_planes(words: Shaped[Tensor, "..."], inputs: int) -> UInt8[Tensor, "N
     return planes.reshape(len(words), -1)[:, :inputs]  # (N, K)
 
 
+def takes(group_size: int, inputs: int) -> bool:
+    """Whether the kernels take such groups: 32, 64, multiples of 128 that divide K, or the whole row.
+
+    >>> takes(128, 4096), takes(48, 96), takes(77, 77), takes(64, 96)
+    (True, False, True, False)
+    """
+    return group_size == inputs or ((group_size in (32, 64) or group_size % BLOCK == 0) and inputs % group_size == 0)
+
+
+def prepare(
+    scale: Shaped[Tensor, "N groups"], zero_point: Shaped[Tensor, "N groups"] | None = None, *, group_size: int
+) -> tuple[Shaped[Tensor, "rows N"], UInt8[Tensor, "rows N"] | None]:
+    """Scales and zero points as the kernels read them: a row a group, filled up with 0 to whole blocks of 128.
+
+    Args:
+        scale: (N, K / G), in fp16, bf16 or fp32, whose dtype is kept.
+        zero_point: (N, K / G) whole codes in 0..15; None where each is 8.
+        group_size: G.
+
+    >>> scale, zero_point = prepare(torch.ones(5, 3), torch.full((5, 3), 8), group_size=64)
+    >>> scale.shape, zero_point.dtype
+    (torch.Size([4, 5]), torch.uint8)
+    """
+    fill = (0, 0, 0, -scale.shape[1] % groups_and_blocks(group_size)[0])
+    rows = torch.nn.functional.pad(scale.T, fill).contiguous()
+    if zero_point is None:
+        return rows, None
+    return rows, torch.nn.functional.pad(zero_point.T.to(torch.uint8), fill).contiguous()
+
+
+def groups_and_blocks(group_size: int) -> tuple[int, int]:
+    """Groups in a block of 128 and 1, or 1 and the blocks in a group.
+
+    >>> groups_and_blocks(32), groups_and_blocks(256)
+    ((4, 1), (1, 2))
+    """
+    return (BLOCK // group_size, 1) if group_size in (32, 64) else (1, -(-group_size // BLOCK))
+
+
 def row_words(inputs: int) -> int:
     """Words that a row of `inputs` codes takes: 16 ceil(inputs / 128).
 

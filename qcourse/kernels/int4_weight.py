@@ -20,8 +20,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from qcourse.kernels import int4_cpu
-from qcourse.kernels.int4_planes import pack_planes, unpack_planes
-from qcourse.kernels.triton_int4_launch import prepare
+from qcourse.kernels.int4_planes import pack_planes, prepare, unpack_planes
 from qcourse.numerics.affine import IntQuantizer
 from qcourse.numerics.granularity import PerChannel, PerGroup
 from qcourse.numerics.quantized import Parameters, QuantizedTensor

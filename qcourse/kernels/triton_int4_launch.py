@@ -1,9 +1,8 @@
 """The INT4 product on a GPU, as called: y = x w_hat^T by one of the three kernels of ``triton_int4.py``.
 
-The idea: what does not change from call to call is done once, when a weight is packed (`int4_planes.pack_planes` for
-the codes, `prepare` for scales and zero points); a call checks shapes, takes a configuration, launches one kernel. With
-w_hat[n, k] = (code - zero_point) scale and codes in 0..15; symmetric codes -8..7 are stored 8 higher, and 8 is then
-every zero point.
+The idea: what does not change from call to call is done once, when a weight is packed (`int4_planes.py`); a call checks
+shapes, takes a configuration and launches one kernel. With w_hat[n, k] = (code - zero_point) scale and codes in 0..15;
+symmetric codes -8..7 are stored 8 higher, and 8 is then every zero point.
 
 What is summed up is exact up to float32: fp16 and bf16 hold code - zero_point exactly, tensor cores multiply such
 numbers without rounding, and the scale multiplies sums in float32. Two round w_hat to x's dtype, as a dense product
@@ -18,14 +17,14 @@ How it differs from its neighbours: ``triton_int4.py`` holds the kernels, and is
 import functools
 import importlib.util
 import os
-from importlib.metadata import version
+from importlib import metadata
 from types import ModuleType
 
 import torch
 from jaxtyping import Float, Int32, Shaped, UInt8
 from torch import Tensor
 
-from qcourse.kernels.int4_planes import BLOCK, row_words
+from qcourse.kernels.int4_planes import BLOCK, groups_and_blocks, row_words, takes
 from qcourse.kernels.triton_int4_configs import Config, choose
 from qcourse.kernels.triton_int4_counters import COUNTERS, counters_at_0
 
@@ -51,42 +50,12 @@ def available() -> str | None:
 
 
 def _release(name: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version(name).split(".")[:2])
+    return tuple(int(part) for part in metadata.version(name).split(".")[:2])
 
 
 def interpreted() -> bool:
     """Whether triton's interpreter runs the kernels, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def takes(group_size: int, inputs: int) -> bool:
-    """Whether the kernels take such groups: 32, 64, multiples of 128 that divide K, or the whole row.
-
-    >>> takes(128, 4096), takes(48, 96), takes(77, 77), takes(64, 96)
-    (True, False, True, False)
-    """
-    return group_size == inputs or ((group_size in (32, 64) or group_size % BLOCK == 0) and inputs % group_size == 0)
-
-
-def prepare(
-    scale: Shaped[Tensor, "N groups"], zero_point: Shaped[Tensor, "N groups"] | None = None, *, group_size: int
-) -> tuple[Shaped[Tensor, "rows N"], UInt8[Tensor, "rows N"] | None]:
-    """Scales and zero points as the kernels read them: a row a group, filled up with 0 to whole blocks of 128.
-
-    Args:
-        scale: (N, K / G), in fp16, bf16 or fp32, whose dtype is kept.
-        zero_point: (N, K / G) whole codes in 0..15; None where each is 8.
-        group_size: G.
-
-    >>> scale, zero_point = prepare(torch.ones(5, 3), torch.full((5, 3), 8), group_size=64)
-    >>> scale.shape, zero_point.dtype
-    (torch.Size([4, 5]), torch.uint8)
-    """
-    fill = (0, 0, 0, -scale.shape[1] % _groups(group_size)[0])
-    rows = torch.nn.functional.pad(scale.T, fill).contiguous()
-    if zero_point is None:
-        return rows, None
-    return rows, torch.nn.functional.pad(zero_point.T.to(torch.uint8), fill).contiguous()
 
 
 def int4_mm(
@@ -159,7 +128,7 @@ def decode(
     N = len(words)
     stop = min(N if stop is None else stop, N)
     w_hat = torch.empty(max(0, stop - start), inputs, dtype=dtype, device=words.device)
-    groups, blocks_a_group = _groups(group_size)
+    groups, blocks_a_group = groups_and_blocks(group_size)
     halves, zeros = words.view(torch.int16), scale if zero_point is None else zero_point
     if len(w_hat):
         with torch.cuda.device_of(words):
@@ -180,7 +149,7 @@ def _naive(kernels: ModuleType, common: tuple, group_size: int, config: Config, 
 
 def _planes(kernels: ModuleType, common: tuple, group_size: int, config: Config, has_zero: bool) -> None:
     x, words, *_, M, N, K = common
-    groups, blocks_a_group = _groups(group_size)
+    groups, blocks_a_group = groups_and_blocks(group_size)
     config = config if config.block_m < WIDE else NARROW
     kernels.planes[-(-M // config.block_m), -(-N // config.block_n)](
         *common, blocks_a_group, x.stride(0), words.stride(0),
@@ -191,7 +160,7 @@ def _planes(kernels: ModuleType, common: tuple, group_size: int, config: Config,
 
 def _tuned(kernels: ModuleType, common: tuple, group_size: int, config: Config, has_zero: bool) -> None:
     x, words, scale, zeros, y, M, N, K = common
-    groups, blocks_a_group = _groups(group_size)
+    groups, blocks_a_group = groups_and_blocks(group_size)
     fits = x.dtype == torch.bfloat16 or scale.dtype == x.dtype  # fp16 may not hold another dtype's scales
     config = config if config.block_m < WIDE or fits else NARROW
     tiles, blocks = (-(-M // config.block_m), -(-N // config.block_n)), -(-K // BLOCK)
@@ -223,11 +192,6 @@ def _packed() -> bool:
     return not interpreted() and torch.version.hip is None
 
 
-def _groups(group_size: int) -> tuple[int, int]:
-    """Groups in a block of 128, or 1 and the blocks in a group."""
-    return (BLOCK // group_size, 1) if group_size in (32, 64) else (1, -(-group_size // BLOCK))
-
-
 def _check(x: Tensor, words: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, version: str) -> None:
     if version not in VERSIONS:
         raise ValueError(f"version={version!r} must be one of {', '.join(VERSIONS)}")
@@ -237,7 +201,7 @@ def _check(x: Tensor, words: Tensor, scale: Tensor, zero_point: Tensor | None, g
     (_, K), N = x.shape, len(words)
     if not takes(group_size, K):
         raise ValueError(f"group_size={group_size} with K={K} must be 32, 64 or a multiple of 128 that divides K, or K")
-    groups, blocks_a_group = _groups(group_size)
+    groups, blocks_a_group = groups_and_blocks(group_size)
     blocks = -(-K // BLOCK)
     rows = groups * blocks if groups > 1 else -(-blocks // blocks_a_group)
     for name, tensor, shape in (

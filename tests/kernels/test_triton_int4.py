@@ -19,10 +19,10 @@ from torch import Tensor
 
 from qcourse.kernels import triton_int4_configs, triton_int4_counters
 from qcourse.kernels import triton_int4_launch as launch
-from qcourse.kernels.int4_planes import pack_planes
+from qcourse.kernels.int4_planes import pack_planes, prepare, takes
 from qcourse.kernels.triton_int4_configs import BATCHES, Config, by_rule, choose, frozen, table
 from qcourse.kernels.triton_int4_counters import COUNTERS
-from qcourse.kernels.triton_int4_launch import VERSIONS, available, decode, int4_mm, interpreted, prepare, takes
+from qcourse.kernels.triton_int4_launch import VERSIONS, available, decode, int4_mm, interpreted
 
 DEVICE = "cpu" if interpreted() else "cuda"
 needs_kernels = pytest.mark.skipif(available() is not None, reason=f"{available()}: see test_in_the_interpreter")
