@@ -27,7 +27,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from qcourse.methods.clip import Rounding, shrunk
-from qcourse.methods.moment import Hessian
+from qcourse.methods.moment import BySecondMoment, Hessian
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_floating, check_matrix, check_quantizer, in_layer
 
@@ -67,7 +67,7 @@ class AWQResult:
 
 
 @dataclass(frozen=True)
-class Awq:
+class Awq(BySecondMoment):
     """AWQ as a method for ``quantize_model``: layers that read the same input share the scale, each has its own clips.
 
     While it observes, a layer's inputs take the memory of x, or of in x in numbers once x would be larger.
@@ -85,16 +85,11 @@ class Awq:
     quantizer: Quantizer
     clip: bool = True
     grid: int = 20
-    calibrated = True
 
     def __post_init__(self) -> None:
         check_quantizer(self.quantizer)
         if type(self.grid) is not int or self.grid < 1:
             raise ValueError(f"grid={self.grid!r} must be a whole number (a Python int) of at least 1")
-
-    def observe(self, seen: Hessian | None, x: Shaped[Tensor, "..."]) -> Hessian:
-        """What is kept of the inputs, with x (tokens, in) taken into account; raises what ``Hessian.add`` does."""
-        return (seen or Hessian()).add(x)
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, AWQResult]:
         """One scale for all layers, the codes of each; ValueError, with its name, for a weight that cannot be."""

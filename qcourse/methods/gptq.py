@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qcourse.methods.column_sweep import FittedBefore, FittedOnTheWay, group_size, round_columns
 from qcourse.methods.hessian import InverseFactor, check_damp, inverse_factor
-from qcourse.methods.moment import Hessian
+from qcourse.methods.moment import BySecondMoment, Hessian
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.rows import wide
 from qcourse.numerics.validation import check_matrix, check_quantizer, in_layer
@@ -129,7 +129,7 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(BySecondMoment):
     """GPTQ as a method for ``quantize_model``, with the options of ``gptq``.
 
     Layers that read the same input share one Hessian and the factor of its inverse.
@@ -154,15 +154,10 @@ class Gptq:
     damp: float = 0.01
     act_order: bool = False
     static_groups: bool = False
-    calibrated = True
 
     def __post_init__(self) -> None:
         _check_options(self.quantizer, self.block_size)
         check_damp(self.damp)
-
-    def observe(self, seen: Hessian | None, x: Shaped[Tensor, "..."]) -> Hessian:
-        """The second moment, with x (tokens, in) taken into account; raises what ``Hessian.add`` does."""
-        return (seen or Hessian()).add(x)
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, GPTQResult]:
         """``gptq`` for each layer; ValueError, with the layer's name, for what cannot be done."""

@@ -12,6 +12,7 @@ How it differs from ``hessian.py``: there H is solved with, so it is damped and 
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Shaped
@@ -155,3 +156,13 @@ class Hessian:
     def _check_any(self) -> None:
         if not self.count:
             raise ValueError("hessian has seen no inputs; add at least one batch")
+
+
+class BySecondMoment:
+    """To derive a method from that has to know the second moment of the inputs: GPTQ, AWQ, Wanda, SparseGPT."""
+
+    calibrated: ClassVar[bool] = True
+
+    def observe(self, seen: Hessian | None, x: Shaped[Tensor, "..."]) -> Hessian:
+        """The second moment, with x (tokens, in) taken into account; raises what ``Hessian.add`` does."""
+        return (seen or Hessian()).add(x)

@@ -25,6 +25,10 @@ from qcourse.numerics.validation import in_layer
 class Observer(Protocol):
     """What gathers something of a layer's inputs, batch by batch."""
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs inputs; without, ``observe`` is not called and what is seen is None."""
+
     def observe(self, seen: Any, x: Tensor) -> Any:
         """What is known after x (tokens, in) as well, in the model's dtype; seen is None before the first x alone.
 
@@ -54,10 +58,6 @@ class Method(Observer, Protocol):
     @property
     def quantizer(self) -> Quantizer:
         """Encodes and decodes the weights of every layer."""
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether it needs inputs; without, ``observe`` is not called and ``seen`` is None."""
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Any) -> Mapping[str, Any]:
         """For each layer's name, given its weight (out, in), the codes: a QuantizedTensor, or an object that has it.

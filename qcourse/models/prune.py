@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from qcourse.methods.moment import Hessian
+from qcourse.methods.moment import BySecondMoment, Hessian
 from qcourse.methods.sparsity import NM, Pruned, magnitude, sparsegpt, wanda
 from qcourse.models.batches import Run, check_batches
-from qcourse.models.replay import Replay
+from qcourse.models.replay import groups
 from qcourse.models.selection import Layers, choose
 from qcourse.models.surgery import Copy
 from qcourse.numerics.granularity import PerGroup
@@ -39,17 +39,19 @@ class Magnitude:
     pattern: NM
     calibrated: ClassVar[bool] = False
 
+    def observe(self, seen: None, x: Tensor) -> None:
+        """Nothing to know."""
+
     def prune(self, w: Tensor, seen: None) -> Pruned:
         """One layer."""
         return magnitude(w, self.pattern)
 
 
 @dataclass(frozen=True)
-class Wanda:
+class Wanda(BySecondMoment):
     """The largest |w| ||x|| of each run stay."""
 
     pattern: NM
-    calibrated: ClassVar[bool] = True
 
     def prune(self, w: Tensor, seen: Hessian) -> Pruned:
         """One layer."""
@@ -57,12 +59,11 @@ class Wanda:
 
 
 @dataclass(frozen=True)
-class SparseGPT:
+class SparseGPT(BySecondMoment):
     """The smallest w^2 / [H^-1]_jj of each run go, and the others answer for them."""
 
     pattern: NM
     damp: float = 0.01
-    calibrated: ClassVar[bool] = True
 
     def prune(self, w: Tensor, seen: Hessian) -> Pruned:
         """One layer."""
@@ -120,10 +121,7 @@ def prune_model(
     work.model.eval()
     masks, errors = {}, {}
     with torch.no_grad(), tqdm(total=len(chosen), desc="pruning", unit="layer", disable=not progress) as bar:
-        groups: Any = (((name,), None) for name in chosen)
-        if method.calibrated:
-            groups = Replay(work.model, work.pending, batches, run).in_order(_Moment())
-        for names, seen in groups:
+        for names, seen in groups(method, work, batches, run):
             for name in names:
                 with in_layer(name):
                     pruned = method.prune(chosen[name].weight.detach(), seen)
@@ -172,13 +170,6 @@ class Masked(nn.Module):
     def forward(self, w: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The weight with its zeros."""
         return w * self.mask
-
-
-class _Moment:
-    """What ``Replay`` asks of a method, for the second moment."""
-
-    def observe(self, seen: Hessian | None, x: Tensor) -> Hessian:
-        return (seen or Hessian()).add(x)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

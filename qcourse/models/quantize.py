@@ -10,7 +10,7 @@ Source: layer-wise quantization in the order of use as in GPTQ (Frantar et al., 
 How it differs from ``method.py``: there, what chooses codes for one group of layers; here, what becomes of the model.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from qcourse.models.int4 import with_int4_kernels
 from qcourse.models.layer_errors import output_errors, weight_error
 from qcourse.models.method import Method, as_method
 from qcourse.models.quantized_linear import QuantizedLinear
-from qcourse.models.replay import Group, Replay
+from qcourse.models.replay import Group, groups
 from qcourse.models.report import KeptLayer, LayerReport, Report, nbytes
 from qcourse.models.selection import Layers, choose
 from qcourse.models.surgery import Copy
@@ -99,7 +99,7 @@ def quantize_model(
     work = _Work(Copy(model, chosen), chosen, fold, [], {}, {})
     work.copy.model.eval()
     with torch.no_grad(), tqdm(total=len(chosen), desc="quantizing", unit="layer", disable=not progress) as bar:
-        for names, seen in _observed(method, work.copy, batches, run, sequential=sequential):
+        for names, seen in groups(method, work.copy, batches, run, sequential=sequential):
             work.put(method.quantize({name: chosen[name].weight.detach() for name in names}, seen), names)
             bar.update(len(names))
         kept = sorted([*kept, *work.keep_the_rest()], key=lambda each: places[each.name])
@@ -171,15 +171,6 @@ class _Work:
         for layer in made.values():
             layer.input_scale = None
         return True
-
-
-def _observed(
-    method: Method, copy: Copy, batches: Sequence[Any], run: Run, *, sequential: bool
-) -> Iterator[tuple[Group, Any]]:
-    if not method.calibrated:
-        return (((name,), None) for name in list(copy.pending))
-    replay = Replay(copy.model, copy.pending, batches, run)
-    return replay.in_order(method) if sequential else replay.at_once(method)
 
 
 def _check_kernel(kernel: str | None, method: Method) -> None:

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from qcourse.models.batches import Run, run_batch
 from qcourse.models.method import Observer
+from qcourse.models.surgery import Copy
 from qcourse.models.watch import Watch, check_input, on_input, on_output
 
 Group = tuple[str, ...]
@@ -135,6 +136,22 @@ class Replay:
             chain = chain and watch.chain
         if not chain:
             self.blocks = []
+
+
+def groups(
+    method: Observer, copy: Copy, batches: Sequence[Any], run: Run, *, sequential: bool = True
+) -> Iterator[tuple[Group, Any]]:
+    """The layers to be replaced, group by group, with what was seen of their inputs; each alone if nothing is.
+
+    Args:
+        copy: whose pending layers are replaced as they come.
+        batches, run: as ``Replay`` takes them.
+        sequential: whether a group is seen on what the groups replaced before it produce, or all on the original's.
+    """
+    if not method.calibrated:
+        return (((name,), None) for name in list(copy.pending))
+    replay = Replay(copy.model, copy.pending, batches, run)
+    return replay.in_order(method) if sequential else replay.at_once(method)
 
 
 def observe(method: Observer, seen: Any, x: Tensor, name: str) -> Any:
