@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from qcourse.kernels.crossover import processor
+from qcourse.machine import processor
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

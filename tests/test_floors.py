@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "qcourse"
 FLOORS = {
+    "machine": 0,
     "numerics": 1,
     "methods": 2,
     "kernels": 2,

@@ -10,10 +10,10 @@ measuring bandwidth.
 How it differs from ``roofline.py``: there what follows from these numbers; here the numbers.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from qcourse.cost.roofline import Device
+from qcourse.machine import least_time_s
 
 T, G = 1e12, 1e9
 
@@ -78,14 +78,3 @@ def stream(repeats: int = 5) -> float:
 
     numbers = torch.ones(1 << 26)
     return numbers.nbytes / least_time_s(numbers.sum, repeats)
-
-
-def least_time_s(work: Callable[[], object], repeats: int) -> float:
-    """The shortest of several calls in seconds, after one that is not counted."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -10,11 +10,8 @@ How it differs from ``cost/roofline.py``: that predicts from data sheets; no dat
 
 import contextlib
 import json
-import platform
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from time import perf_counter
+from functools import cache, partial
 
 import platformdirs
 import torch
@@ -22,6 +19,7 @@ import torch
 from qcourse.kernels.int4_cpu import multiply, native_group
 from qcourse.kernels.int4_weight import Int4Weight
 from qcourse.kernels.reference import dense
+from qcourse.machine import least_time_s, processor
 from qcourse.numerics.affine import quantize
 from qcourse.numerics.granularity import PerGroup
 
@@ -33,15 +31,6 @@ FILE = "int4_crossover.json"
 def crossover() -> int:
     """The most tokens for which torch's INT4 product on the CPU beats decoding first."""
     return _crossover(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-
-
-@cache
-def processor() -> str:
-    """This machine's processor, as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 @cache
@@ -68,7 +57,7 @@ def measure(time_s: Callable[[Callable[[], object]], float] | None = None) -> in
     Args:
         time_s: seconds that a call takes; None times it.
     """
-    time_s = time_s or _least_time_s
+    time_s = time_s or partial(least_time_s, repeats=7)
     few, many = 16, 64
     w = Int4Weight.from_quantized(quantize(torch.ones(SIDE, SIDE), 4, granularity=PerGroup(GROUP)), layout="cpu")
     x = torch.ones(many, SIDE, dtype=torch.bfloat16)
@@ -78,13 +67,3 @@ def measure(time_s: Callable[[Callable[[], object]], float] | None = None) -> in
     each = max(more - less, 0) / (many - few)
     once = less - few * each
     return MOST if packed <= each else min(MOST, max(0, round(once / (packed - each))))
-
-
-def _least_time_s(call: Callable[[], object]) -> float:
-    call()
-    times = []
-    for _ in range(7):
-        start = perf_counter()
-        call()
-        times.append(perf_counter() - start)
-    return min(times)
