@@ -51,6 +51,18 @@ def test_the_slider_of_lesson_01_moves_the_picture_and_the_words(open_notebook: 
     lesson.wait_for_another_picture(cell, pixels)
 
 
+def test_the_batch_of_lesson_09_makes_the_cache_longer(open_notebook: Callable[[str], Notebook]) -> None:
+    lesson = open_notebook("notebooks/09_roofline.ipynb")
+    cell = lesson.cell("time_a_step(")
+    lesson.run(cell)
+    readout = cell.locator(".widget-html-content")
+    expect(readout.last).to_contain_text("bound by memory")
+    words, pixels = readout.last.inner_text(), lesson.picture(cell)
+    lesson.press_on_slider(cell, "ArrowRight", times=2)
+    expect(readout.last).not_to_have_text(words)
+    lesson.wait_for_another_picture(cell, pixels)
+
+
 def test_a_bit_of_lesson_08_is_clicked(open_notebook: Callable[[str], Notebook]) -> None:
     lesson = open_notebook("notebooks/08_low_bit_floats.ipynb")
     cell = lesson.cell("click_the_bits(")
