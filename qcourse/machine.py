@@ -1,11 +1,13 @@
-"""What any floor may ask of the machine that it runs on: its processor's name, and how long a call takes.
+"""What any floor may ask of the machine that it runs on: its processor's name, the clock, a file written as a whole.
 
-Source: none.
+Source: none but the standard library; a rename within a folder is atomic (POSIX ``rename``).
 
-How it differs from ``cost/devices.py``: that says what a device can do; this looks at the clock and at a name.
+How it differs from ``cost/devices.py``: that says what a device can do.
 """
 
+import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
@@ -30,3 +32,23 @@ def least_time_s(work: Callable[[], object], repeats: int) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside, and rename it: whoever reads finds the old one or the new, whatever happens between.
+
+    Folders are made where they are missing; nobody but the owner may read the file.
+
+    Raises:
+        OSError: it cannot be written; what was there stays, and nothing else does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".new")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        Path(aside).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from typing import Any
 import platformdirs
 
 from qcourse.checks.judge import NOT_WRITTEN, Verdict
+from qcourse.machine import write_whole
 
 
 def progress_file() -> Path:
@@ -55,20 +56,9 @@ def record(verdict: Verdict, path: Path | None = None) -> None:
         best = results.get(verdict.exercise_id)
         if best is None or verdict.points > best["points"]:
             results[verdict.exercise_id] = {"points": verdict.points, "date": date.today().isoformat()}
-            _write(path, json.dumps(results, indent=1, sort_keys=True))
+            write_whole(path, json.dumps(results, indent=1, sort_keys=True))
     except OSError as error:
         warnings.warn(f"progress was not saved: {error.strerror}: {path}", stacklevel=3)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _is_progress(found: Any) -> bool:

@@ -9,9 +9,7 @@ cut short goes on with it: what it then adds is what it would have given anyway.
 
 import hashlib
 import json
-import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qcourse.grading.grades import SubmissionGrade
+from qcourse.machine import write_whole
 
 
 @dataclass(frozen=True)
@@ -112,16 +111,7 @@ def write(path: Path, text: str) -> None:
         OSError: it cannot be written; what was there stays.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".new")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            Path(aside).unlink(missing_ok=True)
+        write_whole(path, text)
     except OSError as error:
         why = error.strerror or error
         raise OSError(f"{path} cannot be written ({why}). Put that right, then run this again.") from error

@@ -19,7 +19,7 @@ import torch
 from qcourse.kernels.int4_cpu import multiply, native_group
 from qcourse.kernels.int4_weight import Int4Weight
 from qcourse.kernels.reference import dense
-from qcourse.machine import least_time_s, processor
+from qcourse.machine import least_time_s, processor, write_whole
 from qcourse.numerics.affine import quantize
 from qcourse.numerics.granularity import PerGroup
 
@@ -44,10 +44,7 @@ def _crossover(machine: str) -> int:
         return found
     found = measure()
     with contextlib.suppress(OSError):  # a folder that cannot be written to: measured again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".new")
-        aside.write_text(json.dumps({**known, machine: found}, indent=2) + "\n", encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps({**known, machine: found}, indent=2) + "\n")
     return found
 
 

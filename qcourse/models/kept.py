@@ -11,7 +11,6 @@ How it differs from ``storage.py``: that keeps what cannot be made again.
 
 import hashlib
 import json
-import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import platformdirs
+
+from qcourse.machine import write_whole
 
 Row = TypeVar("Row")
 
@@ -43,8 +44,5 @@ def kept_rows(
         return tuple(row(*fields) for fields in json.loads(path.read_bytes()))
     rows = tuple(read())
     with suppress(OSError):  # where nothing can be kept, the next process reads again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.new")
-        aside.write_text(json.dumps([astuple(each) for each in rows]), encoding="utf-8")  # type: ignore[call-overload]
-        aside.replace(path)
+        write_whole(path, json.dumps([astuple(each) for each in rows]))  # type: ignore[call-overload]
     return rows
