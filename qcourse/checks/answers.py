@@ -63,20 +63,29 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     'changed its argument x in place; work on a copy of it'
     """
     given = tuple(map(_copied, args))
+    answer = called(function, given)
+    changed = [number for number, pair in enumerate(zip(args, given, strict=True)) if not _same(*pair)]
+    if changed and not isinstance(answer, Failure):
+        return changed_argument(function, changed[0])
+    return answer
+
+
+def called(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """function(*args) as plain data, or the Failure it ended in; what it does to args is not looked at."""
     try:
-        answer = plain(function(*given))
-        for number, (before, after) in enumerate(zip(args, given, strict=True)):
-            if not _same(before, after):
-                raise ChangedArgumentError(
-                    f"changed its argument {_name(function, number)} in place; work on a copy of it"
-                )
-        return answer
+        return plain(function(*args))
     except KeyboardInterrupt:  # the learner's own stop button
         raise
     except BaseException as error:  # exit() too: a learner's error ends the answer, not the notebook
         said = traceback.TracebackException.from_exception(error, limit=0)  # also where its __str__ is broken
         kinds = tuple(kind.__name__ for kind in type(error).__mro__)
         return Failure(kinds, str(said)[:LONGEST], *_place(error))
+
+
+def changed_argument(function: Callable[..., Any], number: int) -> Failure:
+    """The Failure of a call that wrote into its argument of this number, from 0; function tells the argument's name."""
+    message = f"changed its argument {_name(function, number)} in place; work on a copy of it"
+    return Failure((ChangedArgumentError.__name__, Exception.__name__), message)
 
 
 def plain(value: Any) -> Any:
@@ -121,7 +130,12 @@ def _same(before: Any, after: Any) -> bool:
     """Whether a copy of an argument still holds what the argument does; what was not copied is not looked at."""
     if isinstance(before, tuple):
         return all(map(_same, before, after))
-    return not isinstance(before, torch.Tensor) or np.array_equal(_to_numpy(before), _to_numpy(after), equal_nan=True)
+    if not isinstance(before, torch.Tensor):
+        return True
+    try:
+        return np.array_equal(_to_numpy(before), _to_numpy(after), equal_nan=True)
+    except (RuntimeError, TypeError):  # it was made into something that NumPy cannot read
+        return False
 
 
 def _name(function: Callable[..., Any], number: int) -> str:
