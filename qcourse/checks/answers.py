@@ -2,7 +2,7 @@
 
 The idea: an answer is told apart by its exact type and turned into numbers, text, NumPy arrays and tuples of these
 before anything compares it. So a list, a NumPy array and a tensor are equally good, and an object that calls itself
-equal to everything gets nowhere: it is no answer.
+equal to everything gets nowhere: it is no answer. Nor is one that is far larger than any right answer.
 
 `judge.py` compares; this file never sees what is right. It needs torch and NumPy but nothing of qcourse, so that a
 process that holds no reference can carry it alone.
@@ -10,7 +10,7 @@ process that holds no reference can carry it alone.
 
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 
 STUB = "not written yet"  # what a stub's NotImplementedError says
 LONGEST = 300  # characters kept of an error's message
+DEEPEST = 16  # lists within lists
+MOST = {"lists": 2_000, "arrays": 100_000}  # values of an answer, those of all its lists, and of all its arrays
 
 
 class UnreadableError(TypeError):
@@ -77,9 +79,7 @@ def called(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     except KeyboardInterrupt:  # the learner's own stop button
         raise
     except BaseException as error:  # exit() too: a learner's error ends the answer, not the notebook
-        said = traceback.TracebackException.from_exception(error, limit=0)  # also where its __str__ is broken
-        kinds = tuple(kind.__name__ for kind in type(error).__mro__)
-        return Failure(kinds, str(said)[:LONGEST], *_place(error))
+        return _failure(error)
 
 
 def changed_argument(function: Callable[..., Any], number: int) -> Failure:
@@ -88,33 +88,86 @@ def changed_argument(function: Callable[..., Any], number: int) -> Failure:
     return Failure((ChangedArgumentError.__name__, Exception.__name__), message)
 
 
+def read(output: Any) -> Any:
+    """An answer as plain data, or the Failure that says why it is none; a Failure stays what it is."""
+    if type(output) is Failure:
+        return output
+    try:
+        return plain(output)
+    except Exception as error:  # an object may raise anything while it is looked at
+        return _failure(error)
+
+
 def plain(value: Any) -> Any:
     """The value as a bool, int, float, str, NumPy array, or a tuple of these.
 
+    A named tuple counts as a tuple, and an nn.Parameter as a tensor.
+
     Raises:
-        UnreadableError: anything else, subclasses of the above included.
+        UnreadableError: anything else, other subclasses of the above included, or too many values.
 
     >>> plain([1, (2.5, True)])
     (1, (2.5, True))
+    >>> plain(torch.aminmax(torch.tensor([3, 1, 2])))
+    (array(1), array(3))
     """
+    return _plain(value, DEEPEST, dict(MOST))
+
+
+def _plain(value: Any, depth: int, left: dict[str, int]) -> Any:
+    """`plain`, with so many lists within lists and so many values left."""
     kind = type(value)  # not isinstance, which an object may answer as it likes
-    if kind in (bool, float, str) or (kind is int and -(1 << 63) <= value < 1 << 64):
+    if _is_one_of(kind, bool, float, str) or (kind is int and -(1 << 63) <= value < 1 << 64):
         return value
-    if kind in (list, tuple):
-        return tuple(map(plain, value))
-    if kind is torch.Tensor:
+    if kind is list:
+        return _plain_parts(list.__iter__(value), depth, left)
+    if issubclass(kind, tuple):  # a subclass may have an iterator of its own, that never ends
+        return _plain_parts(tuple.__iter__(value), depth, left)
+    if _is_one_of(kind, torch.Tensor, torch.nn.Parameter):
+        _count_off("arrays", torch.Tensor.numel(value), left)
         value = _to_numpy(value)
-    if (type(value) is np.ndarray or kind in _NUMPY_SCALARS) and value.dtype.kind in "biuf":
-        return np.array(value)  # a copy: the function may go on writing into what it gave back
-    what = "None (is a `return` missing?)" if value is None else f"a value of type {kind.__name__}"
-    raise UnreadableError(f"returned {what}; give back numbers, lists, NumPy arrays or plain tensors")
+    elif _is_one_of(kind, np.ndarray, *_NUMPY_SCALARS):
+        _count_off("arrays", value.size, left)
+    if type(value) is np.ndarray or _is_one_of(kind, *_NUMPY_SCALARS):
+        array = np.array(value)  # a copy: the function may go on writing into what it gave back
+        if array.dtype.kind in "biuf":
+            return array
+    raise UnreadableError(f"returned {_described(kind)}; give back numbers, lists, NumPy arrays or plain tensors")
+
+
+def _is_one_of(kind: type, *kinds: type) -> bool:
+    """Whether the type is one of these; `in` would ask ==, which a type may answer as it likes."""
+    return any(kind is one for one in kinds)
+
+
+def _plain_parts(parts: Iterator[Any], depth: int, left: dict[str, int]) -> tuple[Any, ...]:
+    if depth == 0:
+        raise UnreadableError(f"returned more than {DEEPEST} lists within lists")
+    found = []
+    for part in parts:
+        _count_off("lists", 1, left)
+        found.append(_plain(part, depth - 1, left))
+    return tuple(found)
+
+
+def _count_off(where: str, count: int, left: dict[str, int]) -> None:
+    left[where] -= count
+    if left[where] < 0:
+        raise UnreadableError(f"returned more than {MOST[where]:,} values in {where}")
+
+
+def _described(kind: type) -> str:
+    """What a value of this type is, which stands for no numbers."""
+    if kind is type(None):
+        return "None (is a `return` missing?)"
+    return f"a {kind.__name__}" if _is_one_of(kind, set, frozenset, dict) else f"a value of type {kind.__name__}"
 
 
 _NUMPY_SCALARS = frozenset(np.sctypeDict.values())
 
 
 def _to_numpy(value: torch.Tensor) -> np.ndarray:
-    value = value.detach().cpu()
+    value = torch.Tensor.detach(value).cpu()
     if value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64):
         value = value.float()  # bfloat16 and the 8-bit floats, which NumPy does not have
     return value.numpy()
@@ -144,6 +197,13 @@ def _name(function: Callable[..., Any], number: int) -> str:
         return list(inspect.signature(function).parameters)[number]
     except (TypeError, ValueError, IndexError):  # it does not say, or takes *args
         return f"number {number + 1}"
+
+
+def _failure(error: BaseException) -> Failure:
+    said = traceback.TracebackException.from_exception(error, limit=0)  # also where its __str__ is broken
+    kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+    line, raised_in = _place(error)
+    return Failure(kinds, str(said)[:LONGEST], line[:LONGEST], raised_in[:LONGEST])
 
 
 def _place(error: BaseException) -> tuple[str, str]:

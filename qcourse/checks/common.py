@@ -1,6 +1,6 @@
 """What the sheets share: draws from a generator, and the least arithmetic that a reference needs."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import combinations
 from typing import Any, TypeVar
 
@@ -8,9 +8,23 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.exercise import Exercise
+from qcourse.checks.exercise import Case, Exercise
 
 T = TypeVar("T")
+
+
+def make_cases(by_hand: Iterable[Any], drawn: Iterable[Any], dtype: torch.dtype | None = None) -> list[Case]:
+    """The cases of an exercise, the hand-made ones first, from the arguments of each: a tuple, or a single one.
+
+    Args:
+        dtype: of the tensors that lists and arrays become; torch's choice where it is None.
+
+    >>> make_cases([([1, 2], 4)], [torch.tensor(3)])
+    [Case(args=(tensor([1, 2]), 4), by_hand=True), Case(args=(tensor(3),), by_hand=False)]
+    """
+    marked = [(args, True) for args in by_hand]
+    marked += [(args, False) for args in drawn]
+    return [Case(_as_arguments(args, dtype), by_hand) for args, by_hand in marked]
 
 
 def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
@@ -69,6 +83,12 @@ def telling(
     answers = found(exercise, args, besides)
     compared = combinations(answers, 2) if pairs else ((answers[0], other) for other in answers[1:])
     return all(one == other or np.abs(a - b).max() > apart for (one, a), (other, b) in compared)
+
+
+def _as_arguments(args: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    """The arguments of a call; lists and arrays become tensors, on the top level only."""
+    numbers = list | np.ndarray | Tensor
+    return tuple(torch.as_tensor(arg, dtype=dtype) if isinstance(arg, numbers) else arg for arg in _parts(args))
 
 
 def _parts(answer: Any) -> tuple[Any, ...]:

@@ -14,9 +14,16 @@ import torch
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of one call: tensors, numbers, strings, booleans, and tuples of these."""
+    """One call.
+
+    Args:
+        args: its arguments: tensors, numbers, strings, booleans, and tuples of these.
+        by_hand: whether the case stands in the source, where anyone can read it. Such cases explain; points come from
+            the others, which a generator draws.
+    """
 
     args: tuple[Any, ...]
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Exercise:
         id: "01.2": the sheet and the number on it.
         title: a few words.
         function: the name of the function to write.
-        points: what it is worth; all cases right or none.
+        points: what it is worth when all cases are right; `points.py` says what is earned before.
         cases: draws the cases, the hand-made ones first, so that the first to fail is one that a person can follow.
         reference: the right answer. An integer dtype where it gives one, uint8 where it gives that. Where it
             raises an exception, one of that kind whose message holds the numbers that its own holds.

@@ -64,7 +64,9 @@ def record(verdict: Verdict, path: Path | None = None) -> None:
 def _is_progress(found: Any) -> bool:
     """Whether it is what `record` writes."""
     return isinstance(found, dict) and all(
-        isinstance(result, dict) and isinstance(result.get("points"), int) and isinstance(result.get("date"), str)
+        isinstance(result, dict)
+        and isinstance(result.get("points"), int | float)
+        and isinstance(result.get("date"), str)
         for result in found.values()
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, qmax, uniform, whole
+from qcourse.checks.common import f64, make_cases, qmax, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 # 01.1 -------------------------------------------------------------------------------------------------------------
@@ -25,7 +25,7 @@ def _scale_cases(generator: Generator) -> list[Case]:
         ([[0.25, -0.75], [0.5, 0.125]], 2),
     ]
     drawn = [(uniform(generator, -4, 2, 3, 5), bits) for bits in (3, 5, 8)]
-    return [Case((torch.as_tensor(x), bits)) for x, bits in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 SCALE = Exercise(
@@ -119,7 +119,7 @@ def _quantize_cases(generator: Generator) -> list[Case]:
         steps = whole(generator, -(2**bits), 2**bits - 1, 3, 5)
         scale = float(uniform(generator, 0.01, 2.0))
         drawn.append(((steps + uniform(generator, -0.45, 0.45, 3, 5)) * scale, scale, bits))
-    return [Case((torch.as_tensor(x), scale, bits)) for x, scale, bits in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 QUANTIZE = Exercise(
@@ -193,7 +193,7 @@ def _affine_cases(generator: Generator) -> list[Case]:
         ([-7.5, -3.0, -1.5], 4),
     ]
     drawn = [(_range_case(generator, bits, int(whole(generator, 1, 2**bits - 2))), bits) for bits in (2, 3, 4, 6, 8)]
-    return [Case((torch.as_tensor(x), bits)) for x, bits in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _affine(x: Any, bits: int, *, steps: int = -1, widened: bool = True, sign: int = -1) -> tuple[float, float]:
@@ -273,7 +273,7 @@ def _fake_cases(generator: Generator) -> list[Case]:
         ([-1.5, 1.5], 2),  # both ends are ties, and the upper one rounds to code 4: all that ever needs saturation
     ]
     drawn = [(_range_case(generator, bits, int(whole(generator, 0, 2**bits - 1))), bits) for bits in (2, 3, 4, 6, 8)]
-    return [Case((torch.as_tensor(x), bits)) for x, bits in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _there_and_back(x: Any, bits: int, grid: tuple[float, float], rounding: Any = np.rint) -> np.ndarray:
@@ -362,7 +362,7 @@ def _entropy_cases(generator: Generator) -> list[Case]:
     normal = torch.randn(2, 40, generator=generator) * torch.tensor([[1.5], [20.0]])
     skewed = whole(generator, 0, 3, 6, 5) ** 3
     drawn = [*(normal.round().clamp(-128, 127).to(torch.int8)), skewed]
-    return [Case((torch.as_tensor(codes),)) for codes in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _shares(codes: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, pick, qmax, uniform, whole
+from qcourse.checks.common import f64, make_cases, pick, qmax, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 # 02.1 -------------------------------------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ def _channel_cases(generator: Generator) -> list[Case]:
     ]
     rows = torch.tensor([[0.1], [1.0], [3.0], [0.5]])
     drawn = [(torch.randn(4, 6, generator=generator) * rows, bits) for bits in (3, 8)]
-    return [Case((torch.as_tensor(w), bits)) for w, bits in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _scales(amax: Any, bits: int) -> np.ndarray:
@@ -87,7 +87,7 @@ def _group_cases(generator: Generator) -> list[Case]:
     ]
     shapes = [(4, 8, 4, 4), (6, 6, 3, 8), (4, 12, 2, 3), (4, 6, 4, 4)]
     drawn = [(_on_grid(generator, *shape), *shape[2:]) for shape in shapes]
-    return [Case(case) for case in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _grouped(w: np.ndarray, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +198,7 @@ GROUPS = Exercise(
 def _pack_cases(generator: Generator) -> list[Case]:
     by_hand = [[-6, -2, 0, 7], [-3, 6], [1, 2, 3, 4, 5, 6, 7, 0], [-8, 7, 7, -8]]
     drawn = [whole(generator, -8, 7, count) for count in (8, 20)]
-    return [Case((torch.as_tensor(codes).to(torch.int8),)) for codes in by_hand + drawn]
+    return make_cases(by_hand, drawn, torch.int8)
 
 
 def _pairs(codes: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -268,7 +268,7 @@ PACK = Exercise(
 def _unpack_cases(generator: Generator) -> list[Case]:
     by_hand = [[0xEA, 0x70], [0x6D], [0x10, 0x32, 0x54, 0x76], [0x88, 0x80, 0x08]]
     drawn = [whole(generator, 0, 255, count) for count in (4, 12)]
-    return [Case((torch.as_tensor(packed).to(torch.uint8),)) for packed in by_hand + drawn]
+    return make_cases(by_hand, drawn, torch.uint8)
 
 
 def _nibbles(packed: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -329,7 +329,7 @@ def _bits_cases(generator: Generator) -> list[Case]:
     by_hand = [(4, 128, 2, True), (4, 32, 2, True), (4, 128, 2, False), (8, 4096, 4, False), (3, 64, 1, True)]
     options = (2, 3, 4, 8), (16, 64, 256), (1, 2, 4), (True, False)
     drawn = [tuple(pick(generator, *choices) for choices in options) for _ in range(3)]
-    return [Case(case) for case in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 BITS = Exercise(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, qmax, uniform
+from qcourse.checks.common import f64, make_cases, qmax, uniform
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 HALF_WAY = 1e-3  # of a step: how near to a half no value may be
@@ -79,7 +79,7 @@ def _column_cases(generator: Generator) -> list[Case]:
         ([[0.5, 0.25, -1.5, 1.25, 0.125], [0.25, -0.5, 1.0, 0.5, -0.25]], 1.0),
     ]
     drawn = [_column_case(generator, tokens, 8, threshold) for tokens, threshold in ((5, 6.0), (12, 2.0), (3, 4.0))]
-    return [Case((torch.as_tensor(x), threshold)) for x, threshold in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 COLUMNS = Exercise(
@@ -184,9 +184,9 @@ def _layers_cases(generator: Generator) -> list[Case]:
     first = [[0.1, -9.0, 0.3, 2.0], [0.2, 1.0, 0.4, -2.5]]
     second = [[0.5, 4.0, -0.2, 0.3], [0.1, -3.0, 0.6, 5.0], [0.7, 0.2, 0.3, 0.1]]
     third = [[-1.0, 1.5, 9.5, 0.2], [1.2, -8.0, 7.0, 0.4]]
-    hand = [(tuple(map(torch.as_tensor, layers)), 2) for layers in ((first, second, third), (first, second))]
+    by_hand = [(tuple(map(torch.as_tensor, layers)), 2) for layers in ((first, second, third), (first, second))]
     drawn = [_layers_case(generator, layers, inputs, k) for layers, inputs, k in ((2, 6, 2), (3, 8, 3), (4, 10, 4))]
-    return [Case(arguments) for arguments in hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 COMMON = Exercise(
@@ -326,7 +326,7 @@ def _product_cases(generator: Generator) -> list[Case]:
     ]
     sizes = ((4, 6, 3, 1), (5, 8, 4, 2), (3, 10, 5, 2))
     drawn = [_product_case(generator, *size) for size in sizes]
-    return [Case((torch.as_tensor(x), torch.as_tensor(w), threshold)) for x, w, threshold in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 PRODUCT = Exercise(
@@ -382,13 +382,15 @@ def _plant_cases(generator: Generator) -> list[Case]:
         ([0.8, 1.2], [[0.7, -0.13], [0.33, 0.18]], [0, 1], 0.5),
     ]
     drawn = [
-        (uniform(generator, 0.3, 2, 6), _normal(generator, outputs, 6), channels, float(uniform(generator, 8, 64)))
+        (
+            uniform(generator, 0.3, 2, 6),
+            _normal(generator, outputs, 6),
+            channels,
+            round(float(uniform(generator, 8, 64)), 2),
+        )
         for outputs, channels in ((6, [0, 4]), (7, [3]), (9, [1, 2, 5]))
     ]
-    return [
-        Case((torch.as_tensor(gain), torch.as_tensor(w), torch.tensor(channels), round(factor, 2)))
-        for gain, w, channels, factor in by_hand + drawn
-    ]
+    return make_cases(by_hand, drawn)
 
 
 def _planted(gain_power: int, w_power: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:

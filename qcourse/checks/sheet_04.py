@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, qmax, uniform
+from qcourse.checks.common import f64, make_cases, qmax, uniform
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 
@@ -34,7 +34,7 @@ def _range_cases(generator: Generator) -> list[Case]:
         [uniform(generator, -1, 1, tokens, 4) * float(uniform(generator, 0.5, 2)) + centre for tokens in (3, 1, 2)]
         for centre in centres
     ]
-    return [Case((_batches(*batches),)) for batches in [*by_hand, *drawn]]
+    return make_cases(((_batches(*batches),) for batches in by_hand), ((_batches(*batches),) for batches in drawn))
 
 
 def _extremes(batches: Sequence[Any]) -> np.ndarray:
@@ -94,7 +94,7 @@ def _percentile_cases(generator: Generator) -> list[Case]:
         ([[-3.0, -1.0], [2.0, -5.0]], 75.0),
     ]
     drawn = [(torch.randn(5, 8, generator=generator) - 0.5, percent) for percent in (90.0, 95.0, 99.0)]
-    return [Case((torch.as_tensor(x), percent)) for x, percent in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _at_rank(rank: Callable[[int, float], float]) -> Callable[..., float]:
@@ -180,7 +180,7 @@ def _clip_cases(generator: Generator) -> list[Case]:
         ([-0.7, 0.6, -0.5, 0.4, -9.0], (0.6, 2.0, 9.0), 4),  # nor here, outlier or not
     ]
     drawn = [_clip_case(generator, bits) for bits in (2, 3, 4, 6)]
-    return [Case((torch.as_tensor(x), clips, bits)) for x, clips, bits in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _x_hat(x: Any, clip: float, bits: int, *, below: float = 1, above: float = 0) -> np.ndarray:
@@ -274,12 +274,14 @@ CLIP = Exercise(
 
 def _average_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        (([1.0, -2.0], [4.0, 0.5]), 0.9),
-        (([-8.0, 1.0], [2.0, -4.0], [0.5, -0.25]), 0.75),
-        (([3.0, 1.0], [-5.0, 2.0]), 0.0),
+        (_batches([1.0, -2.0], [4.0, 0.5]), 0.9),
+        (_batches([-8.0, 1.0], [2.0, -4.0], [0.5, -0.25]), 0.75),
+        (_batches([3.0, 1.0], [-5.0, 2.0]), 0.0),
     ]
-    drawn = [([uniform(generator, -3, 2, tokens, 3) for tokens in (2, 4, 1, 3)], momentum) for momentum in (0.6, 0.95)]
-    return [Case((_batches(*batches), momentum)) for batches, momentum in [*by_hand, *drawn]]
+    drawn = [
+        (tuple(uniform(generator, -3, 2, tokens, 3) for tokens in (2, 4, 1, 3)), momentum) for momentum in (0.6, 0.95)
+    ]
+    return make_cases(by_hand, drawn)
 
 
 def _amaxes(batches: Sequence[Any]) -> list[float]:

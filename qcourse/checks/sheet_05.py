@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, found, pick, qmax, telling, uniform, whole
+from qcourse.checks.common import f64, found, make_cases, pick, qmax, telling, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 MARGIN = 0.02  # of a step, from a tie
@@ -40,7 +40,7 @@ def _moment_cases(generator: Generator) -> list[Case]:
     ]
     shapes = ((6, 3, 0.01), (3, 5, 0.1), (8, 4, 1.0))
     drawn = [(torch.randn(tokens, inputs, generator=generator) + 0.5, damp) for tokens, inputs, damp in shapes]
-    return [Case((torch.as_tensor(x), damp)) for x, damp in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _moment(x: Any) -> np.ndarray:
@@ -111,7 +111,7 @@ def _step_cases(generator: Generator) -> list[Case]:
         ([-1.7, 0.25, 3.5], [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]], 0),  # nobody can answer
     ]
     drawn = [_step_case(generator, inputs) for inputs in (2, 3, 4, 6)]
-    return [Case((torch.as_tensor(w), torch.as_tensor(h), i)) for w, h, i in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _round_one(
@@ -346,7 +346,7 @@ def _codes_cases(generator: Generator) -> list[Case]:
     ]
     shapes = ((3, 4, 4), (4, 5, 3), (2, 8, 4), (4, 6, 3))
     drawn = [_codes_case(generator, *shape) for shape in shapes]
-    return [Case((*map(torch.as_tensor, tensors), bits)) for *tensors, bits in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 SWEEP = Exercise(
@@ -458,7 +458,7 @@ def _groups_cases(generator: Generator) -> list[Case]:
     ]
     shapes = ((4, 6, 2, 3), (2, 6, 3, 3), (3, 8, 4, 4), (4, 6, 3, 4))
     drawn = [_groups_case(generator, *shape) for shape in shapes]
-    return [Case((torch.as_tensor(w), torch.as_tensor(h), *sizes)) for w, h, *sizes in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 GROUPS = Exercise(

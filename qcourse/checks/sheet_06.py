@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, qmax, telling, uniform
+from qcourse.checks.common import f64, make_cases, qmax, telling, uniform
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 MARGIN = 1.01  # of the second best and the best
@@ -95,10 +95,7 @@ def _salient_cases(generator: Generator) -> list[Case]:
         (w, w_hat, [[1.0, 0.1, -6.0, 2.0], [-1.0, 0.2, 5.0, 1.0], [0.5, -0.1, -4.0, 1.5]], 1),
         (w, w_hat, [[0.2, 3.0, -1.0, 2.5], [0.1, -3.5, -1.0, 2.0], [0.3, 0.0, -1.0, 4.5]], 2),
     ]
-    return [
-        Case((torch.as_tensor(w), torch.as_tensor(w_hat), torch.as_tensor(x), count))
-        for w, w_hat, x, count in by_hand + _salient_drawn(generator)
-    ]
+    return make_cases(by_hand, _salient_drawn(generator))
 
 
 def _kept(ranking: Ranking) -> Callable[..., np.ndarray]:
@@ -167,7 +164,7 @@ def _fold_cases(generator: Generator) -> list[Case]:
         )
         for outputs, inputs in ((3, 3), (2, 5), (6, 4))
     ]
-    return [Case(tuple(map(torch.as_tensor, arguments))) for arguments in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _folded(gain: float, shift: float, w: float) -> Callable[..., tuple[np.ndarray, ...]]:
@@ -228,9 +225,7 @@ def _gram_cases(generator: Generator) -> list[Case]:
         w = _normal(generator, outputs, inputs)
         x = f64(_normal(generator, tokens, inputs) + uniform(generator, -2, 2, inputs))  # correlated: a common mean
         drawn.append((w, w + uniform(generator, -0.2, 0.2, outputs, inputs), x.T @ x))
-    return [
-        Case(tuple(torch.as_tensor(part, dtype=torch.float32) for part in arguments)) for arguments in by_hand + drawn
-    ]
+    return make_cases(by_hand, drawn, torch.float32)
 
 
 def _lost(d: np.ndarray, gram: np.ndarray) -> float:
@@ -399,7 +394,7 @@ def _alpha_cases(generator: Generator) -> list[Case]:
         (w, [[1.5, 1.0, 20.0, -0.5], [-0.5, 1.0, -12.0, 1.5]], (0.25, 0.5, 1.0), 3),  # without 0, which does no harm
     ]
     drawn = [(*_alpha_case(generator, bits, loud), ALPHAS, bits) for bits, loud in ((4, 1), (3, 4), (3, 0), (5, 2))]
-    return [Case((torch.as_tensor(w), torch.as_tensor(x), alphas, bits)) for w, x, alphas, bits in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 SEARCH = Exercise(
@@ -545,10 +540,7 @@ def _clip_cases(generator: Generator) -> list[Case]:
     drawn = []
     for outputs, groups, group_size, bits in ((2, 2, 4, 3), (3, 2, 6, 3), (4, 3, 8, 4)):
         drawn.append(_clip_case(generator, outputs, groups, group_size, bits))
-    return [
-        Case((torch.as_tensor(w), torch.as_tensor(x), group_size, shares, bits))
-        for w, x, group_size, shares, bits in by_hand + drawn
-    ]
+    return make_cases(by_hand, drawn)
 
 
 CLIP = Exercise(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, uniform, whole
+from qcourse.checks.common import f64, make_cases, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 CANCELLING = 1e-3  # of a hundredth of the largest value, where that is more than of the value itself
@@ -39,10 +39,7 @@ def _product_cases(generator: Generator) -> list[Case]:
         (whole(generator, low, 127, tokens, k), int(whole(generator, 1, 40)), whole(generator, low, 127, 2, k), z_w)
         for tokens, k, z_w, low in ((2, 5, 7, -60), (3, 40, -21, -60), (2, 400, 30, -60), (5, 5000, -30, 80))
     ]  # the last ones reach 2^25, where float32 has every fourth whole number
-    return [
-        Case((torch.as_tensor(x).to(torch.int8), z_x, torch.as_tensor(w).to(torch.int8), z_w))
-        for x, z_x, w, z_w in by_hand + drawn
-    ]
+    return make_cases(by_hand, drawn, torch.int8)
 
 
 def _i64(codes: Any) -> np.ndarray:
@@ -134,7 +131,7 @@ def _smooth_cases(generator: Generator) -> list[Case]:
         x[:, 1] = uniform(generator, -20, -5, 5)  # loud, and negative
         w[:, 2] = -w[:, 2].abs() - 0.1
         drawn.append((x, w, alpha))
-    return [Case((torch.as_tensor(x), torch.as_tensor(w), alpha)) for x, w, alpha in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _s(x_range: np.ndarray, w_range: np.ndarray, alpha: float) -> np.ndarray:
@@ -207,7 +204,7 @@ SMOOTH = Exercise(
 def _hadamard_cases(generator: Generator) -> list[Case]:
     by_hand = [[[8.0, 0.0]], [[0.0, 0.0, 4.0, 0.0], [1.0, 2.0, 3.0, 6.0]]]
     drawn = [_normal(generator, tokens, n) * 3 for tokens, n in ((3, 8), (2, 16), (2, 64))]
-    return [Case((torch.as_tensor(x),)) for x in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _transformed(two: list[list[float]], norm: Callable[[int], float]) -> Callable[[Any], np.ndarray]:
@@ -273,7 +270,7 @@ def _fuse_cases(generator: Generator) -> list[Case]:
     for n in (3, 4, 8):
         gain = uniform(generator, 0.3, 2, n)
         drawn.append((gain, _normal(generator, n, n), _normal(generator, n, n), _rotation(generator, n)))
-    return [Case(tuple(map(torch.as_tensor, args))) for args in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _fused(
@@ -333,7 +330,7 @@ def _cayley_cases(generator: Generator) -> list[Case]:
         ([[1.0, 2.0], [-3.0, 0.5]], [[0.6, 0.8], [-0.8, 0.6]], 0.25),
     ]
     drawn = [(_normal(generator, n, n), _rotation(generator, n), lr) for n, lr in ((3, 0.5), (4, 0.3), (6, 0.2))]
-    return [Case((torch.as_tensor(g), torch.as_tensor(r), lr)) for g, r, lr in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _cayley(g: Any, r: Any, lr: float, *, skew: bool = True, sign: float = 1.0, part: float = 0.5) -> np.ndarray:

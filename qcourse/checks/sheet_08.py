@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, pick, uniform, whole
+from qcourse.checks.common import f64, make_cases, pick, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 SIGN = 0b1_0000_000
@@ -46,7 +46,7 @@ def _decode_cases(generator: Generator) -> list[Case]:
         for low, high in ((8, 0b0_0110_111), (0b0_1000_001, 0b0_1110_111), (2, 7), (0b0_1111_001, 0b0_1111_101))
         for _ in range(2)
     ]
-    return [Case((code,)) for code in (*by_hand, *drawn)]
+    return make_cases(by_hand, drawn)
 
 
 def _decoded(code: int) -> float:
@@ -167,7 +167,7 @@ def _encode_cases(generator: Generator) -> list[Case]:
         [448.0, 460.0, -470.0, 1000.0, -100000.0],
     ]
     drawn = [*(_sizes(generator) for _ in range(3)), _ties(generator)]
-    return [Case((torch.as_tensor(x),)) for x in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _encoded(x: Any) -> np.ndarray:
@@ -299,7 +299,7 @@ def _limits_cases(generator: Generator) -> list[Case]:
     drawn = [
         (e, m, bias, SPECIALS[number % 3]) for number, ((e, m), bias) in enumerate(zip(sizes, biases, strict=True))
     ]
-    return [Case(arguments) for arguments in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _limits(exponent_bits: int, mantissa_bits: int, bias: int, specials: str) -> tuple[float, float]:
@@ -405,7 +405,7 @@ def _block_cases(generator: Generator) -> list[Case]:
     ]
     ranges = ((1.05, 1.4), (1.6, 1.7), (1.8, 2 - FREE), (1.05, 2 - FREE))
     drawn = [_block_case(generator, count, *ends) for count, ends in zip((8, 8, 32, 32), ranges, strict=True)]
-    return [Case((torch.as_tensor(x),)) for x in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _amax(x: Any) -> float:
@@ -516,7 +516,7 @@ def _scales_cases(generator: Generator) -> list[Case]:
         ([[-1.4, 0.2, 0.7, 0.1, -0.6, 0.4]], 3),
     ]
     drawn = [_scales_case(generator, *shape) for shape in ((2, 3, 4), (4, 4, 4), (3, 4, 16))]
-    return [Case((torch.as_tensor(x), size)) for x, size in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _blocks(x: Any, size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Generator
 
-from qcourse.checks.common import pick, uniform, whole
+from qcourse.checks.common import make_cases, pick, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 MARGIN = 0.05
@@ -22,13 +22,13 @@ def _draw(generator: Generator, low: float, high: float) -> float:
     return float(f"{float(uniform(generator, low, high)):.3g}")
 
 
-def _wanted(draw: Callable[[], Numbers], good: Callable[..., bool], count: int) -> Iterator[Case]:
-    """So many drawn cases of which good holds."""
+def _wanted(draw: Callable[[], Numbers], good: Callable[..., bool], count: int) -> Iterator[Numbers]:
+    """The arguments of so many drawn cases of which good holds."""
     while count:
         args = draw()
         if good(*args):
             count -= 1
-            yield Case(args)
+            yield args
 
 
 def _between(value: float) -> bool:
@@ -51,7 +51,7 @@ def _layer_cases(generator: Generator) -> list[Case]:
         )
         for _ in range(3)
     ]
-    return [Case(layer) for layer in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _moved(
@@ -132,7 +132,7 @@ def _roof_cases(generator: Generator) -> list[Case]:
         ),
         4,
     )
-    return [*(Case(case) for case in by_hand), *drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _by_memory(size: float, operations: float, bandwidth: float, peak: float) -> bool:
@@ -204,7 +204,7 @@ def _ridge_cases(generator: Generator) -> list[Case]:
 
     drawn = _wanted(lambda: layer(512), lambda *of: 2 < _batch(*of) < 2000 and _between(_batch(*of)), 4)
     nowhere = _wanted(lambda: layer(128), lambda *of: _batch(*of) < -2 and _between(_batch(*of)), 1)
-    return [*(Case(case) for case in by_hand), *drawn, *nowhere]
+    return make_cases(by_hand, [*drawn, *nowhere])
 
 
 def _batch(
@@ -288,7 +288,7 @@ def _step_cases(generator: Generator) -> list[Case]:
         )
         for kv_heads in (4, 8, 16)
     ]
-    return [Case(step) for step in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _step(
@@ -380,7 +380,7 @@ def _fleet_cases(generator: Generator) -> list[Case]:
         ),
         4,
     )
-    return [*(Case(case) for case in by_hand), *drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _shares(weights: float, cache: float, gpu: float, reserve: float) -> float:

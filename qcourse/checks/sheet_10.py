@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, uniform, whole
+from qcourse.checks.common import f64, make_cases, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 BLOCK = 128
@@ -38,7 +38,7 @@ def _pack_cases(generator: Generator) -> list[Case]:
     top = torch.zeros(2, BLOCK, dtype=torch.uint8)
     top[1, -1] = 9
     drawn = [_codes(generator, *shape) for shape in ((1, BLOCK), (2, 2 * BLOCK), (3, 3 * BLOCK))]
-    return [Case((codes,)) for codes in (by_hand, top, *drawn)]
+    return make_cases([by_hand, top], drawn)
 
 
 def _packed(codes: Any, order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -110,7 +110,7 @@ def _decode_cases(generator: Generator) -> list[Case]:
     drawn = [
         (_as_tensor(whole(generator, 0, 2**32 - 1, 16)), plane, int(whole(generator, 1, 7))) for plane in (0, 1, 2, 3)
     ]
-    return [Case(case) for case in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _as_tensor(words: Tensor) -> Tensor:
@@ -187,11 +187,11 @@ MAGIC = Exercise(
 # 10.3 -------------------------------------------------------------------------------------------------------------
 
 
-def _group_case(generator: Generator, rows: int, groups: int, size: int) -> Case:
+def _group_case(generator: Generator, rows: int, groups: int, size: int) -> tuple[Tensor, ...]:
     x = uniform(generator, -2, 2, groups * size)
     scale = uniform(generator, 0.01, 0.1, rows, groups)
     zero_point = _zero_points(generator, rows, groups)
-    return Case((x, _codes(generator, rows, groups * size), zero_point, scale))
+    return x, _codes(generator, rows, groups * size), zero_point, scale
 
 
 def _group_cases(generator: Generator) -> list[Case]:
@@ -200,7 +200,7 @@ def _group_cases(generator: Generator) -> list[Case]:
     zero_point = torch.tensor([[8, 7], [3, 5]], dtype=torch.uint8)
     scale = torch.tensor([[0.5, 0.25], [1.0, 2.0]])
     drawn = [_group_case(generator, *sizes) for sizes in ((3, 2, 8), (5, 3, 32), (4, 4, 64))]
-    return [Case((x, codes, zero_point, scale)), *drawn]
+    return make_cases([(x, codes, zero_point, scale)], drawn)
 
 
 def _by_groups(x: Any, codes: Any, zero_point: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -265,16 +265,18 @@ GROUPS = Exercise(
 # 10.4 -------------------------------------------------------------------------------------------------------------
 
 
-def _split_case(generator: Generator, tokens: int, outputs: int, inputs: int, splits: int) -> Case:
+def _split_case(
+    generator: Generator, tokens: int, outputs: int, inputs: int, splits: int
+) -> tuple[Tensor, Tensor, int]:
     x, w = (torch.randn(rows, inputs, generator=generator) for rows in (tokens, outputs))
-    return Case((x, w, splits))
+    return x, w, splits
 
 
 def _split_cases(generator: Generator) -> list[Case]:
     x = torch.ones(1, 3 * BLOCK)
     w = torch.arange(1.0, 4.0).repeat_interleave(BLOCK)[None] / BLOCK
     sizes = [(2, 3, 4 * BLOCK, 2), (1, 5, 5 * BLOCK, 3), (3, 2, 600, 4), (2, 2, 200, 8), (1, 3, 6 * BLOCK + 40, 3)]
-    return [Case((x, w, 3)), Case((x, w, 2)), *(_split_case(generator, *each) for each in sizes)]
+    return make_cases([(x, w, 3), (x, w, 2)], (_split_case(generator, *each) for each in sizes))
 
 
 def _partials(x: Any, w: Any, splits: int, *, inputs: int | None = None, empty: bool = False) -> np.ndarray:
@@ -347,11 +349,11 @@ SPLIT = Exercise(
 # 10.5 -------------------------------------------------------------------------------------------------------------
 
 
-def _matvec_case(generator: Generator, rows: int, inputs: int, group_size: int) -> Case:
+def _matvec_case(generator: Generator, rows: int, inputs: int, group_size: int) -> tuple[Tensor, ...]:
     x = torch.randn(inputs, generator=generator)
     packed = whole(generator, 0, 255, rows, -(-inputs // 2)).to(torch.uint8)
     scale = uniform(generator, 0.01, 0.1, rows, inputs // group_size)
-    return Case((x, packed, scale, _zero_points(generator, *scale.shape)))
+    return x, packed, scale, _zero_points(generator, *scale.shape)
 
 
 def _matvec_cases(generator: Generator) -> list[Case]:
@@ -362,7 +364,7 @@ def _matvec_cases(generator: Generator) -> list[Case]:
         torch.tensor([[7]], dtype=torch.uint8),
     )
     sizes = [(3, 64, 32), (33, 160, 32), (17, 320, 64), (5, 384, 128), (7, 77, 77), (1, 300, 100)]
-    return [Case(by_hand), *(_matvec_case(generator, *each) for each in sizes)]
+    return make_cases([by_hand], (_matvec_case(generator, *each) for each in sizes))
 
 
 def _matvec(x: Any, packed: Any, scale: Any, zero_point: Any, *, order: tuple[int, int] = (0, 4)) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, pick, qmax, uniform, whole
+from qcourse.checks.common import f64, make_cases, pick, qmax, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 # 11.1 -------------------------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ def _size_cases(generator: Generator) -> list[Case]:
         )
         for kv_heads in (2, 4, 8)
     ]
-    return [Case(sizes) for sizes in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _size(numbers: float, bits: float, group_size: int) -> float:
@@ -116,7 +116,7 @@ def _attention_cases(generator: Generator) -> list[Case]:
     k_cache, v_cache = torch.tensor([[0.0, 0.0]]), torch.tensor([[8.0, 8.0]])
     sizes = [(1, 3, 4), (3, 2, 4), (2, 5, 9), (4, 1, 4)]
     drawn = [_attention_case(generator, *size) for size in sizes]
-    return [Case(case) for case in [(q, k, v, k_cache, v_cache), *drawn]]
+    return make_cases([(q, k, v, k_cache, v_cache)], drawn)
 
 
 def _attention(q: Any, k: np.ndarray, v: np.ndarray, diagonal: int | None, divisor: float | None = None) -> np.ndarray:
@@ -214,7 +214,7 @@ def _key_cases(generator: Generator) -> list[Case]:
     k = torch.tensor([[0.3, 8.1], [-0.4, 7.2], [0.24, -0.7], [0.1, 7.6]])
     drawn = [_keys(generator, *shape) for shape in ((8, 4, 4, 4), (6, 6, 3, 3), (12, 4, 2, 8))]
     sizes = [(4, 4), (3, 3), (2, 8)]
-    return [Case((k, 2, 4)), *(Case((x, *size)) for x, size in zip(drawn, sizes, strict=True))]
+    return make_cases([(k, 2, 4)], ((x, *size) for x, size in zip(drawn, sizes, strict=True)))
 
 
 def _rounded(x: np.ndarray, axis: int | tuple[int, ...], bits: int, size: Callable[..., Any] = np.abs) -> np.ndarray:
@@ -286,7 +286,7 @@ def _window_cases(generator: Generator) -> list[Case]:
     drawn = [
         (_keys(generator, tokens, 3, group, bits), group, residual, bits) for tokens, group, residual, bits in sizes
     ]
-    return [Case(case) for case in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _coded(k: Any, start: int, stop: int, group_size: int, bits: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, found, pick, qmax, telling, uniform, whole
+from qcourse.checks.common import f64, found, make_cases, pick, qmax, telling, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 
@@ -43,7 +43,7 @@ def _ste_cases(generator: Generator) -> list[Case]:
     x, grad = torch.tensor([-9.0, -8.3, 0.4, 7.4, 7.6]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     weights = torch.tensor([-0.51, 0.02, 0.33, -0.18, 0.6])
     by_hand = [(x, 1.0, 4, grad), (weights, 0.21, 3, grad), (x, 4.0, 2, -grad)]
-    return [Case(args) for args in [*by_hand, *(_ste_case(generator, bits) for bits in (2, 3, 4))]]
+    return make_cases(by_hand, (_ste_case(generator, bits) for bits in (2, 3, 4)))
 
 
 def _passing(
@@ -136,7 +136,7 @@ def _lsq_cases(generator: Generator) -> list[Case]:
         )
         for bits in (2, 3, 4)
     ]
-    return [Case(args) for args in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _pulling(
@@ -211,7 +211,7 @@ def _step_cases(generator: Generator) -> list[Case]:
         )
         for _ in range(3)
     ]
-    return [Case(args) for args in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 STEP = Exercise(
@@ -275,7 +275,7 @@ def _ternary_cases(generator: Generator) -> list[Case]:
         )
         for shape in ((3, 4), (16,), (2, 12))
     ]
-    return [Case(args) for args in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _cut(w: Any, scale: float, edge: float) -> tuple[np.ndarray, float]:
@@ -336,7 +336,7 @@ def _trits_cases(generator: Generator) -> list[Case]:
     by_hand = [[1, 0, -1, 1, 1], [1, 0, -1, 1, 1, -1], [1, 1]]
     drawn = [whole(generator, -1, 1, length).tolist() for length in (10, 13, 24)]
     ends = [[*codes[:-2], 1, 0] for codes in drawn]  # whoever turns or drops the last byte is found out
-    return [Case((torch.tensor(codes, dtype=torch.int8),)) for codes in by_hand + ends]
+    return make_cases(by_hand, ends, torch.int8)
 
 
 def _in_base(digits: np.ndarray, powers: tuple[int, ...], fill: int = 0) -> np.ndarray:

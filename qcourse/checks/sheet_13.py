@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, pick, telling, uniform
+from qcourse.checks.common import f64, make_cases, pick, telling, uniform
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 RUN = 4  # neighbours
@@ -47,7 +47,7 @@ def _bits_cases(generator: Generator) -> list[Case]:
         (pick(generator, 3, 4, 8), pick(generator, *keeps), m, pick(generator, 32, 64, 128))
         for m, keeps in ((8, (3, 5)), (10, (3, 7)), (16, (3, 5)))
     ]
-    return [Case(args) for args in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _bits(bits: int, keep: int, m: int, group_size: int, *, position: float, scale: float = 16.0) -> float:
@@ -104,17 +104,16 @@ def _store_cases(generator: Generator) -> list[Case]:
         [[0.3, -1.2, 0.4, 0.9, 2.0, 0.1, 0.05, -0.2]],
         [[-0.1, 0.7, -3.0, 0.2], [1.5, 0.3, -0.9, 0.6]],
     ]
-    args = [(torch.tensor(w),) for w in by_hand]
 
     def draw(outputs: int, inputs: int) -> tuple:
         loud_and_quiet = torch.tensor([1.0, 0.3] * 4)[: inputs // RUN].repeat_interleave(RUN)
         return (uniform(generator, -2, 2, outputs, inputs) * loud_and_quiet,)
 
-    args += [
+    drawn = [
         _until(partial(draw, *shape), lambda args: _clear(np.abs(f64(args[0]))) and telling(STORE, args, apart=1e-3))
         for shape in ((2, 8), (3, 12))
     ]
-    return [Case(each) for each in args]
+    return make_cases(by_hand, drawn)
 
 
 def _stored(w: Any, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +188,7 @@ def _wanda_cases(generator: Generator) -> list[Case]:
     ]
     w = torch.tensor([[0.3, -1.2, 0.4, 0.9], [-0.2, 1.5, -0.8, 0.1], [0.5, 2.9, 0.7, -0.6], [0.1, 0.6, -1.0, -0.3]])
     x = torch.tensor([[3.0, 1.0, 0.0, 2.0], [-4.0, 0.0, 1.0, -2.0]])  # norms 5, 1, 1 and 2.83
-    return [Case(args) for args in [(w, x), *drawn]]
+    return make_cases([(w, x)], drawn)
 
 
 def _score(w: Any, x: Any, power: float = 1) -> np.ndarray:
@@ -254,7 +253,7 @@ def _loss_cases(generator: Generator) -> list[Case]:
         _until(partial(draw, *shape), lambda args: telling(LOSS, args, apart=0.02))
         for shape in ((3, 2.0), (4, 3.0), (2, 0.5))
     ]
-    return [Case(args) for args in by_hand + drawn]
+    return make_cases(by_hand, drawn)
 
 
 def _log_softmax(logits: Any, temperature: float = 1.0) -> np.ndarray:
@@ -331,7 +330,7 @@ def _heal_cases(generator: Generator) -> list[Case]:
         _until(partial(draw, *shape), lambda args: _never_close(*args) and telling(HEAL, args, apart=0.01))
         for shape in ((1, 5), (2, 6))
     ]
-    return [Case(args) for args in [(w, x, 0.5, 1), (w, x, 0.5, 4), *drawn]]
+    return make_cases([(w, x, 0.5, 1), (w, x, 0.5, 4)], drawn)
 
 
 def _step(w: np.ndarray, w_hat: np.ndarray, x: Any, rate: float) -> np.ndarray:

@@ -1,14 +1,17 @@
 """Arguments and answers written out for a learner: whole where they are small, their place where they are not.
 
-The idea: what is shown of a call can be pasted into a cell and tried.
+The idea: what is shown of a call can be pasted into a cell and tried. What is too large to be read is counted, not
+written, and never walked through to its end.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
-LARGEST = 24  # values of an array that are written out
+LARGEST = 24  # values of an answer that are written out
+LONGEST = 100  # characters of a text
 
 
 def call(name: str, args: tuple[Any, ...]) -> str:
@@ -27,14 +30,23 @@ def show(value: Any) -> str:
     ('([[1.0], [0.3]], 3)', 'float64 numbers of shape (8, 8)')
     """
     if isinstance(value, tuple):
-        return f"({', '.join(map(show, value))})" if _count(value) <= LARGEST else f"{len(value)} values"
+        return f"({', '.join(map(show, value))})" if is_small(value) else f"{len(value)} values"
     if isinstance(value, np.ndarray | np.generic):
-        if value.size > LARGEST:
-            return f"{value.dtype} numbers of shape {value.shape}"
-        return show(value.tolist())
+        return show(value.tolist()) if is_small(value) else f"{value.dtype} numbers of shape {value.shape}"
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]!r} and {len(value) - LONGEST} characters more"
     return repr(float(f"{value:.6g}")) if isinstance(value, float) else repr(value)
+
+
+def is_small(value: Any) -> bool:
+    """Whether an answer is written out: at most 24 values.
+
+    >>> is_small(((1, 2), 3)), is_small(np.zeros((20_000_000, 0)))
+    (True, False)
+    """
+    return _count(value, LARGEST) <= LARGEST
 
 
 def pinpoint(answer: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> tuple[str, str]:
@@ -55,8 +67,17 @@ def pinpoint(answer: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> tup
     return f"returned {show(answer)}", show(expected)
 
 
-def _count(value: Any) -> int:
-    return sum(map(_count, value)) if isinstance(value, tuple) else np.size(value)
+def _count(value: Any, most: int) -> int:
+    """How many values there are to write, counted until they are more than `most`."""
+    if not isinstance(value, tuple):
+        # An array without values is written as its empty rows, of which there may be many.
+        return math.prod(size or 1 for size in np.shape(value))
+    count = 0
+    for part in value:
+        if count > most:
+            break
+        count += _count(part, most - count)
+    return max(count, 1)
 
 
 def _argument(value: Any) -> str:

@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import platform
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -28,7 +28,7 @@ from qcourse.checks.registry import load_sheet
 from qcourse.grading.attempt import Attempt
 from qcourse.grading.grades import BUBBLEWRAP, ExerciseGrade, Limits, Submission, SubmissionGrade
 from qcourse.grading.intake import given_cells, master
-from qcourse.grading.mounts import LIBRARIES
+from qcourse.grading.mounts import LIBRARIES, SandboxError
 from qcourse.grading.sandbox import Template
 
 LONGEST = 600  # characters of a reason
@@ -39,7 +39,7 @@ _one_at_a_time = threading.Lock()
 def grade_submission(
     submission: Submission, *, seed: int, limits: Limits | None = None, backend: str = BUBBLEWRAP
 ) -> SubmissionGrade:
-    """Points and reasons for one submission; whatever it does, there is a grade.
+    """Points and reasons for one submission; where the sandbox is lost on the way, it is graded once more in a new one.
 
     Args:
         seed: of the cases, 0 to 2^63 - 1. Draw it anew for each run: whoever knows it can know the cases.
@@ -47,16 +47,18 @@ def grade_submission(
         backend: "bubblewrap" or "none".
 
     Raises:
-        SandboxError: there is no sandbox to be had.
+        SandboxError: there is no sandbox to be had, or it was lost twice.
     """
     limits = limits or Limits()
     generator = torch.Generator().manual_seed(seed)
     sheet = load_sheet(submission.sheet[:2])
     cases = {exercise: exercise.cases(generator) for exercise in sheet.exercises}
     with _one_at_a_time:
-        template = _template(backend)
-        attempt = Attempt(lambda: template.worker(limits), given_cells(sheet.id), submission.cells, limits)
-        outputs = attempt.outputs(cases)
+        try:
+            outputs = _outputs(submission, cases, limits, backend)
+        except SandboxError:  # lost on the way, for want of memory perhaps
+            _forget(backend)
+            outputs = _outputs(submission, cases, limits, backend)
     grades, problems = [], []
     for exercise in cases:
         try:
@@ -81,7 +83,7 @@ def grade_submission(
 
 
 def grade_exercise(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any] | None) -> ExerciseGrade:
-    """The points of one exercise, by case, rounded down to hundredths; outputs=None where it has no cell."""
+    """The points of one exercise, as `checks/points.py` has it; outputs=None where it has no cell."""
     if outputs is None:
         return ExerciseGrade(exercise.id, 0.0, exercise.points, f"no cell defines {exercise.function}")
     verdict = judge(exercise, cases, outputs)
@@ -89,10 +91,9 @@ def grade_exercise(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[
         return ExerciseGrade(exercise.id, float(exercise.points), exercise.points)
     if verdict.status == NOT_WRITTEN:
         return ExerciseGrade(exercise.id, 0.0, exercise.points, NOT_WRITTEN)
-    points = 100 * exercise.points * verdict.cases_right // verdict.cases / 100
     looks = f". Looks like: {verdict.mistake}. {verdict.advice}" if verdict.mistake else ""
     reason = f"{verdict.cases_right} of {verdict.cases} cases right; {_printable(verdict.reason)}{looks}"
-    return ExerciseGrade(exercise.id, points, exercise.points, reason)
+    return ExerciseGrade(exercise.id, float(verdict.points), exercise.points, reason)
 
 
 def check_backend(backend: str) -> None:
@@ -102,6 +103,7 @@ def check_backend(backend: str) -> None:
         SandboxError: that fails; one sentence says why and what to do.
     """
     with _one_at_a_time:
+        _forget(backend)
         _template(backend).worker(Limits()).close()
 
 
@@ -122,14 +124,28 @@ def environment() -> str:
     return whole.hexdigest()[:16]
 
 
+def _outputs(
+    submission: Submission, cases: Mapping[Exercise, Sequence[Case]], limits: Limits, backend: str
+) -> dict[str, list[Any]]:
+    """The answers of each exercise, from workers of this process's template."""
+    template = _template(backend)
+    given = given_cells(submission.sheet[:2])
+    return Attempt(lambda: template.worker(limits), given, submission.cells, limits).outputs(cases)
+
+
 def _template(backend: str) -> Template:
-    """The one template of this process, started anew where it has ended."""
+    """The one template of this process, started where there is none."""
     key = os.getpid(), backend
-    if key in _templates and not _templates[key].alive:
-        _templates.pop(key).close()
     if key not in _templates:
         _templates[key] = Template(backend)
     return _templates[key]
+
+
+def _forget(backend: str) -> None:
+    """End the template, so that the next is a new one: its parts may be lost while the outermost still runs."""
+    lost = _templates.pop((os.getpid(), backend), None)
+    if lost is not None:
+        lost.close()
 
 
 @atexit.register

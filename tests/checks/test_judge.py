@@ -9,8 +9,9 @@ import torch
 
 from qcourse import check
 from qcourse.checks.answers import Failure, capture, plain
+from qcourse.checks.compare import Difference, difference
 from qcourse.checks.exercise import Case, Exercise
-from qcourse.checks.judge import Difference, Verdict, difference, judge
+from qcourse.checks.judge import Verdict, judge
 from qcourse.checks.registry import find_exercise, load_sheet, sheet_ids
 
 DOUBLE = Exercise(
@@ -114,7 +115,8 @@ def test_html_is_the_same_and_escaped() -> None:
         (lambda x: x + 0j, "returned a value of type Tensor"),
         (lambda x: x.to_sparse(), "raised TypeError"),
         (lambda x: 10**400, "returned a value of type int"),
-        (lambda x: {"x": x}, "returned a value of type dict"),
+        (lambda x: {"x": x}, "returned a dict"),
+        (lambda x: {1.0, 2.0}, "returned a set"),
         (lambda x: np.array([1, "a"], dtype=object), "returned a value of type ndarray"),
         (lambda x: capture(lambda: 1 / 0, ()), "returned a value of type Failure"),
     ],
@@ -258,7 +260,7 @@ def test_a_difference_names_the_part_of_an_answer() -> None:
             Failure(("ValueError",), "size 10"),
             Failure(("ValueError",), "2 does not divide 5"),
             "raised ValueError: size 10",
-            "a ValueError that names 2 and 5",
+            "a ValueError that names 2 and 5, and few numbers besides",
         ),
     ],
 )

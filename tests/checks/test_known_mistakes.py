@@ -4,39 +4,24 @@ They stand in answers_NN.py beside this file, as MISTAKES: (exercise id, the mis
 "" where the bank has none, to keep it short: then the answer is refused all the same.
 """
 
-from copy import deepcopy
-from functools import cache
+from collections.abc import Callable
 from importlib import import_module
 
 import pytest
 import torch
+from drawing import verdict_of
 from torch import Tensor
 
-from qcourse.checks.answers import capture
-from qcourse.checks.exercise import Case
-from qcourse.checks.judge import Verdict, judge
-from qcourse.checks.registry import find_exercise, sheet_ids
-
-
-@cache
-def drawn(exercise_id: str, seed: int) -> list[Case]:
-    """The cases of a seed: some sheets draw many before one tells all mistakes apart."""
-    return find_exercise(exercise_id).cases(torch.Generator().manual_seed(seed))
-
-
-def verdict_of(exercise_id: str, function: object, seed: int) -> Verdict:
-    cases = deepcopy(drawn(exercise_id, seed))  # a function may write into what it is given
-    return judge(find_exercise(exercise_id), cases, [capture(function, case.args) for case in cases])
-
+from qcourse.checks.registry import sheet_ids
 
 WRITTEN = [mistake for sheet_id in sheet_ids() for mistake in import_module(f"answers_{sheet_id}").MISTAKES]
 
 
 @pytest.mark.parametrize(("exercise_id", "name", "function"), WRITTEN)
-def test_the_mistake_is_named(exercise_id: str, name: str, function: object) -> None:
+def test_the_mistake_is_named(exercise_id: str, name: str, function: Callable) -> None:
     for seed in range(10):
         verdict = verdict_of(exercise_id, function, seed)
-        assert (verdict.points, verdict.mistake) == (0, name), f"seed {seed}: {verdict}"
+        assert (verdict.status, verdict.mistake) == ("not yet", name), f"seed {seed}: {verdict}"
 
 
 def test_packed_codes_must_be_bytes() -> None:

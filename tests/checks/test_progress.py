@@ -1,6 +1,7 @@
 """Progress survives restarts, crashes and damage, and is never lowered."""
 
 import json
+import os
 from datetime import date
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def verdict(points: int, status: str = FAILED) -> Verdict:
+def verdict(points: float, status: str = FAILED) -> Verdict:
     return Verdict("01.2", status, points, 3, 0, 1)
 
 
@@ -43,6 +44,16 @@ def test_a_try_counts_an_untouched_stub_does_not(path: Path) -> None:
     assert not path.exists()
     record(verdict(0))
     assert read_progress()["01.2"]["points"] == 0
+    record(verdict(3, PASSED))
+    assert read_progress()["01.2"]["points"] == 3
+
+
+def test_part_of_the_points_is_progress(path: Path) -> None:
+    check("01.1", lambda x, bits: x.abs().max() / (2 ** (bits - 1) - 1) if bits != 8 else 0)
+    assert read_progress()["01.1"]["points"] == 0.33  # two drawn cases of three: half of a point, two thirds of that
+    record(verdict(1.25))
+    record(verdict(1))
+    assert read_progress()["01.2"]["points"] == 1.25
     record(verdict(3, PASSED))
     assert read_progress()["01.2"]["points"] == 3
 
@@ -75,10 +86,10 @@ def test_a_crash_while_writing_leaves_the_old_file(path: Path, monkeypatch: pyte
     record(verdict(0))
     old = path.read_text()
 
-    def crash(self: Path, target: Path) -> None:
+    def crash(source: str, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", crash)
+    monkeypatch.setattr(os, "replace", crash)
     with pytest.warns(UserWarning, match="No space left on device"):
         record(verdict(3, PASSED))
     assert path.read_text() == old

@@ -5,23 +5,19 @@ of the mutants below it, each of which is the judge with one line spoilt: so the
 """
 
 import inspect
+import sys
 import types
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from drawing import EXERCISES, drawn
 
-from qcourse.checks import answers, judge
+from qcourse.checks import answers, compare, judge, points, words
 from qcourse.checks.answers import Failure
-from qcourse.checks.exercise import Case, Exercise
-from qcourse.checks.registry import load_sheet, sheet_ids
-
-EXERCISES = [exercise for sheet_id in sheet_ids() for exercise in load_sheet(sheet_id).exercises]
-
-
-def cases_of(exercise: Exercise, seed: int) -> list[Case]:
-    return exercise.cases(torch.Generator().manual_seed(seed))
+from qcourse.checks.exercise import Exercise
 
 
 def is_whole(right: object) -> bool:
@@ -43,6 +39,40 @@ class AlwaysEqual:
     __hash__ = None
 
 
+class AnyType(type):
+    """The type of a type that is equal to every other."""
+
+    def __eq__(cls, other: object) -> bool:
+        return True
+
+    __hash__ = type.__hash__
+
+
+class OfAnyType(AlwaysEqual, metaclass=AnyType):
+    pass
+
+
+def sly_tuple(right: object) -> tuple:
+    """A tuple that holds something wrong, and gives out what is right to whoever asks."""
+    parts = list(np.atleast_1d(right))
+
+    class SlyTuple(tuple):
+        __slots__ = ()
+
+        def __iter__(self) -> Any:
+            return iter(parts)
+
+        def __len__(self) -> int:
+            return len(parts)
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None
+
+    return SlyTuple([None] * len(parts))
+
+
 class Sly(torch.Tensor):
     """A tensor that calls itself equal to everything."""
 
@@ -54,6 +84,8 @@ class Sly(torch.Tensor):
 
 FORGERIES = {
     "equal to everything": lambda right: AlwaysEqual(),
+    "of any type": lambda right: OfAnyType(),
+    "a tuple with an iterator of its own": sly_tuple,
     "a tensor subclass": lambda right: torch.tensor(right).as_subclass(Sly),
     "an array subclass": lambda right: np.ma.masked_array(right, mask=True),
     "None": lambda right: None,
@@ -69,6 +101,7 @@ FORGERIES = {
     "64 bits for bytes": lambda right: torch.tensor(right).long() if is_bytes(right) else None,
 }
 REFUSALS = {
+    "an error that names everything": {"message": " ".join(map(str, range(100)))},
     "an error of another kind": {"kinds": ("TypeError", "Exception")},
     "an error that says nothing": {"message": "shape is invalid"},
 }
@@ -93,13 +126,14 @@ def check_battery(
     exercise: Exercise, seed: int, judge: types.ModuleType = judge, answers: types.ModuleType = answers
 ) -> None:
     """Everything that must hold for one exercise; raises AssertionError where it does not."""
-    cases = cases_of(exercise, seed)
+    cases = drawn(exercise.id, seed)
     right = [answers.capture(exercise.reference, case.args) for case in cases]
     verdict = judge.judge(exercise, cases, right)
     assert (verdict.status, verdict.points) == ("passed", exercise.points)
     for mistake in exercise.mistakes:
         verdict = judge.judge(exercise, cases, [answers.capture(mistake.function, case.args) for case in cases])
-        assert (verdict.status, verdict.points, verdict.mistake) == ("not yet", 0, mistake.name), repr(verdict)
+        assert (verdict.status, verdict.mistake) == ("not yet", mistake.name), repr(verdict)
+        assert 0 <= verdict.points <= exercise.points / 2, repr(verdict)
     for name, forge in FORGERIES.items():
         outputs = [answers.capture(forged, (forge, value)) for value in right]
         assert judge.judge(exercise, cases, outputs).status == "not yet", name
@@ -133,55 +167,72 @@ MUTANTS = {
         "difference(*pair, exercise.tolerance)",
         "difference(pair[0], pair[0], 0.0)",
     ),
-    "shapes are not compared": (judge, "answer.shape != expected.shape", "False"),
-    "kinds are not compared": (judge, "kinds and answer.dtype.kind not in accepted", "False"),
-    "any value will do": (judge, "wrong = _wrong(answer, expected, tolerance)", "wrong = np.array(False)"),
-    "one right value is enough": (judge, "not wrong.any()", "not wrong.all()"),
-    "NaN equals anything": (judge, "(np.isnan(answer) & np.isnan(expected))", "np.isnan(answer)"),
-    "infinity is near": (judge, "(near & finite)", "(near | np.isinf(answer))"),
-    "a tolerance of everything": (judge, "allowed = tolerance *", "allowed = 1e9 *"),
-    "one right case is enough": (judge, "if right == count", "if right"),
-    "only the last case counts": (judge, "if right == count", "if found[-1] is None"),
-    "only the first case counts": (judge, "if right == count", "if found[0] is None"),
+    "shapes are not compared": (compare, "shape != expected.shape", "False"),
+    "kinds are not compared": (compare, "kinds and numbers.dtype.kind not in accepted", "False"),
+    "any value will do": (compare, "wrong = _wrong(numbers, expected, tolerance)", "wrong = np.array(False)"),
+    "one right value is enough": (compare, "if wrong.any()", "if wrong.all()"),
+    "NaN equals anything": (compare, "(np.isnan(answer) & np.isnan(expected))", "np.isnan(answer)"),
+    "infinity is near": (compare, "(near & finite)", "(near | np.isinf(answer))"),
+    "a tolerance of everything": (compare, "allowed = tolerance *", "allowed = 1e9 *"),
+    "one right case is enough": (points, "if all(right)", "if any(right)"),
+    "only the last case counts": (judge, "if all(right)", "if right[-1]"),
+    "only the first case counts": (judge, "if all(right)", "if right[0]"),
     "a mistake need match one case only": (judge, "if all(difference(output, wrong", "if any(difference(output, wrong"),
     "no mistake is ever named": (judge, "return mistake.name, mistake.advice", 'return "", ""'),
-    "refusals are not compared": (judge, "expected.kinds[0] in answer.kinds", "True"),
-    "a refusal need not name its numbers": (judge, "set(numbers) <= set(_numbers(answer))", "True"),
-    "bytes may be of any width": (judge, "expected.dtype != np.uint8", "True"),
-    "an answer will do for a refusal": (judge, 'return Difference(f"returned {show(answer)}", wanted)', "return None"),
+    "refusals are not compared": (compare, "expected.kinds[0] in answer.kinds", "True"),
+    "a refusal need not name its numbers": (compare, "named.issuperset(numbers)", "True"),
+    "a refusal may name every number": (compare, "len(named.difference(numbers)) <= BESIDES", "True"),
+    "bytes may be of any width": (compare, "expected.dtype != np.uint8", "True"),
+    "an answer will do for a refusal": (
+        compare,
+        'return Difference(f"returned {show(answer)}", wanted)',
+        "return None",
+    ),
     "parts of an answer are skipped": (
-        judge,
+        compare,
         'if found:\n            return Difference(f"{found.got} as',
         'if False:\n            return Difference(f"{found.got} as',
     ),
-    "arguments may be written over": (answers, "if not _same(before, after):", "if False:"),
-    "subclasses are let in": (answers, "kind is torch.Tensor", "isinstance(value, torch.Tensor)"),
-    "array subclasses are let in": (answers, "type(value) is np.ndarray", "isinstance(value, np.ndarray)"),
+    "arguments may be written over": (answers, "if not _same(*pair)]", "if False]"),
+    "subclasses are let in": (
+        answers,
+        "_is_one_of(kind, torch.Tensor, torch.nn.Parameter)",
+        "isinstance(value, torch.Tensor)",
+    ),
+    "array subclasses are let in": (answers, "if type(value) is np.ndarray", "if isinstance(value, np.ndarray)"),
+    "tuples may say what is in them": (answers, "_plain_parts(tuple.__iter__(value)", "_plain_parts(iter(value)"),
 }
 
 
-def mutant(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
-    """The module with one place of its source replaced, which must be there once."""
-    source = inspect.getsource(module)
-    assert source.count(old) == 1, f"{old!r} is {source.count(old)} times in {module.__name__}"
-    spoilt = types.ModuleType(module.__name__)
-    spoilt.__file__ = module.__file__
-    exec(compile(source.replace(old, new), module.__file__, "exec"), spoilt.__dict__)
-    return spoilt
+CHAIN = (answers, words, compare, points, judge)  # each imports from those before it
+
+
+def with_mutant(module: types.ModuleType, old: str, new: str) -> dict[str, types.ModuleType]:
+    """The modules of CHAIN made anew, one with a place of its source replaced, which must be there once."""
+    assert inspect.getsource(module).count(old) == 1, f"{old!r} is not once in {module.__name__}"
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for original in CHAIN:
+            source = inspect.getsource(original)
+            fresh = types.ModuleType(original.__name__)
+            fresh.__file__ = original.__file__
+            patch.setitem(sys.modules, original.__name__, fresh)
+            spoilt = source.replace(old, new) if original is module else source
+            exec(compile(spoilt, original.__file__, "exec"), fresh.__dict__)
+            made[original.__name__.rpartition(".")[2]] = fresh
+    return made
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_judge_is_found_out(name: str) -> None:
-    module, old, new = MUTANTS[name]
-    spoilt = mutant(module, old, new)
-    if module is answers:  # the judge reads every output once more, so it needs the spoilt reader too
-        judging = mutant(judge, 'PASSED = "passed"', 'PASSED = "passed"')
-        judging.capture, judging.Failure = spoilt.capture, spoilt.Failure
-        broken = {"judge": judging, "answers": spoilt}
-    else:
-        broken = {"judge": spoilt}
+    made = with_mutant(*MUTANTS[name])
     with pytest.raises(AssertionError):
-        check_all(EXERCISES, **broken)
+        check_all(EXERCISES, judge=made["judge"], answers=made["answers"])
+
+
+def test_a_judge_made_anew_is_sound() -> None:
+    made = with_mutant(judge, "PASSED =", "PASSED =")
+    check_all(EXERCISES[:5], judge=made["judge"], answers=made["answers"])
 
 
 def test_an_exercise_without_tolerance_for_rounding_is_found_out() -> None:
@@ -196,7 +247,8 @@ def test_cases_are_drawn_anew_and_can_cross_to_another_process(exercise: Exercis
             return all(map(allowed, value))
         return type(value) in (torch.Tensor, int, float, str, bool)
 
-    first, again, other = (cases_of(exercise, seed) for seed in (0, 0, 1))
+    first, other = drawn(exercise.id, 0), drawn(exercise.id, 1)
+    again = tuple(exercise.cases(torch.Generator().manual_seed(0)))
     assert all(allowed(case.args) for case in first)
     assert repr(first) == repr(again) != repr(other)
     assert len(first) == len(other)
