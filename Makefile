@@ -1,6 +1,8 @@
-# A thin face of tools/course.py, which says what each command does. Another Python: make PYTHON=python3.12 lab
+# A thin face of tools/course.py, which says what each command does.
+# Another Python: make PYTHON=python3.12 lab. Another build of PyTorch: make lab TORCH=cpu (or cuda).
 PYTHON ?= python3
+TORCH ?= auto
 
-.PHONY: lab test exercises bench notebooks
-lab test exercises bench notebooks:
-	@$(PYTHON) tools/course.py $@
+.PHONY: lab check test exercises bench notebooks
+lab check test exercises bench notebooks:
+	@$(PYTHON) tools/course.py $@ --torch=$(TORCH)

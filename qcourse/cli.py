@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # heavy imports wait until they are needed, so that `--help` 
     from nbformat import NotebookNode
 
 CELL_TIMEOUT_S = 120
+OF_CLUSTER = ("cryptography", "dask", "distributed")  # what the extra `cluster` brings
 
 
 def find(pattern: str) -> Path:
@@ -119,6 +120,17 @@ def _words(index: int, cell: "NotebookNode") -> Iterator[str]:
             yield output.data.get("text/plain", "")
 
 
+def extra_with(package: str | None, command: str) -> str:
+    """Return the extra of pyproject.toml that brings a package which a command misses.
+
+    >>> extra_with("distributed.security", "grade"), extra_with("nbgrader", "grade"), extra_with("nbformat", "check")
+    ('cluster', 'grading', 'lab')
+    """
+    if (package or "").split(".")[0] in OF_CLUSTER:
+        return "cluster"
+    return "grading" if command in COMMANDS else "lab"
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
@@ -153,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("Stopped. What was graded is kept; the same command goes on from there.", file=sys.stderr)
         return 130
     except ImportError as error:
-        extra = "grading" if options.command in COMMANDS else "lab"
+        extra = extra_with(error.name, options.command)
         print(f"{error.name} is missing: install the course with pip install 'qcourse[{extra}]'.", file=sys.stderr)
         return 2
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """The command `qcourse`, called as a reader does."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -154,6 +155,16 @@ def test_unknown_arguments(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         cli.main(["check", "01", "--fast"])
     assert "unknown arguments: --fast" in capsys.readouterr().err
+
+
+def test_a_missing_package_of_the_cluster_names_its_extra(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setitem(cli.COMMANDS, "grade", lambda options: importlib.import_module("distributed"))
+    assert cli.main(["grade", "submitted", "--scheduler", "tls://host:8786"]) == 2
+    said = capsys.readouterr().err
+    assert said == "distributed is missing: install the course with pip install 'qcourse[cluster]'.\n"
 
 
 def test_a_missing_package_is_one_sentence(

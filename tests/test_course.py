@@ -13,6 +13,7 @@ from pathlib import Path
 import course
 import jaxtyping
 import pytest
+import torch_build
 import venv_setup
 import yaml
 from packaging.requirements import Requirement
@@ -97,6 +98,7 @@ def test_conda_gets_the_same() -> None:
 
 def test_make_knows_the_same_commands() -> None:
     targets = next(line for line in lines("Makefile") if line.endswith(":")).rstrip(":").split()
+    assert "\t@$(PYTHON) tools/course.py $@ --torch=$(TORCH)" in lines("Makefile")
     assert f".PHONY: {' '.join(targets)}" in lines("Makefile")
     assert re.findall(r"course\.py (\w+)", course.__doc__) == targets
     assert [course.parser().parse_args([target]).command for target in targets] == targets
@@ -105,13 +107,20 @@ def test_make_knows_the_same_commands() -> None:
 # --- what stops a reader is one sentence -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [(3, 9), (3, 99), (4, 0)])
-def test_a_python_out_of_range_is_told(version: tuple[int, int]) -> None:
-    assert Version(".".join(map(str, version))) not in SpecifierSet(PROJECT["requires-python"])
-    with pytest.raises(
-        SystemExit, match=rf"^This is Python {version[0]}\.{version[1]}; the course needs 3\.11 or newer"
-    ):
-        venv_setup.check_python(version)
+@pytest.mark.parametrize(
+    "version", ["3.9.20", "3.11.4", "3.11.5", "3.13.0", "3.14.0", "3.14.1", "3.14.2", "3.15.0", "4.0.0"]
+)
+def test_a_python_out_of_range_is_told(version: str) -> None:
+    numbers = venv_setup.numbers(version)
+    if version in SpecifierSet(PROJECT["requires-python"]):
+        venv_setup.check_python(numbers)
+        return
+    sentence = (
+        f"This is Python {version}; the course needs 3.11.5 or newer, before 3.15 and not 3.14.1 "
+        "(make PYTHON=... names one)."
+    )
+    with pytest.raises(SystemExit, match=f"^{re.escape(sentence)}$"):
+        venv_setup.check_python(numbers)
 
 
 def test_a_python_without_venv_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +152,15 @@ def test_what_pip_says_becomes_a_sentence(log: str, sentence: str) -> None:
     assert sentence in venv_setup.why_pip_failed(log)
 
 
-def test_a_pip_that_fails_is_told_and_its_words_are_kept(tmp_path: Path) -> None:
+def test_a_pip_that_fails_is_told_and_its_words_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".venv").mkdir()
-    with pytest.raises(SystemExit, match=r"^pip could not install the packages \(Could not open .*install\.log\.$"):
+    (tmp_path / "constraints.txt").write_text(f"torch=={pins()['torch']}", encoding="utf-8")
+    monkeypatch.setattr(torch_build, "pip_arguments", lambda *_: [])
+    with pytest.raises(
+        SystemExit, match=r"^pip could not install the packages \(.* not appear to be a Python project.*install\.log\.$"
+    ):
         venv_setup.pip_install(Path(sys.executable), "lab", tmp_path)  # a folder with nothing to install
-    assert "constraints.txt" in (tmp_path / ".venv" / "install.log").read_text(encoding="utf-8")
+    assert "Python project" in (tmp_path / ".venv" / "install.log").read_text(encoding="utf-8")
 
 
 def test_the_end_of_a_failed_command_is_no_traceback(tmp_path: Path) -> None:
@@ -169,7 +182,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text(name, encoding="utf-8")
 
-    def pip_install(python: Path, extra: str, root: Path) -> None:
+    def pip_install(python: Path, extra: str, root: Path, torch: str) -> None:
         with (root / "asked").open("a", encoding="utf-8") as file:
             file.write(f"{extra} ")
 
@@ -252,6 +265,33 @@ def test_a_failed_step_stops_no_other(capfd: pytest.CaptureFixture[str]) -> None
     assert course.run_steps({"b": commands["b"]}, {}) == 0
 
 
+def test_a_step_beside_the_others_prints_after_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    begun = tmp_path / "begun"
+    types = f"open({str(begun)!r}, 'w'); print('types ran'); exit(1)"
+    tests = f"import os, time\nwhile not os.path.exists({str(begun)!r}): time.sleep(0.01)\nprint('tests ran')"
+    commands = {"types": [sys.executable, "-c", types], "tests": [sys.executable, "-c", tests]}
+    assert course.run_steps(commands, {}) == 1
+    said = capfd.readouterr().out
+    assert re.findall(r"=== \w+|\w+ ran", said) == ["=== tests", "tests ran", "=== types", "types ran"]
+    assert re.findall(r"^(\w+) +(ok|FAILED)", said, re.MULTILINE) == [("types", "FAILED"), ("tests", "ok")]
+
+
+def test_a_step_that_is_too_long_is_stopped(capfd: pytest.CaptureFixture[str]) -> None:
+    commands = {name: [sys.executable, "-c", "import time; time.sleep(60)"] for name in ("tests", "notebooks")}
+    assert course.run_steps(commands, {}, limit_s=0.5) == 0
+    said = capfd.readouterr().out
+    assert re.findall(r"^(\w+) +(ok|FAILED|stopped)", said, re.MULTILINE) == [
+        ("tests", "stopped"),
+        ("notebooks", "stopped"),
+    ]
+    assert "the time is up in: tests, notebooks." in said
+
+
+def test_steps_that_are_all_beside_run_one_by_one(capfd: pytest.CaptureFixture[str]) -> None:
+    assert course.run_steps({"types": [sys.executable, "-c", "print('types ran')"]}, {}) == 0
+    assert "=== types\ntypes ran\n" in capfd.readouterr().out
+
+
 def test_a_folder_without_notebooks_is_left_out(tmp_path: Path) -> None:
     assert "notebooks" not in course.steps(Path("python"), tmp_path)
     (tmp_path / "solutions").mkdir()
@@ -271,7 +311,7 @@ def test_the_children_find_the_environments_programs_first(monkeypatch: pytest.M
 def test_lab_becomes_the_command_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[str] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(course, "ready", lambda extra: Path("python"))
+    monkeypatch.setattr(course, "ready", lambda extra, torch: Path("python"))
     monkeypatch.setattr(os, "execv", lambda path, arguments: became.extend(arguments), raising=False)
     monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 7))
     assert course.main(["lab", "--port", "9999", "--no-browser"]) == 7
