@@ -16,6 +16,8 @@ Source: Jacob et al., "Quantization and training of neural networks for efficien
 How it differs from ``methods``: there codes are chosen, here they are multiplied.
 """
 
+from functools import cache
+
 import torch
 from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
@@ -24,6 +26,7 @@ from qcourse.numerics.granularity import PerChannel, PerTensor
 from qcourse.numerics.quantized import QuantizedTensor
 
 INT32_MAX = 2**31 - 1
+EXACT_K = 2**24 // 128**2  # products of int8 codes whose sum float32 holds exactly
 
 
 def int8_matmul(x: Shaped[Tensor, "..."], w: Shaped[Tensor, "..."]) -> Int32[Tensor, "M N"]:
@@ -94,11 +97,35 @@ def _with_zero_points(sums: Tensor, x: Tensor, w: Tensor, zero_x: int | Tensor, 
 
 
 def _product(x: Tensor, w: Tensor) -> Tensor:
-    """int8 by int8 in int32; where there is no such product, in float64, which holds every whole number to 2^53."""
+    """int8 by int8 in int32, by torch's product of bytes where it is exact."""
+    if _sums_are_exact(x.device.type):
+        try:
+            return torch._int_mm(x.contiguous(), w.contiguous().T)
+        except (AttributeError, NotImplementedError, RuntimeError):  # an old torch, or a shape that the device refuses
+            pass
+    return _product_of_floats(x, w)
+
+
+@cache
+def _sums_are_exact(device: str) -> bool:
+    """Whether torch's product of bytes sums in int32 on this device, found out on the largest codes.
+
+    On a processor without VNNI (AVX2, the first ones with AVX-512) oneDNN multiplies by instructions that add two
+    products in int16. 2 x 127 x 127 fits, but oneDNN makes one factor unsigned first, and 2 x 255 x 127 is cut off.
+    """
+    codes = torch.full((32, 64), 127, dtype=torch.int8, device=device)
     try:
-        return torch._int_mm(x.contiguous(), w.contiguous().T)
-    except (AttributeError, NotImplementedError, RuntimeError):  # an old torch, or a shape that the device refuses
-        return (x.double() @ w.double().T).to(torch.int32)
+        return bool((torch._int_mm(codes, codes.T) == 64 * 127**2).all())
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _product_of_floats(x: Tensor, w: Tensor) -> Tensor:
+    """The same by float32, which holds every whole number up to 2^24: as many products at a time as stay below."""
+    total = torch.zeros(len(x), len(w), dtype=torch.int32, device=x.device)
+    for part_x, part_w in zip(x.split(EXACT_K, dim=1), w.split(EXACT_K, dim=1), strict=True):
+        total += (part_x.float() @ part_w.float().T).int()
+    return total
 
 
 def _check_codes(x: Tensor, w: Tensor) -> None:

@@ -25,7 +25,7 @@ from qcourse.methods.column_sweep import FittedBefore, FittedOnTheWay, group_siz
 from qcourse.methods.hessian import InverseFactor, check_damp, inverse_factor
 from qcourse.methods.moment import BySecondMoment, Hessian
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
-from qcourse.numerics.rows import wide
+from qcourse.numerics.rows import sum_of_squares, wide
 from qcourse.numerics.validation import check_matrix, check_quantizer, in_layer
 
 
@@ -174,16 +174,10 @@ class Gptq(BySecondMoment):
 
 def _error(e: Tensor, d: Tensor, dead: Tensor, factor: InverseFactor) -> float:
     """tr(d H d^T): the sum of e^2, less what damping and the 1 of dead inputs have in it; both in units of H."""
-    total = _square(e)
+    total = sum_of_squares(e)
     if not math.isfinite(total):
         raise ValueError("the updates of w leave the range of floats; w is too large, or float64 is needed")
-    return factor.unit * max(0.0, total - factor.damp * _square(d) - _square(d[:, dead]))
-
-
-def _square(x: Tensor) -> float:
-    """||x||^2; squares that float32 cannot hold are taken in float64."""
-    size = float(torch.linalg.vector_norm(x, dim=1).double().square().sum())
-    return size if 0 < size < math.inf else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+    return factor.unit * max(0.0, total - factor.damp * sum_of_squares(d) - sum_of_squares(d[:, dead]))
 
 
 def _check_options(quantizer: object, block_size: int) -> None:

@@ -16,13 +16,12 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from qcourse.models.batches import Run, run_batch
 from qcourse.models.quantized_linear import QuantizedLinear
 from qcourse.models.watch import check_input, on_input
-from qcourse.numerics.rows import CHUNK, wide
+from qcourse.numerics.rows import CHUNK, sum_of_squares, wide
 
 
 def weight_error(w: Tensor, w_hat: Tensor) -> float:
@@ -34,8 +33,8 @@ def weight_error(w: Tensor, w_hat: Tensor) -> float:
     rows = max(1, CHUNK // w.shape[1])
     lost = size = 0.0
     for part, part_hat in zip(w.split(rows), w_hat.split(rows), strict=True):
-        lost += _square(part.to(part_hat.dtype) - part_hat)
-        size += _square(part)
+        lost += sum_of_squares(part.to(part_hat.dtype) - part_hat)
+        size += sum_of_squares(part)
     return _relative(lost, size)
 
 
@@ -77,8 +76,8 @@ def output_errors(
         w = w * divided[name].to(x.dtype) if name in divided else w
         w_hat = w_hat * took[name].to(x.dtype)[:, None] if name in took else w_hat
         y = x @ w.T
-        lost[name] += _square(layers[name].rounded(x) @ w_hat.T - y)  # type: ignore[assignment]
-        size[name] += _square(y)  # type: ignore[assignment]
+        lost[name] += sum_of_squares(layers[name].rounded(x) @ w_hat.T - y)  # type: ignore[assignment]
+        size[name] += sum_of_squares(y)  # type: ignore[assignment]
 
     with ExitStack() as hooks:
         for name in weights:
@@ -86,10 +85,6 @@ def output_errors(
         for number in range(len(batches)):
             run_batch(run, model, batches, number)
     return {name: _relative(lost[name], size[name]) for name in weights if name in size}
-
-
-def _square(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def _relative(lost: float, size: float) -> float:

@@ -6,6 +6,7 @@ all three to a piece of it, then going on, does not. That is most of what makes 
 `granularity.py` lays a tensor out as rows that share a scale; this file walks along them.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +30,16 @@ def range_of_rows(rows: Float[Tensor, "scales size"]) -> tuple[Tensor, Tensor]:
         return low[None], high[None]
     parts = [(part.amin(dim=1), part.amax(dim=1)) for part in rows.split(max(1, CHUNK // rows.shape[1]))]
     return torch.cat([low for low, _ in parts]), torch.cat([high for _, high in parts])
+
+
+def sum_of_squares(x: Tensor) -> float:
+    """||x||^2, summed along each row in x's dtype and over the rows in float64; in float64 where that leaves float32.
+
+    >>> sum_of_squares(torch.tensor([[3.0, 4.0]]))
+    25.0
+    """
+    size = float(torch.linalg.vector_norm(x, dim=-1).double().square().sum())
+    return size if 0 < size < math.inf else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def chunks(rows: Tensor, parameters: Parameters, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:

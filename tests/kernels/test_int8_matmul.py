@@ -38,6 +38,24 @@ def test_it_equals_python_s_integers(
     assert torch.equal(y.long(), x.long() @ w.long().T)
 
 
+def test_a_product_that_is_cut_off_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As oneDNN's is on a processor without VNNI: two products are added in int16, one factor made unsigned."""
+
+    def cut_off(x: Tensor, w: Tensor) -> Tensor:
+        pairs = ((x.int() + 128)[:, :, None] * w.int()[None]).unflatten(1, (-1, 2)).sum(dim=2)  # (M, K / 2, N)
+        return (pairs.clamp(-(2**15), 2**15 - 1).sum(dim=1) - 128 * w.int().sum(dim=0)).int()
+
+    x, w = codes((20, 4096), torch.int8, 0), codes((24, 4096), torch.int8, 1)
+    exact = x.long() @ w.long().T
+    assert not torch.equal(cut_off(x, w.T).long(), exact)
+    monkeypatch.setattr(torch, "_int_mm", cut_off)
+    module._sums_are_exact.cache_clear()
+    try:
+        assert torch.equal(int8_matmul(x, w).long(), exact)
+    finally:
+        module._sums_are_exact.cache_clear()
+
+
 def test_codes_that_do_not_lie_side_by_side() -> None:
     x, w = codes((12, 20), torch.uint8, 0).T, codes((6, 24), torch.int8, 1)[:, ::2]
     assert torch.equal(int8_matmul(x, w).long(), x.long() @ w.long().T)

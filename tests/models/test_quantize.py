@@ -301,6 +301,8 @@ def test_errors_of_weights_and_outputs_are_what_they_say() -> None:
     output_error = float((inputs @ lost.T).norm() / (inputs @ w.T).norm())
     assert report.layers[1].output_error == pytest.approx(output_error, rel=1e-5)
     assert quantize_model(model, quantizer, progress=False).report.layers[1].output_error is None
+    unmeasured = quantize_model(model, quantizer, calibration=x.split(20), output_error=False, progress=False)
+    assert unmeasured.report.layers[1].output_error is None
 
 
 @pytest.mark.parametrize("bias", [0, 8])
