@@ -3,6 +3,6 @@
 PYTHON ?= python3
 TORCH ?= auto
 
-.PHONY: lab check test exercises bench notebooks
-lab check test exercises bench notebooks:
+.PHONY: lab check test exercises bench notebooks portability
+lab check test exercises bench notebooks portability:
 	@$(PYTHON) tools/course.py $@ --torch=$(TORCH)

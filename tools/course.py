@@ -6,6 +6,7 @@
     python tools/course.py exercises   write exercises/ from solutions/
     python tools/course.py bench       run each script of benchmarks/
     python tools/course.py notebooks   execute lessons and solutions again, in place
+    python tools/course.py portability run lessons and solutions on other instruction sets and threads
 
 `--torch cpu` or `--torch cuda` chooses the build of PyTorch that is installed (make: TORCH=cpu).
 
@@ -232,6 +233,7 @@ def parser() -> argparse.ArgumentParser:
     add("exercises", "write exercises/ from solutions/")
     add("bench", "run benchmarks/")
     add("notebooks", "execute the notebooks in place").add_argument("paths", nargs="*")
+    add("portability", "run all notebooks on other instruction sets and threads").add_argument("parts", nargs="*")
     return top
 
 
@@ -249,6 +251,7 @@ def main(arguments: list) -> int:
         "exercises": lambda: run_script("tools/make_exercises.py", torch=torch),
         "bench": lambda: bench(torch),
         "notebooks": lambda: run_script("tools/run_notebooks.py", *options.paths, torch=torch),
+        "portability": lambda: run_script("tools/portability.py", *options.parts, torch=torch),
     }
     return run[options.command]()
 
