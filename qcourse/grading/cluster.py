@@ -1,9 +1,12 @@
 """Where submissions are graded: in processes on this machine, or on many machines through Dask.
 
 The idea: grading one submission is a function of plain data to plain data, so where it runs does not matter. Here are
-the two places: a pool of processes, which needs no port and no other package, and a Dask scheduler, whose workers are
-reached over TLS alone, for whoever can speak to a worker can run code on it. Either way a process that dies takes no
-grade along: what it was at is graded again, and each submission comes back once.
+the two places: processes on this machine, which need no port and no other package, and a Dask scheduler, whose workers
+are reached over TLS alone, because whoever can speak to a worker can run code on it.
+
+Each process holds one job at a time and has a pipe of its own. A process that dies, or that is at one job for too long,
+is ended and replaced, and no other process notices. A job whose process died is tried once more. So each job comes
+back once, with a grade or with the reason why there is none, and the end of a run is bounded.
 
 The workers know neither the gradebook nor the results; the process that asked writes those (`grade.py`).
 """
@@ -13,11 +16,11 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from qcourse.grading.grades import Limits, Submission
@@ -27,25 +30,33 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE_S = 60.0  # how long a scheduler may be without any worker
-HANG_S = 600.0  # no submission takes as long: it is stopped before, unless something is wrong with its process
+READY = "ready"
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 @dataclass(frozen=True)
 class Job:
-    """One submission to grade, with the seed of its cases."""
+    """One submission to grade, with the seed of its cases and the longest time that it may take."""
 
     submission: Submission
     seed: int
+    wall_s: float = 600.0
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a job: the grade as plain data, or None and the reason why there is none."""
+    """What became of a job.
+
+    Args:
+        grade: the grade as plain data; None where there is none.
+        problem: the reason why there is none.
+        sandbox_lost: whether the reason is that the sandbox did not start, or ended.
+    """
 
     job: Job
     grade: dict[str, Any] | None
     problem: str = ""
+    sandbox_lost: bool = False
 
 
 Work = Callable[[Job], dict[str, Any]]
@@ -57,51 +68,144 @@ def cores() -> int:
 
 
 def grade_job(job: Job, *, limits: Limits, backend: str) -> dict[str, Any]:
-    """Grade one submission, as plain data; once more where the sandbox was lost on the way, as to a lack of memory.
+    """Grade one submission, as plain data.
 
     Raises:
         SandboxError: there is no sandbox to be had.
     """
     from qcourse.grading.judge import grade_submission  # torch and the sheets: only where grading is done
 
-    try:
-        return grade_submission(job.submission, seed=job.seed, limits=limits, backend=backend).to_dict()
-    except SandboxError:
-        return grade_submission(job.submission, seed=job.seed, limits=limits, backend=backend).to_dict()
+    return grade_submission(job.submission, seed=job.seed, limits=limits, backend=backend).to_dict()
 
 
-def on_this_machine(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Done]:
-    """Each job's outcome as it comes, from this many processes.
+def check_sandbox(backend: str) -> None:
+    """Have the sandbox start once, in a process that ends afterwards.
 
-    Where a process dies, whatever was in work then is graded again, one job at a time: a job that kills a process of
-    its own has no grade, and no other job suffers. Closing the iterator ends the processes at once.
+    Raises:
+        SandboxError: it does not; one sentence says why and what to do.
+    """
+    from qcourse.grading.judge import check_backend, close
+
+    check_backend(backend)
+    close()
+
+
+def on_this_machine(jobs: Iterable[Job], work: Work, workers: int) -> Generator[Done]:
+    """Each job's outcome as it comes, from this many processes; closing the iterator ends them at once.
+
+    Args:
+        jobs: taken one at a time, when a process is free.
 
     Raises:
         ValueError: workers is below 1.
-        SandboxError: there is no sandbox to be had.
     """
     if workers < 1:
         raise ValueError(f"workers={workers} must be 1 or more")
-    waiting = deque(jobs)
-    while waiting:
-        suspects: list[Job] = []
-        yield from _until_broken(waiting, suspects, work, workers)
-        for job in suspects:
-            broken: list[Job] = []
-            yield from _until_broken(deque([job]), broken, work, 1)
-            if broken:
-                yield Done(job, None, "the process that graded it died or hung, twice")
+    waiting = iter(jobs)
+    free: list[_Process] = []
+    busy: list[_Process] = []
+    try:
+        while True:
+            while len(busy) < workers and (job := next(waiting, None)) is not None:
+                process = free.pop() if free else _Process(work)
+                process.begin(job)
+                busy.append(process)
+            if not busy:
+                return
+            first_s = min(process.until for process in busy) - time.monotonic()
+            wait([process.pipe for process in busy], timeout=max(first_s, 0.0))
+            for process in [*busy]:
+                done = process.outcome()
+                if done is not None:
+                    busy.remove(process)
+                    if process.alive:
+                        free.append(process)
+                    yield done
+    finally:
+        for process in [*free, *busy]:
+            process.end()
 
 
-def on_scheduler(jobs: Sequence[Job], work: Work, address: str) -> Iterator[Done]:
+class _Process:
+    """A process that grades one job at a time, started when it gets the first."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self.alive = False
+
+    def begin(self, job: Job, *, again: bool = False) -> None:
+        """Give it a job; its time begins now."""
+        self.job, self._again = job, again
+        self.until = time.monotonic() + job.wall_s
+        if self.alive:
+            self.pipe.send(job)
+        else:
+            self._start()  # the job is sent when it says that it is ready to read
+
+    def outcome(self) -> Done | None:
+        """What became of its job; None while it is at it. A process that hung or died is ended."""
+        try:
+            while self.pipe.poll():
+                said = self.pipe.recv()
+                if said != READY:
+                    return Done(self.job, *said)
+                self.pipe.send(self.job)
+        except (EOFError, OSError):
+            return self._died()
+        if time.monotonic() < self.until:
+            return None
+        self.end()
+        return Done(self.job, None, f"took longer than {self.job.wall_s:.0f} s and was stopped")
+
+    def end(self) -> None:
+        """End it at once."""
+        if self.alive:
+            self._process.kill()
+            self._process.join()
+            self.pipe.close()
+        self.alive = False
+
+    def _died(self) -> Done | None:
+        """Start it again with its job; the second time, give the job up."""
+        self.end()
+        if self._again:
+            return Done(self.job, None, "the process that graded it died, twice")
+        self.begin(self.job, again=True)
+        return None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._work, os.getpid()), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.alive = True
+
+
+def _serve(pipe: Connection, work: Work, parent: int) -> None:
+    """Do jobs until the parent ends it; here any exception that a job causes becomes a reason."""
+    _as_worker(parent)
+    pipe.send(READY)
+    while True:
+        job = pipe.recv()
+        try:
+            pipe.send((work(job), "", False))
+        except Exception as error:
+            pipe.send((None, _said(error), isinstance(error, SandboxError)))
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, SandboxError) else f"{type(error).__name__}: {error}"
+
+
+def on_scheduler(jobs: Iterable[Job], work: Work, address: str) -> Generator[Done]:
     """Each job's outcome as it comes, from the workers of a Dask scheduler, which repeats what a lost worker was at.
 
     Certificates are those of Dask's own configuration (distributed.comm.tls).
 
     Raises:
         ValueError: the address is not tls://HOST:PORT, or no certificate is configured.
-        OSError: the scheduler cannot be reached, or has had no worker for a minute; a worker has no
-            sandbox.
+        OSError: the scheduler cannot be reached, or has had no worker for a minute.
     """
     if not address.startswith("tls://"):
         raise ValueError(
@@ -109,50 +213,28 @@ def on_scheduler(jobs: Sequence[Job], work: Work, address: str) -> Iterator[Done
         )
     with _client(address) as client:
         running = {client.submit(work, job, pure=False): job for job in jobs}
+        heard = time.monotonic()
         while running:
             _some_worker(client, address)
-            for future in _finished(running):
+            finished = _finished(running)
+            for future in finished:
                 yield _outcome(running.pop(future), future)
                 future.release()
-
-
-def _until_broken(waiting: deque[Job], suspects: list[Job], work: Work, workers: int) -> Iterator[Done]:
-    """Take jobs and give outcomes until none is waiting or a process died; what was in work then is suspect."""
-    context = multiprocessing.get_context("spawn")
-    running: dict[Future, Job] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_as_worker, initargs=(os.getpid(),))
-    try:
-        while running or (waiting and not suspects):
-            while waiting and len(running) < workers and not suspects:
-                job = waiting.popleft()
-                try:
-                    running[pool.submit(work, job)] = job
-                except BrokenProcessPool:  # a process died just now
-                    suspects.append(job)
-            done = wait(running, timeout=HANG_S, return_when=FIRST_COMPLETED).done
-            if not done:
-                _end_processes()  # which makes the outcome of each job in work BrokenProcessPool
-            for future in done:
-                job = running.pop(future)
-                if isinstance(future.exception(), BrokenProcessPool):
-                    suspects.append(job)
-                else:
-                    yield _outcome(job, future)
-    finally:
-        _end_processes()  # at once: the pool itself would wait for what they are at
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_processes() -> None:
-    for process in multiprocessing.active_children():
-        process.kill()
+            longest_s = max((job.wall_s for job in running.values()), default=0.0)
+            if finished:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > longest_s:  # every worker is at a job that should have ended
+                for job in running.values():
+                    yield Done(job, None, f"no worker answered within {longest_s:.0f} s")
+                client.cancel([*running])
+                return
 
 
 def _outcome(job: Job, future: Any) -> Done:
     error = future.exception()
-    if isinstance(error, SandboxError):
-        raise error  # no other submission would fare better
-    return Done(job, future.result()) if error is None else Done(job, None, f"{type(error).__name__}: {error}")
+    if error is None:
+        return Done(job, future.result())
+    return Done(job, None, _said(error), isinstance(error, SandboxError))
 
 
 def _as_worker(parent: int) -> None:
@@ -187,7 +269,7 @@ def _some_worker(client: "Client", address: str) -> None:
 
 
 def _finished(running: dict[Any, Job]) -> list:
-    """Futures that are done; none where in a few seconds none was."""
+    """Futures that are done; none where none was for a few seconds."""
     from distributed import wait as wait_for
 
     try:

@@ -8,6 +8,10 @@ import argparse
 import os
 from pathlib import Path
 
+BYTE_ORDER_MARK = (
+    "\ufeff"  # without it Excel reads a CSV file in the encoding of its country; Canvas and Moodle skip it
+)
+
 
 def add_commands(commands: "argparse._SubParsersAction") -> None:
     """Put the three commands and their options on the command line."""
@@ -35,7 +39,7 @@ def add_commands(commands: "argparse._SubParsersAction") -> None:
 
 
 def grade(options: argparse.Namespace) -> int:
-    """Grade a class; 0 where every submission was graded."""
+    """Grade a class; `Report.exit_status` says what the number means."""
     from qcourse.grading.grade import Settings, grade_class
 
     into = options.into or Path(options.submitted).resolve().parent / "graded"
@@ -52,7 +56,7 @@ def grade(options: argparse.Namespace) -> int:
         )
     )
     print(report)
-    return int(bool(report.problems))
+    return report.exit_status
 
 
 def feedback(options: argparse.Namespace) -> int:
@@ -60,7 +64,8 @@ def feedback(options: argparse.Namespace) -> int:
     from qcourse.grading.feedback import write_feedback
 
     written = write_feedback(Path(options.graded), _held_scores(options)[1])
-    print(f"{len(written)} pages written in {Path(options.graded) / 'feedback'}.")
+    pages = "1 page" if len(written) == 1 else f"{len(written)} pages"
+    print(f"{pages} written in {Path(options.graded) / 'feedback'}.")
     return 0
 
 
@@ -71,7 +76,7 @@ def export(options: argparse.Namespace) -> int:
 
     text = table(options.format, *_held_scores(options))
     if options.to:
-        write(Path(options.to), text)
+        write(Path(options.to), f"{BYTE_ORDER_MARK}{text}")
     else:
         print(text, end="")
     return 0

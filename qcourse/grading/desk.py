@@ -4,11 +4,19 @@ The idea: a grade goes to disk first, then into the gradebook, then it is marked
 between leaves something that the next one can tell and put right. Whatever has no grade is entered with 0 points and
 the reason, and marked for a person to look at, so that nobody is missing.
 
+Here is the boundary between one submission and the run: whatever one submission causes becomes a line and 0 points,
+and the run goes on. Only a disk or a database that refuses ends it (`STOPS`), because the next grade would fare no
+better.
+
 `grade.py` decides what comes when; `results.py` and `gradebook.py` do the writing.
 """
 
+import csv
+import errno
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,25 +28,29 @@ from qcourse.grading.cluster import Done, Job
 from qcourse.grading.feedback import write_feedback
 from qcourse.grading.formgrader import blank_master, carry_over, handed_in, write_course, write_marked
 from qcourse.grading.gradebook import gradebook_name, record, register
-from qcourse.grading.grades import NONE, ExerciseGrade, Submission, SubmissionGrade
-from qcourse.grading.results import Results, Run, Stored
-from qcourse.grading.scores import scores, without
+from qcourse.grading.grades import NONE, ExerciseGrade, Limits, Submission, SubmissionGrade
+from qcourse.grading.notebook import IntakeError, read_file
+from qcourse.grading.results import Results, Run, Stored, write_changed
+from qcourse.grading.scores import Score, scores, without
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
     from nbgrader.api import Gradebook
 
-LONGEST_NAME = 128  # characters that nbgrader's database has for a student's name
-CHECKED_BY = ("exercise", "answers", "common", "judge", "words")  # of qcourse/checks, besides the sheet's own file
+LONGEST = 200  # characters of an error
+TOLD = "could not be graded; your teacher has been told"  # what a student reads of a fault that is not the student's
+OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 class Desk:
     """What a run keeps grades with: the results on disk, the gradebook, and the lines of what went wrong."""
 
-    def __init__(self, results: Results, run: Run, book: "Gradebook", backend: str) -> None:
-        self.results, self.run, self.book, self.backend = results, run, book, backend
+    def __init__(self, results: Results, run: Run, book: "Gradebook", backend: str, limits: Limits) -> None:
+        self.results, self.run, self.book, self.backend, self.limits = results, run, book, backend, limits
         self.name = gradebook_name(book.engine.url)
-        self.problems: list[str] = []
+        self.problems: list[intake.Problem] = []
+        self.graded: list[SubmissionGrade] = []
+        self.kept: list[SubmissionGrade] = []
         self.masters: dict[str, NotebookNode] = {}
         self.versions: dict[str, str] = {}
 
@@ -50,88 +62,150 @@ class Desk:
             register(self.book, sheet, master)
         write_course(self.results.folder, self.masters)
 
-    def sort(self, submissions: Sequence[Submission]) -> tuple[list[Job], list[SubmissionGrade]]:
-        """What is to be graded, and the grades that stand; these are in the gradebook afterwards."""
-        found = [self.results.load(one.student, one.sheet) for one in submissions]
-        stands = [self._stands(*pair) for pair in zip(submissions, found, strict=True)]
-        new = [Job(one, self.run.seed(one.sheet)) for one, kept in zip(submissions, stands, strict=True) if not kept]
-        current = [(one, its) for one, its, kept in zip(submissions, found, stands, strict=True) if its and kept]
-        grades = [stored.grade for _, stored in current]
-        lost = {(grade.student, grade.sheet) for grade in without(self.book, grades)}
+    def sort(self, found: Sequence[intake.Found]) -> list[intake.Found]:
+        """What is to be graded; the grades that stand are in the gradebook afterwards."""
+        new: list[intake.Found] = []
+        current: list[tuple[intake.Found, Stored]] = []
+        for one in found:
+            stored = self.results.load(one.student, one.sheet)
+            if stored is not None and self._stands(one, stored):
+                current.append((one, stored))
+            else:
+                new.append(one)
+        self.kept = [stored.grade for _, stored in current]
+        lost = {(grade.student, grade.sheet) for grade in without(self.book, self.kept)}
         for one, stored in current:
             if self.name not in stored.recorded or (one.student, one.sheet) in lost:
-                self._enter(one, stored)
-        return new, grades
+                with self._of_one(one):
+                    self._enter(one, stored)
+        return new
 
-    def keep(self, done: Done) -> SubmissionGrade | None:
-        """Keep a grade on disk and in the gradebook; where there is none, enter why.
+    def jobs(self, found: Sequence[intake.Found]) -> Iterator[Job]:
+        """The submissions, read one at a time; what cannot be read is refused."""
+        for one in found:
+            job: Job | None = None
+            with self._of_one(one):
+                submission = intake.read_submission(one)
+                wall_s = self.limits.submission_s(len(submission.cells))
+                job = Job(submission, self.run.seed(one.sheet), wall_s)
+            if job is not None:
+                yield job
 
-        Raises:
-            ValueError: it is the grade of something else, or none that can be.
-        """
+    def keep(self, done: Done) -> None:
+        """Keep a grade on disk and in the gradebook; where there is none, enter why."""
         submission = done.job.submission
         if done.grade is None:
-            self.refuse([(submission, done.problem)])
-            return None
-        grade = SubmissionGrade.from_dict(done.grade)
-        if (grade.submission_sha256, grade.seed) != (submission.sha256, done.job.seed):
-            raise ValueError(f"grade={grade.student}/{grade.sheet} is not of {submission.path}")
-        write_marked(self.results.folder, submission, grade, self.masters[grade.sheet])
-        self._enter(submission, Stored(grade, self.versions[grade.sheet]))
-        if grade.problem:
-            self.problems.append(_line(submission, grade.problem))
-        return grade
+            self.refuse(submission, done.problem, TOLD)
+            return
+        with self._of_one(submission):
+            grade = SubmissionGrade.from_dict(done.grade)
+            if (grade.submission_sha256, grade.seed) != (submission.sha256, done.job.seed):
+                raise ValueError(f"grade={grade.student}/{grade.sheet} is not of {submission.path}")
+            write_marked(self.results.folder, submission, grade, self.masters[grade.sheet])
+            self._enter(submission, Stored(grade, self.versions[grade.sheet]))
+            self.graded.append(grade)
+            if grade.problem:
+                self._say(submission, grade.problem)
 
-    def refuse(self, refused: Sequence[tuple[Submission, str]]) -> None:
-        """Say why submissions have no grade; where it is clear whose, enter 0 points, marked for review."""
-        zeros = {}
-        for one, reason in refused:
-            self.problems.append(_line(one, reason))
-            if one.sheet and not intake.ODD.search(one.student) and len(one.student) <= LONGEST_NAME:
-                zeros[one.student, one.sheet] = one, _nothing(one, reason, self.backend)
-        for grade in without(self.book, [grade for _, grade in zeros.values()]):
-            one = zeros[grade.student, grade.sheet][0]
-            write_marked(self.results.folder, one, grade, self.masters[one.sheet])
-            record(self.book, grade)
+    def refuse(self, one: intake.Found | intake.Problem | Submission, reason: str, told: str = "") -> None:
+        """Say why a submission has no grade; where it is clear whose and of which sheet, enter 0 points for review.
 
-    def explain(self) -> None:
-        """Write the students' pages of the sheets of this run."""
-        for sheet in self.masters:
-            write_feedback(self.results.folder, scores(self.book, sheet))
+        Args:
+            reason: what the teacher reads.
+            told: what the student reads, where it is something else.
+        """
+        self._say(one, reason)
+        if intake.name_problem(one.student):
+            return
+        if not one.sheet:
+            self.book.update_or_create_student(one.student)
+            return
+        submission = one if isinstance(one, Submission) else Submission(one.student, one.sheet, one.path, {}, "")
+        grade = _nothing(submission, told or reason, self.backend)
+        try:
+            if without(self.book, [grade]):
+                write_marked(self.results.folder, submission, grade, self.masters[one.sheet])
+                record(self.book, grade)
+        except Exception as error:
+            if stops(error):
+                raise
+            self.book.db.rollback()
+            self._say(one, f"is not in the gradebook either ({_said(error)})")
 
-    def _stands(self, submission: Submission, stored: Stored | None) -> bool:
-        """Whether a grade is of this very submission, by the check as it is now, and nobody wants another."""
-        if stored is None:
-            return False
+    def explain(self) -> list[Score]:
+        """Write the students' pages of the sheets of this run, and the list of problems; what the gradebook says."""
+        found = [score for sheet in self.masters for score in scores(self.book, sheet)]
+        write_feedback(self.results.folder, found)
+        table = io.StringIO(newline="")
+        rows = [(one.student, one.path.name, one.reason) for one in self.problems]
+        printable = [[intake.printable(text) for text in row] for row in rows]
+        csv.writer(table, lineterminator="\n").writerows([("student", "file", "reason"), *printable])
+        write_changed(self.results.folder / "problems.csv", table.getvalue())
+        return found
+
+    @contextmanager
+    def _of_one(self, one: intake.Found | Submission) -> Iterator[None]:
+        """Whatever goes wrong inside costs this submission its grade, and no other."""
+        try:
+            yield
+        except IntakeError as error:
+            self.refuse(one, str(error))
+        except Exception as error:
+            if stops(error):
+                raise
+            self.book.db.rollback()
+            self.refuse(one, f"could not be graded ({_said(error)})", TOLD)
+
+    def _say(self, one: intake.Found | intake.Problem | Submission, reason: str) -> None:
+        self.problems.append(intake.Problem(one.student, one.sheet, one.path, reason))
+
+    def _stands(self, found: intake.Found, stored: Stored) -> bool:
+        """Whether a grade is of this very file, by the check as it is now, and nobody wants another."""
         grade = stored.grade
-        same = grade.submission_sha256 == submission.sha256 and stored.version == self.versions[submission.sheet]
         safe = grade.backend != NONE or self.backend == NONE
-        again = self.run.regrade and grade.seed != self.run.seed(submission.sheet)
-        return same and safe and not again and grade.problem is None
+        again = self.run.regrade and grade.seed != self.run.seed(found.sheet)
+        if grade.problem is not None or not safe or again or stored.version != self.versions[found.sheet]:
+            return False
+        try:
+            return intake.fingerprint(read_file(found.path)) == grade.submission_sha256
+        except IntakeError:
+            return False
 
-    def _enter(self, submission: Submission, stored: Stored) -> None:
+    def _enter(self, one: intake.Found | Submission, stored: Stored) -> None:
         """On disk first: a database can be brought up to date from there."""
         self.results.save(stored)
-        carry_over(self.results.folder, submission)
-        record(self.book, stored.grade, handed_in=handed_in(submission.path))
+        carry_over(self.results.folder, one.student, one.sheet, one.path)
+        record(self.book, stored.grade, handed_in=handed_in(one.path))
         self.results.save(replace(stored, recorded=(*stored.recorded, self.name)))
 
 
-def _line(submission: Submission, reason: str) -> str:
-    """One line, whatever is in the names."""
-    said = f"{submission.student}/{submission.path.name}: {reason}"
-    return "".join(letter if letter.isprintable() else "?" for letter in said)
+def stops(error: Exception) -> bool:
+    """Whether an error is the machine's, so that it would meet every other submission too."""
+    from sqlalchemy.exc import DBAPIError, OperationalError
+
+    if isinstance(error, OSError):
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        return cause.errno not in OF_ONE_NAME
+    if isinstance(error, DBAPIError):
+        return isinstance(error, OperationalError) or error.connection_invalidated
+    return False
+
+
+def _said(error: Exception) -> str:
+    """The kind of an error, and its first line."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:LONGEST]}"
 
 
 def _nothing(submission: Submission, reason: str, backend: str) -> SubmissionGrade:
     exercises = load_sheet(submission.sheet[:2]).exercises
-    zeros = tuple(ExerciseGrade(one.id, 0, one.points, reason) for one in exercises)
+    zeros = tuple(ExerciseGrade(one.id, 0, one.points, intake.printable(reason)) for one in exercises)
     return SubmissionGrade(submission.student, submission.sheet, zeros, submission.sha256, 0, backend, problem=reason)
 
 
 def version(sheet: str) -> str:
     """A hash of what a sheet's grades depend on besides the submission: its check, and its master notebook."""
-    folder = Path(qcourse.checks.__file__).parent
-    texts = [(folder / f"{name}.py").read_bytes() for name in (f"sheet_{sheet[:2]}", *CHECKED_BY)]
-    texts.append(intake.master(sheet[:2]).read_bytes())
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+    checks = Path(qcourse.checks.__file__).parent
+    shared = sorted(path for path in checks.glob("*.py") if not path.name.startswith("sheet_"))
+    files = [checks / f"sheet_{sheet[:2]}.py", intake.master(sheet[:2]), *shared]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]

@@ -1,8 +1,10 @@
 """The judge's end of a worker: questions go in, one line each, and what comes back in time is read as `wire.py` says.
 
 The idea: the other end is in a stranger's hands. So each question has a number that its reply must carry, each reply
-has a longest length and a deadline, and whatever breaks these rules ends the worker. What is left is an answer to one
-question, right or wrong.
+has a longest length, and each exchange has a deadline by the clock, whatever arrives and however slowly. What breaks
+these rules ends the worker. What is left is an answer to one question, right or wrong.
+
+A reply also carries the arguments as the call left them. The judge holds what it sent, so the comparison is made here.
 
 `sandbox.py` makes workers; `template.py` is what reports their end.
 """
@@ -10,14 +12,15 @@ question, right or wrong.
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from qcourse.grading import wire
 from qcourse.grading.grades import Limits
 from qcourse.grading.mounts import LOST, SandboxError
 
-START_S = 120.0
+START_S = 120.0  # a template's first start, which imports torch
+WORKER_S = 30.0  # a copy of it starts, or ends, in far less
 KILLED = ("-9", "-24")  # by the kernel, for the limit on processor time or for want of memory
 HANGUP, HANGUP_S = "hangup", 2.0  # what is said of a worker that did not end by itself, and how long it may take to
 
@@ -40,23 +43,33 @@ class Worker:
         Raises:
             WorkerGoneError: as in `call`.
         """
-        return self._ask({"cell": source, "name": name}, wall_s)
+        return self._ask({"cell": source, "name": name}, wall_s)[0]
 
-    def call(self, function: str, args: tuple[Any, ...], wall_s: float) -> Any:
-        """What the function gives back as plain data, or a Failure.
+    def call(self, function: str, args: tuple[Any, ...], wall_s: float) -> tuple[Any, int | None]:
+        """What the function gives back as plain data, or a Failure; and the first argument that it changed, from 0.
 
         Raises:
             WorkerGoneError: there is no answer; the worker is closed.
         """
-        return self._ask({"call": function, "args": wire.encode(args)}, wall_s)
+        sent = wire.encode(args)
+        output, left = self._ask({"call": function, "args": sent}, wall_s, keys={"number", "output", "args"})
+        pairs = zip(sent[1], left[1], strict=True) if _is_like(sent, left) else [(sent, left)]
+        changed = [number for number, (before, after) in enumerate(pairs) if before != after]
+        return output, (changed[0] if changed else None)
 
-    def names(self, source: str, wall_s: float) -> Any:
-        """The names that a cell uses and defines, as `names.used_and_defined` gives them.
+    def names(self, source: str, wall_s: float) -> tuple[set[str], set[str]]:
+        """The names that a cell uses and defines, as `names.used_and_defined` finds them.
 
         Raises:
-            WorkerGoneError: as in `call`.
+            WorkerGoneError: as in `call`, and where the reply is no such names.
         """
-        return self._ask({"names": source}, wall_s)
+        found, _ = self._ask({"names": source}, wall_s)
+        both = found if type(found) is tuple and len(found) == 2 else (found, found)
+        if not all(type(names) is tuple and all(type(name) is str for name in names) for names in both):
+            self.close()
+            raise WorkerGoneError("has names that cannot be listed")
+        used, defined = both
+        return set(used), set(defined)
 
     def close(self, patience_s: float = 0.0) -> str:
         """End the worker if it does not end by itself in time, and wait until nothing of it is left; how it ended."""
@@ -66,7 +79,7 @@ class Worker:
                 try:
                     select.select([self._life], [], [], patience_s)
                     self._life.shutdown(socket.SHUT_WR)
-                    self._ended = (line_of(self._life, START_S, 500) or b"").decode(errors="replace")
+                    self._ended = (line_of(self._life, WORKER_S, 500) or b"").decode(errors="replace")
                     self._life.recv(1)  # nothing: the one that waited for it has ended too
                 except (OSError, wire.ForgedError):
                     pass  # the template is gone, and all its workers with it
@@ -84,7 +97,10 @@ class Worker:
         kind = "signal" if status.startswith("-") else "exit status"
         return WorkerGoneError(f"ended Python itself ({kind} {status.lstrip('-')})")
 
-    def _ask(self, request: Mapping[str, Any], wall_s: float) -> Any:
+    def _ask(
+        self, request: Mapping[str, Any], wall_s: float, keys: Set[str] = frozenset({"number", "output"})
+    ) -> tuple[Any, Any]:
+        """The output of the reply, decoded, and what the reply says of the arguments, as it came."""
         self._number += 1
         until = time.monotonic() + wall_s
         try:
@@ -94,9 +110,9 @@ class Worker:
             if line is None:
                 raise self._gone()
             reply = wire.read(line)
-            if set(reply) != {"number", "output"} or reply["number"] != self._number:
+            if set(reply) != keys or reply["number"] != self._number:
                 raise wire.ForgedError("a reply to nothing that was asked")
-            return wire.decode(reply["output"])
+            return wire.decode(reply["output"]), reply.get("args")
         except TimeoutError:
             self.close()
             raise WorkerGoneError(f"took longer than {max(wall_s, 0.0):.3g} s and was stopped") from None
@@ -117,15 +133,27 @@ def line_of(channel: socket.socket, wall_s: float, most_bytes: int, kept: bytear
         TimeoutError: it did not come in time.
         ForgedError: it is too long.
     """
-    until, kept = time.monotonic() + wall_s, bytearray() if kept is None else kept
-    while b"\n" not in kept:
-        channel.settimeout(max(until - time.monotonic(), 0.001))
+    until = time.monotonic() + wall_s
+    kept = bytearray() if kept is None else kept
+    searched = 0
+    while (end := kept.find(b"\n", searched)) < 0:
+        searched = len(kept)
+        if searched > most_bytes:
+            raise wire.ForgedError(f"more than {most_bytes >> 20} MiB")
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        channel.settimeout(left_s)
         part = channel.recv(1 << 16)
         if not part:
             return None
         kept += part
-        if len(kept) > most_bytes:
-            raise wire.ForgedError(f"more than {most_bytes >> 20} MiB")
-    line, _, rest = bytes(kept).partition(b"\n")
-    kept[:] = rest
+    line = bytes(kept[:end])
+    del kept[: end + 1]
     return line
+
+
+def _is_like(sent: list, left: Any) -> bool:
+    """Whether what came back is a tuple of as many arguments as were sent."""
+    shaped = isinstance(left, list) and len(left) == 2 and left[0] == "tuple" and isinstance(left[1], list)
+    return shaped and len(left[1]) == len(sent[1])

@@ -8,12 +8,12 @@ Where a person has decided, their points and their comment stand. nbgrader looks
 (feedback/STUDENT/SHEET/SHEET.html) when it hands feedback back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from qcourse.grading.results import write
+from qcourse.grading.results import write_changed
 from qcourse.grading.scores import Score
 
 GOOD, PARTLY, NONE = "#2e9e4f", "#c98a1b", "#d0492f"
@@ -34,7 +34,7 @@ pre {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.3rem 0 0; font-
 <body>
 <h1>{title}</h1>
 <p>{student}: <strong>{points} of {worth} points</strong></p>
-{sections}
+{whole}{sections}
 </body>
 </html>
 """
@@ -53,12 +53,14 @@ def page(scores: Iterable[Score]) -> str:
         raise ValueError(f"scores must be of one student and one sheet, not of {sorted(whose)}")
     ((student, sheet),) = whose
     number, _, name = sheet.partition("_")
+    whole = _comment_of_all(scores)
     return PAGE.format(
         title=escape(f"Sheet {number}: {name.replace('_', ' ')}"),
         student=escape(student),
         points=_number(sum(score.points for score in scores)),
         worth=_number(sum(score.max_points for score in scores)),
-        sections="\n".join(map(_section, scores)),
+        whole=_paragraph(f"Your notebook {whole}.") if whole else "",
+        sections="\n".join(_section(score, "" if whole else score.comment) for score in scores),
     )
 
 
@@ -72,14 +74,23 @@ def write_feedback(folder: Path, scores: Iterable[Score]) -> list[Path]:
     by_page = sorted(scores, key=lambda score: (score.student, score.sheet, score.exercise))
     for (student, sheet), group in groupby(by_page, key=lambda score: (score.student, score.sheet)):
         path, text = folder / "feedback" / student / sheet / f"{sheet}.html", page(group)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write(path, text)
+        if write_changed(path, text):
             paths.append(path)
     return paths
 
 
-def _section(score: Score) -> str:
-    comment = score.comment.strip()
+def _comment_of_all(scores: Sequence[Score]) -> str:
+    """The one comment of a notebook that was not graded at all: it stands under every exercise in the gradebook."""
+    comments = {score.comment.strip() for score in scores}
+    not_graded = len(scores) > 1 and len(comments) == 1 and all(score.review and not score.points for score in scores)
+    return comments.pop() if not_graded else ""
+
+
+def _paragraph(text: str) -> str:
+    return f"<pre>{escape(text)}</pre>\n" if text else ""
+
+
+def _section(score: Score, comment: str) -> str:
     colour = GOOD if score.points >= score.max_points else PARTLY if score.points > 0 else NONE
     return SECTION.format(
         colour=colour,
@@ -87,7 +98,7 @@ def _section(score: Score) -> str:
         points=_number(score.points),
         worth=_number(score.max_points),
         by=", set by a person" if score.manual else "",
-        comment=f"<pre>{escape(comment)}</pre>\n" if comment else "",
+        comment=_paragraph(comment.strip()),
     )
 
 

@@ -62,11 +62,11 @@ def handed_in(path: Path) -> datetime | None:
         return None
 
 
-def carry_over(folder: Path, submission: Submission) -> None:
+def carry_over(folder: Path, student: str, sheet: str, path: Path) -> None:
     """Put beside a student's page what `nbgrader release_feedback` asks for there: what nbgrader collected with it."""
     for name in ("timestamp.txt", "submission_secret.txt"):
-        if text := _beside(submission.path, name):
-            write(folder / "feedback" / submission.student / submission.sheet / name, text)
+        if text := _beside(path, name):
+            write(folder / "feedback" / student / sheet / name, text)
 
 
 def _beside(path: Path, name: str) -> str:

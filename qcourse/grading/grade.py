@@ -2,13 +2,16 @@
 
 The idea: everything that can be wrong before the first grade (no folder, no sandbox, a database that refuses) is found
 before it, in one sentence. From then on each grade is kept as it comes, so that whenever the run is cut short, the next
-one goes on where it was; what was graded before and has not changed since is not graded again.
+one goes on where it was; what was graded before and has not changed since is not graded again. A disk or a database
+that refuses on the way stops the run, and the report says so.
 
-The parts do not know of each other: `intake.py` reads, `cluster.py` grades somewhere, `desk.py` keeps what comes.
-This file is the order they come in.
+The parts do not know of each other: `intake.py` reads, `cluster.py` grades somewhere, `desk.py` keeps what comes,
+`report.py` sums up. This file is the order they come in.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,9 +20,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from qcourse.grading import cluster, intake
 from qcourse.grading.cluster import Done, Job
-from qcourse.grading.desk import LONGEST_NAME, Desk
+from qcourse.grading.desk import Desk
 from qcourse.grading.gradebook import default_url, open_gradebook
-from qcourse.grading.grades import BUBBLEWRAP, NONE, Limits, Submission, SubmissionGrade
+from qcourse.grading.grades import BUBBLEWRAP, NONE, Limits
+from qcourse.grading.report import Report, totals, totals_of
 from qcourse.grading.results import Results
 
 
@@ -55,75 +59,75 @@ class Settings:
         return NONE if self.unsafe else BUBBLEWRAP
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a run did.
-
-    Args:
-        graded, kept: of this run, and of former ones.
-        problems: a line for each submission that could not be graded.
-    """
-
-    graded: tuple[SubmissionGrade, ...]
-    kept: tuple[SubmissionGrade, ...]
-    problems: tuple[str, ...]
-
-    def __str__(self) -> str:
-        rows = [f"{'sheet':28}{'graded':>8}{'kept':>8}{'points, mean':>16}"]
-        for sheet in sorted({grade.sheet for grade in (*self.graded, *self.kept)}):
-            new, old = ([one for one in part if one.sheet == sheet] for part in (self.graded, self.kept))
-            both = [*new, *old]
-            mean = sum(one.points for one in both) / len(both)
-            rows.append(f"{sheet:28}{len(new):>8}{len(old):>8}{f'{mean:.2f} of {both[0].max_points:g}':>16}")
-        environments = {grade.environment for grade in (*self.graded, *self.kept)}
-        if len(environments) > 1:
-            rows.append(f"{len(environments)} sets of versions have graded these: pass --regrade to have one.")
-        return "\n".join([*rows, *self.problems])
-
-
 def grade_class(settings: Settings) -> Report:
     """Grade what is new or changed in a folder of submissions, and bring the gradebook and the feedback up to date.
 
     Raises:
         ValueError: no such sheet, a gradebook or a scheduler that is none.
-        OSError: no such folder, no sandbox, a database or a disk that refuses, another run at work. Grades are kept.
+        OSError: nothing was graded: no such folder, no sandbox, a database or a disk that refuses, another run at work.
     """
-    submissions, problems = _taken_in(settings.submitted, settings.sheet)
+    found, problems = intake.find_submissions(settings.submitted, settings.sheet)
     results, url = Results(settings.into), settings.url or default_url(settings.into)
-    with results.run(regrade=settings.regrade) as run, open_gradebook(url) as book:
-        desk = Desk(results, run, book, settings.backend)
-        refused = [(Submission(one.student, one.sheet, one.path, {}, ""), one.reason) for one in problems]
-        desk.open({one.sheet for one in (*submissions, *(one for one, _ in refused)) if one.sheet})
-        jobs, kept = desk.sort(submissions)
-        desk.refuse(refused)
-        with_bar = tqdm(_outcomes(jobs, settings), total=len(jobs), unit="", disable=None)
+    desk: Desk | None = None
+    try:
+        with _private_files(), results.run(regrade=settings.regrade) as run, open_gradebook(url) as book:
+            desk = Desk(results, run, book, settings.backend, settings.limits)
+            desk.open({one.sheet for one in found} | {one.sheet for one in problems if one.sheet})
+            new = desk.sort(found)
+            if new and not settings.scheduler:
+                cluster.check_sandbox(settings.backend)
+            for problem in problems:
+                desk.refuse(problem, problem.reason)
+            _grade(desk, new, settings)
+            held = totals(desk.explain())
+    except OSError as error:
+        if desk is None or not desk.graded:
+            raise
+        return _report(desk, totals_of((*desk.kept, *desk.graded)), stopped=str(error))
+    return _report(desk, held)
+
+
+def _grade(desk: Desk, new: list[intake.Found], settings: Settings) -> None:
+    """Have the submissions graded somewhere, and keep each grade as it comes.
+
+    Raises:
+        OSError: a disk, a database or the sandbox refuses.
+    """
+    outcomes = _outcomes(desk.jobs(new), len(new), settings)
+    with tqdm(total=len(new), unit="", disable=None) as bar:
         try:
-            graded = [grade for done in with_bar if (grade := desk.keep(done))]
+            for done in outcomes:
+                if done.sandbox_lost and not settings.scheduler:
+                    cluster.check_sandbox(settings.backend)  # if that works, the submission is what ended it
+                desk.keep(done)
+                bar.update()
         finally:
-            with_bar.iterable.close()  # ends the processes, also where keeping a grade went wrong
-            with_bar.close()
-        desk.explain()
-    return Report(tuple(graded), tuple(kept), tuple(sorted(desk.problems)))
+            outcomes.close()  # ends the processes, also where keeping a grade went wrong
 
 
-def _taken_in(folder: Path, sheet: str | None) -> tuple[list[Submission], list[intake.Problem]]:
-    """What can be graded, and what cannot."""
-    found, problems = intake.find_submissions(folder, sheet)
-    submissions = []
-    for one in found:
-        try:
-            if len(one.student) > LONGEST_NAME:
-                raise intake.IntakeError(f"is in a folder whose name is longer than {LONGEST_NAME} letters; rename it")
-            submissions.append(intake.read_submission(one))
-        except intake.IntakeError as error:
-            problems.append(intake.Problem(one.student, one.sheet, one.path, str(error)))
-    return submissions, problems
-
-
-def _outcomes(jobs: Sequence[Job], settings: Settings) -> Iterator[Done]:
+def _outcomes(jobs: Iterable[Job], count: int, settings: Settings) -> Generator[Done]:
     work = partial(cluster.grade_job, limits=settings.limits, backend=settings.backend)
     if settings.scheduler:
-        yield from cluster.on_scheduler(jobs, work, settings.scheduler)
-    else:
-        most = min(cluster.cores(), max(1, len(jobs)))
-        yield from cluster.on_this_machine(jobs, work, most if settings.workers is None else settings.workers)
+        return cluster.on_scheduler(jobs, work, settings.scheduler)
+    most = min(cluster.cores(), max(1, count)) if settings.workers is None else settings.workers
+    return cluster.on_this_machine(jobs, work, most)
+
+
+def _report(desk: Desk, held: dict, *, stopped: str = "") -> Report:
+    return Report(
+        graded=tuple(desk.graded),
+        kept=tuple(desk.kept),
+        held=held,
+        problems=tuple(sorted(one.line for one in desk.problems)),
+        stopped=stopped,
+    )
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Files and folders that are made here may be read by their owner alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

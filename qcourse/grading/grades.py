@@ -21,7 +21,7 @@ class Limits:
 
     Args:
         case_s: wall time of one case, and of running one cell.
-        submission_s: wall time of all of a submission, and its processor time.
+        exercise_s: wall time of one exercise: its cells and all of its cases; also its processor time.
         memory_mib: memory of the worker beyond Python and torch themselves.
         file_mib: all files that it writes together; they are in memory.
         reply_mib: one answer, as it is sent.
@@ -29,7 +29,7 @@ class Limits:
     """
 
     case_s: float = 5.0
-    submission_s: float = 60.0
+    exercise_s: float = 20.0
     memory_mib: int = 1024
     file_mib: int = 16
     reply_mib: int = 8
@@ -39,6 +39,15 @@ class Limits:
         for name, value in asdict(self).items():
             if not value > 0:
                 raise ValueError(f"{name}={value!r} must be above 0")
+
+    def submission_s(self, exercises: int) -> float:
+        """The wall time after which a submission of this many exercises is given up, whatever it is at.
+
+        Twice, because a submission is graded once more where the sandbox was lost. The rest is for what is ours: the
+        start of Python and of the sandbox, finding each cell's names, and judging.
+        """
+        ours_s = 60.0
+        return 2 * exercises * (self.exercise_s + self.case_s) + ours_s
 
 
 @dataclass(frozen=True)

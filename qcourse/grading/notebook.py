@@ -45,15 +45,15 @@ def read_file(path: Path) -> bytes:
             raise IntakeError("is no regular file; put a notebook there")
         if status.st_size > MOST_BYTES:
             size = f"{status.st_size / 2**20:.0f} MiB, more than {MOST_BYTES >> 20}"
-            raise IntakeError(f"is {size}; clear its outputs, or ask for it again")
+            raise IntakeError(f"is {size}; clear its outputs, and hand it in again")
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(MOST_BYTES)
     except OSError as error:
-        raise IntakeError(f"cannot be read ({error.strerror}); ask for it again") from error
+        raise IntakeError(f"cannot be read ({error.strerror}); hand it in again") from error
     finally:
         os.close(descriptor)
     if not data:
-        raise IntakeError("is empty; ask for it again")
+        raise IntakeError("is empty; hand it in again")
     return data
 
 
@@ -66,9 +66,9 @@ def code_cells(data: bytes) -> list[tuple[str, str]]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise IntakeError("is not JSON, so it is no notebook; ask for it again") from error
+        raise IntakeError("is not JSON, so it is no notebook; hand it in again") from error
     if not isinstance(found, dict) or type(found.get("nbformat")) is not int:
-        raise IntakeError("is no notebook: nbformat is missing; ask for it again")
+        raise IntakeError("is no notebook: nbformat is missing; hand it in again")
     if found["nbformat"] != 4:
         raise IntakeError(
             f"is in nbformat {found['nbformat']}; open it in JupyterLab and save it, which makes it nbformat 4"
@@ -77,7 +77,7 @@ def code_cells(data: bytes) -> list[tuple[str, str]]:
     if isinstance(language, str) and language.lower() != "python":
         raise IntakeError(f"is for a {language[:40]!r} kernel; the sheets are in Python")
     if not isinstance(found.get("cells"), list):
-        raise IntakeError("is no notebook: its cells are missing; ask for it again")
+        raise IntakeError("is no notebook: its cells are missing; hand it in again")
     return list(_code_cells(found["cells"]))
 
 
@@ -91,18 +91,27 @@ def _code_cells(cells: list[Any]) -> Iterator[tuple[str, str]]:
         if isinstance(source, str):
             marks = (cell.get("id"), _inside(cell, "metadata", "nbgrader", "grade_id"))
             known = [mark for mark in marks if isinstance(mark, str) and re.fullmatch(r"\d\d-(\d+-\w+|setup)", mark)]
-            yield known[0] if known else "", source
+            yield known[0] if known else "", _encodable(source)
 
 
 def solution_of(exercise: Exercise, cells: Sequence[tuple[str, str]]) -> str | None:
     """The source that answers an exercise, the stub where only that is there, None where nothing is."""
     mark = f"{exercise.id.replace('.', '-')}-solution"
-    written = [(its, source) for its, source in cells if _defines(source, exercise.function) and not _is_stub(source)]
-    marked = [(its, source) for its, source in cells if its == mark]
-    for choice in ([one for one in written if one in marked], written, marked):
-        if choice:
-            return choice[-1][1]
-    return None
+    chosen: str | None = None
+    best = -1
+    for its, source in cells:
+        written = _defines(source, exercise.function) and not _is_stub(source)
+        if its != mark and not written:
+            continue
+        rank = 2 * written + (its == mark)  # written and marked, written, marked
+        if rank >= best:
+            chosen, best = source, rank
+    return chosen
+
+
+def _encodable(source: str) -> str:
+    """The source with lone surrogates, which JSON can hold and no file can, replaced."""
+    return source.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _defines(source: str, function: str) -> bool:

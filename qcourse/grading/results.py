@@ -117,6 +117,18 @@ def write(path: Path, text: str) -> None:
         raise OSError(f"{path} cannot be written ({why}). Put that right, then run this again.") from error
 
 
+def write_changed(path: Path, text: str) -> bool:
+    """Write a file where it does not hold this text already; whether it did not.
+
+    Raises:
+        OSError: as in `write`.
+    """
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    write(path, text)
+    return True
+
+
 def _read(path: Path) -> Any:
     """The JSON in a file; None where there is none."""
     try:

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qcourse.grading import wire
-from qcourse.grading.dialogue import START_S, Worker, line_of
+from qcourse.grading.dialogue import START_S, WORKER_S, Worker, line_of
 from qcourse.grading.grades import BACKENDS, NONE, Limits
 from qcourse.grading.mounts import ENVIRONMENT, INSTALL, LOST, SITE, SandboxError, bubblewrap, libraries
 
@@ -27,6 +27,8 @@ CARRIED = (
     *(f"grading.{name}" for name in ("wire", "names", "confine", "worker", "template")),
     "lab.tiny_triton",
 )
+
+END_S = 2.0  # a template that has nothing to wait for ends in far less
 
 
 class Template:
@@ -85,7 +87,7 @@ class Template:
                 raise SandboxError(LOST) from error
         worker = Worker(channel, life, limits)
         try:
-            started = line_of(channel, START_S, 100)
+            started = line_of(channel, WORKER_S, 100)
         except (OSError, wire.ForgedError):
             started = None
         if started != b"ready":
@@ -101,7 +103,7 @@ class Template:
         """End it, and with it every worker that is left; what it said on stderr."""
         self._control.close()
         try:
-            self._process.wait(10)
+            self._process.wait(END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -3,7 +3,8 @@
 The idea: importing torch takes longer than grading a sheet, so it is done once. For each request the template forks
 twice: the first copy makes new namespaces and waits; the second is the first process of them, confines itself, and
 only then serves the student's code (`worker.py`). A worker is thus as apart from the next as two programs started
-anew: what it changes in memory is its own copy.
+anew: what it changes in memory is its own copy. Both copies have a session and a process group of their own, because
+kill(0) and setpriority reach every process of a group, whatever namespace it is in.
 
 When the worker ends, or the judge hangs up, the waiting copy ends it and reports how; the kernel ends a namespace's
 first process only after all others in it are gone, so that report means that nothing is left. `sandbox.py` is the
@@ -56,6 +57,7 @@ def _socket(descriptor: int) -> socket.socket:
 def _watch(limits: dict[str, Any], isolate: bool, channel: socket.socket, life: socket.socket) -> None:
     """Start a worker, wait until it ends or the judge hangs up, and tell how it ended; never returns."""
     try:
+        os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if isolate:
             confine.new_namespaces()
@@ -81,6 +83,7 @@ def _watch(limits: dict[str, Any], isolate: bool, channel: socket.socket, life: 
 def _work(limits: dict[str, Any], isolate: bool, channel: socket.socket, life: socket.socket) -> None:
     """Confine this process, then serve; never returns."""
     try:
+        os.setsid()
         if isolate:
             confine.own_files(limits["file_mib"] << 20)
             os.chdir("/tmp")
@@ -88,7 +91,6 @@ def _work(limits: dict[str, Any], isolate: bool, channel: socket.socket, life: s
             confine.limit(limits, limits["baseline_bytes"], alone=isolate)
             confine.refuse_calls()
         else:
-            os.setsid()
             confine.limit(limits, limits["baseline_bytes"], alone=isolate)
         _keep_only(channel)
     except BaseException as error:

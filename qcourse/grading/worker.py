@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from qcourse.checks.answers import LONGEST, Failure, UnreadableError, capture
+from qcourse.checks.answers import LONGEST, Failure, UnreadableError, called
 from qcourse.grading import wire
 from qcourse.grading.names import used_and_defined
 
@@ -61,33 +61,47 @@ def serve(channel: socket.socket, reply_bytes: int) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line in channel.makefile("rb"):
         request = wire.read(line)
-        output = answer(request, namespace)
-        reply = wire.write({"number": request["number"], "output": wire.encode(output)})
+        reply = wire.write(answer(request, namespace) | {"number": request["number"]})
         if len(reply) > reply_bytes:
-            output = Failure((UnreadableError.__name__,), f"returned more than {reply_bytes >> 20} MiB")
-            reply = wire.write({"number": request["number"], "output": wire.encode(output)})
+            failure = Failure((UnreadableError.__name__,), f"returned more than {reply_bytes >> 20} MiB")
+            same = {"args": request["args"]} if "args" in request else {}
+            reply = wire.write({"number": request["number"], "output": wire.encode(failure)} | same)
         channel.sendall(reply)
 
 
-def answer(request: dict[str, Any], namespace: dict[str, Any]) -> Any:
+def answer(request: dict[str, Any], namespace: dict[str, Any]) -> dict[str, Any]:
     """What a request comes to: True for a cell that ran through, the answer of a call, or a Failure.
+
+    With the answer of a call come its arguments as the call has left them.
 
     >>> namespace = {}
     >>> answer({"cell": "def double(x): return 2 * x", "name": "<01.1>"}, namespace)
-    True
+    {'output': ['bool', True]}
     >>> answer({"call": "double", "args": ["tuple", [["int", 4]]]}, namespace)
-    8
+    {'output': ['int', 8], 'args': ['tuple', [['int', 4]]]}
     """
     try:
         if "cell" in request:
-            return _run(without_magic(request["cell"]), request["name"], namespace)
+            return {"output": wire.encode(_run(without_magic(request["cell"]), request["name"], namespace))}
         if "names" in request:
-            return used_and_defined(request["names"])
-        if request["call"] not in namespace:
-            return Failure((NameError.__name__,), f"name '{request['call']}' is not defined")
-        return capture(namespace[request["call"]], wire.decode(request["args"]))
+            return {"output": wire.encode(used_and_defined(request["names"]))}
+        args = wire.decode(request["args"])
+        if request["call"] in namespace:
+            output = called(namespace[request["call"]], args)
+        else:
+            output = Failure((NameError.__name__,), f"name '{request['call']}' is not defined")
+        return {"output": wire.encode(output), "args": _left(args)}
     except KeyboardInterrupt:  # raised by the student's code: nobody is at a keyboard
-        return Failure((KeyboardInterrupt.__name__,))
+        failure = Failure((KeyboardInterrupt.__name__,))
+        return {"output": wire.encode(failure)} | ({"args": request["args"]} if "args" in request else {})
+
+
+def _left(args: tuple[Any, ...]) -> list:
+    """The arguments as a call has left them; nothing that was sent, where they can be read no more."""
+    try:
+        return wire.encode(args)
+    except Exception:
+        return []
 
 
 def without_magic(source: str) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def grade_by_words(job: Job, *, limits: Limits, backend: str) -> dict[str, Any]:
     return SubmissionGrade(one.student, one.sheet, exercises, one.sha256, job.seed, backend).to_dict()
 
 
-def in_this_process(jobs: Sequence[Job], work: Work, workers: int) -> Iterator[Done]:
+def in_this_process(jobs: Iterable[Job], work: Work, workers: int) -> Iterator[Done]:
     """A stand-in for the pool."""
     for job in jobs:
         yield Done(job, work(job))
@@ -87,6 +87,6 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def jobs(*what: str) -> list[Job]:
+def jobs(*what: str, wall_s: float = 600.0) -> list[Job]:
     """Submissions by s0, s1, ... that ask `work` for these."""
-    return [Job(submission(f"s{number}", {"do": one}), number) for number, one in enumerate(what)]
+    return [Job(submission(f"s{number}", {"do": one}), number, wall_s) for number, one in enumerate(what)]

@@ -27,7 +27,7 @@ from qcourse.grading.intake import Found, find_submissions, read_submission
 
 ROOT = Path(__file__).resolve().parents[2]
 MASTER = ROOT / "solutions" / "01_quantizer.ipynb"
-LIMITS = Limits(case_s=1.0, submission_s=120.0, memory_mib=256)
+LIMITS = Limits(case_s=1.0, exercise_s=30.0, memory_mib=256)
 needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 each_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from qcourse.grading.grades import Limits
 from qcourse.grading.scores import Score, scores
 
 FILE = f"{SHEET}.ipynb"
-POOL, JOB = cluster.on_this_machine, cluster.grade_job  # the real ones
+POOL, JOB, CHECK = cluster.on_this_machine, cluster.grade_job, cluster.check_sandbox  # the real ones
 RIGHT = dict.fromkeys(WORTH, "# right")
 
 
@@ -30,6 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A class of two, ada who has all and bob who has one exercise right, graded by a stand-in."""
     monkeypatch.setattr(cluster, "grade_job", standins.grade_by_words)
     monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
+    monkeypatch.setattr(cluster, "check_sandbox", lambda backend: None)
     hand_in(tmp_path, "ada", RIGHT)
     hand_in(tmp_path, "bob", {"01.2": "# right"})
     return tmp_path
@@ -66,9 +68,14 @@ def seeds(folder: Path) -> dict[str, int]:
 def test_grades_a_table_and_pages(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert grade(folder) == 0
     assert totals(folder) == {"ada": 12, "bob": 3}
-    header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["sheet", "graded", "kept", "points,", "mean"]
-    assert row.split() == [SHEET, "2", "0", "7.50", "of", "12"]
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["student", "01"],
+        ["ada", "12"],
+        ["bob", "3"],
+        ["mean", "7.50"],
+        ["of", "12"],
+        [f"{SHEET}:", "2", "graded", "now,", "0", "graded", "before"],
+    ]
     assert (folder / "graded" / "feedback" / "bob" / SHEET / f"{SHEET}.html").read_text().count("<section") == 5
     marked = (folder / "graded" / "autograded" / "bob" / SHEET / FILE).read_text()
     assert "# right" in marked
@@ -91,7 +98,7 @@ def test_a_second_run_grades_nothing_and_writes_nothing(folder: Path, capsys: py
 
     before = files()
     assert grade(folder) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == [SHEET, "0", "2", "7.50", "of", "12"]
+    assert f"{SHEET}: 0 graded now, 2 graded before" in capsys.readouterr().out
     assert files() == before
 
 
@@ -132,8 +139,8 @@ def test_a_run_cut_short_goes_on_as_it_was(
     for student in ("cy", "dan", "eve"):
         hand_in(folder, student, RIGHT)
 
-    def stopped(jobs: list, work: cluster.Work, workers: int) -> Iterator[Done]:
-        yield from standins.in_this_process(jobs[:2], work, workers)
+    def stopped(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
+        yield from standins.in_this_process(islice(jobs, 2), work, workers)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cluster, "on_this_machine", stopped)
@@ -143,14 +150,14 @@ def test_a_run_cut_short_goes_on_as_it_was(
     assert len(begun) == 2
     monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
     assert grade(folder) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[1:3] == ["3", "2"]
+    assert f"{SHEET}: 3 graded now, 2 graded before" in capsys.readouterr().out
     assert set(seeds(folder).values()) == set(begun.values())
     assert totals(folder) == {"ada": 12, "bob": 3, "cy": 12, "dan": 12, "eve": 12}
 
 
 def test_regrade_after_a_run_cut_short_grades_all_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(jobs: list, work: cluster.Work, workers: int) -> Iterator[Done]:
-        yield from standins.in_this_process(jobs[:1], work, workers)
+    def stopped(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
+        yield from standins.in_this_process(islice(jobs, 1), work, workers)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cluster, "on_this_machine", stopped)
@@ -238,9 +245,18 @@ def test_what_cannot_be_graded_is_a_line_each_and_marked_for_review(
     (folder / "submitted" / "eve").mkdir()
     (folder / "submitted" / "eve" / "notes.ipynb").write_text("{}")
     assert grade(folder) == 1
-    lines = capsys.readouterr().out.splitlines()[2:]
+    out = capsys.readouterr().out
+    lines = out.partition("Not graded, or not wholly (2):\n")[2].splitlines()
     assert [line.split(": ")[0] for line in lines] == [f"bob/{FILE}", "eve/notes.ipynb"]
+    assert "bob          0*" in out
+    assert "mean       6.00" in out
     assert totals(folder) == {"ada": 12, "bob": 0}
+    listed = (folder / "graded" / "problems.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in listed] == [["student", "file"], ["eve", "notes.ipynb"], ["bob", FILE]]
+    page = (folder / "graded" / "feedback" / "bob" / SHEET / f"{SHEET}.html").read_text()
+    assert page.count("is not JSON, so it is no notebook; hand it in again") == 1
+    assert cli.main(["export", str(folder / "graded"), "--format", "moodle"]) == 0
+    assert '"eve","","","",""' in capsys.readouterr().out
     assert all(one.review and one.comment.startswith("is not JSON") for one in held(folder) if one.student == "bob")
     assert grade(folder) == 1
     hand_in(folder, "bob", RIGHT)
@@ -255,7 +271,7 @@ def test_a_name_that_no_gradebook_keeps_is_a_line_and_no_more(folder: Path, caps
     for name in (odd, long, plain):
         hand_in(folder, name, RIGHT)
     assert grade(folder) == 1
-    lines = capsys.readouterr().out.splitlines()[2:]
+    lines = capsys.readouterr().out.partition("(2):\n")[2].splitlines()
     assert [line.split("/")[0] for line in lines] == ["a;b\\nc", long]
     assert totals(folder) == {"ada": 12, "bob": 3, plain: 12}
 
@@ -263,27 +279,33 @@ def test_a_name_that_no_gradebook_keeps_is_a_line_and_no_more(folder: Path, caps
 def test_a_job_without_a_grade_is_tried_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def lost(jobs: list, work: cluster.Work, workers: int) -> Iterator[Done]:
-        yield Done(jobs[0], work(jobs[0]))
-        yield Done(jobs[1], None, "the process that graded it died or hung, twice")
+    def lost(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
+        first, second = jobs
+        yield Done(first, work(first))
+        yield Done(second, None, "the process that graded it died, twice")
 
     monkeypatch.setattr(cluster, "on_this_machine", lost)
     assert grade(folder) == 1
-    assert f"bob/{FILE}: the process that graded it died or hung, twice" in capsys.readouterr().out
+    assert f"bob/{FILE}: the process that graded it died, twice" in capsys.readouterr().out
+    assert {one.comment for one in held(folder) if one.student == "bob"} == {desk.TOLD}
     monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
     assert grade(folder) == 0
     assert totals(folder) == {"ada": 12, "bob": 3}
 
 
-def test_a_grade_of_something_else_is_refused(
+def test_a_grade_of_something_else_is_no_grade(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def swapped(jobs: list, work: cluster.Work, workers: int) -> Iterator[Done]:
-        yield Done(jobs[0], work(jobs[1]))
+    def swapped(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
+        first, second = jobs
+        yield Done(first, work(second))
+        yield Done(second, work(second))
 
     monkeypatch.setattr(cluster, "on_this_machine", swapped)
-    assert grade(folder) == 2
-    assert "bob/01_quantizer is not of " in capsys.readouterr().err
+    assert grade(folder) == 1
+    out = capsys.readouterr().out
+    assert f"ada/{FILE}: could not be graded (ValueError: grade=bob/01_quantizer is not of " in out
+    assert totals(folder) == {"ada": 0, "bob": 3}
 
 
 def test_what_was_graded_without_a_sandbox_is_graded_again_with_one(folder: Path) -> None:
@@ -347,10 +369,11 @@ def test_a_full_disk_keeps_what_was_written(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    assert grade(folder) == 2
-    assert (
-        "cannot be written (No space left on device). Put that right, then run this again." in capsys.readouterr().err
-    )
+    assert grade(folder) == 3
+    out = capsys.readouterr().out
+    assert "ada" in out
+    assert "Stopped half-way: " in out
+    assert "cannot be written (No space left on device). Put that right, then run this again." in out
     assert not list((folder / "graded").rglob("*.new"))
     monkeypatch.setattr(os, "fsync", fsync)
     assert grade(folder) == 0
@@ -358,7 +381,7 @@ def test_a_full_disk_keeps_what_was_written(
 
 
 def test_two_runs_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    def meanwhile(jobs: list, work: cluster.Work, workers: int) -> Iterator[Done]:
+    def meanwhile(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
         assert grade(folder) == 2
         yield from standins.in_this_process(jobs, work, workers)
 
@@ -407,6 +430,7 @@ def test_without_a_sandbox_nothing_is_graded(
 ) -> None:
     monkeypatch.setattr(cluster, "grade_job", JOB)
     monkeypatch.setattr(cluster, "on_this_machine", POOL)
+    monkeypatch.setattr(cluster, "check_sandbox", CHECK)
     monkeypatch.setenv("PATH", "/nowhere")
     assert grade(folder, "--workers", "1") == 2
     said = capsys.readouterr().err

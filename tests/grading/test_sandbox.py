@@ -4,6 +4,7 @@ Each probe is run in a worker without a sandbox as well, where it must get throu
 nothing.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,19 +14,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from qcourse.checks.answers import Failure
-from qcourse.grading import mounts, sandbox
+from qcourse.grading import dialogue, mounts, sandbox
 from qcourse.grading.dialogue import Worker, WorkerGoneError
 from qcourse.grading.grades import BUBBLEWRAP, NONE, Limits
 from qcourse.grading.sandbox import SandboxError, Template
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = Limits(case_s=2.0, submission_s=20.0, memory_mib=256, file_mib=4, reply_mib=1)
+LIMITS = Limits(case_s=2.0, exercise_s=20.0, memory_mib=256, file_mib=4, reply_mib=1)
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 PROBES = {
@@ -47,10 +50,16 @@ PROBES = {
     "makes a file in memory": "os.memfd_create('a')",
     "keeps a key": "call('syscall', 250, 1, 0)",
     "opens a terminal": "os.openpty()",
+    "makes a socket": "socket.socket(socket.AF_UNIX)",
+    "moves pages into a pipe": "call('vmsplice', os.pipe()[1], ctypes.byref(Pages()), 1, 0)",
+    "moves bytes between pipes": "a, b = os.pipe(), os.pipe(); os.write(a[1], b'x'); os.splice(a[0], b[1], 1)",
     "writes to the root": "open('/tmp/../qcourse-probe', 'w').close(); os.unlink('/qcourse-probe')",
 }
 HEAD = """
 import ctypes, importlib, os, socket, subprocess, sys
+class Pages(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_char_p), ("length", ctypes.c_size_t)]
+    def __init__(self): super().__init__(b"page", 4)
 def call(name, *args):
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, name)(*args) < 0:
@@ -74,6 +83,13 @@ def worker(templates: dict[str, Template]) -> Iterator[Worker]:
     one.close()
 
 
+def called(worker: Worker, *args: Any) -> Any:
+    """The output of a call that has changed no argument."""
+    output, changed = worker.call(*args)
+    assert changed is None
+    return output
+
+
 def define(worker: Worker, source: str) -> Worker:
     assert worker.run_cell(source, "<cell>", 5.0) is True
     return worker
@@ -93,7 +109,7 @@ def test_a_probe_gets_through_without_the_sandbox_and_not_with_it(
         for backend, template in templates.items():
             worker = define(template.worker(LIMITS), source)
             try:
-                through[backend] = worker.call("probe", (), 3.0) is True
+                through[backend] = called(worker, "probe", (), 3.0) is True
             except WorkerGoneError:
                 through[backend] = name == "replaces itself by a program"  # then nobody is left to answer
             worker.close()
@@ -126,14 +142,14 @@ def call_fails(function, *args):
         return True
 """,
     )
-    pid, uid, gid, capabilities, no_new_privileges, seccomp, *bounding = worker.call("layers", (), 2.0)
+    pid, uid, gid, capabilities, no_new_privileges, seccomp, *bounding = called(worker, "layers", (), 2.0)
     assert (pid, uid, gid) == (1, 65534, 65534)
     assert (capabilities, no_new_privileges, seccomp) == (0, 1, 2)
     assert set(bounding) == {0}
-    processor_s, space, file_bytes, files, core, tasks, locked = worker.call("limits", (), 2.0)
+    processor_s, space, file_bytes, files, core, tasks, locked = called(worker, "limits", (), 2.0)
     assert (processor_s, file_bytes, files, core, tasks, locked) == (21, 4 << 20, 64, 0, 18, 0)
     assert 256 << 20 < space < 8 << 30
-    assert len(worker.call("descriptors", (), 2.0)) == 4
+    assert len(called(worker, "descriptors", (), 2.0)) == 4
 
 
 def test_namespaces_and_processes_are_bounded_without_the_filter_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +171,8 @@ def forks():
             return number
 """,
     )
-    assert worker.call("namespace", (), 2.0).message == "[Errno 28] unshare"
-    assert worker.call("forks", (), 5.0) == LIMITS.tasks
+    assert called(worker, "namespace", (), 2.0).message == "[Errno 28] unshare"
+    assert called(worker, "forks", (), 5.0) == LIMITS.tasks
     before = below(template._process.pid)
     worker.close()
     assert soon(lambda: len(below(template._process.pid)) == len(before) - LIMITS.tasks - 2)
@@ -166,10 +182,10 @@ def forks():
 def test_only_libraries_are_there(worker: Worker) -> None:
     define(worker, "import os\ndef names(folder): return sorted(os.listdir(folder))")
     folders = {"dev", "etc", "lib", "lib64", "proc", "python", "site", "tmp", "usr"}
-    assert set(worker.call("names", ("/",), 2.0)) <= folders
-    assert worker.call("names", ("/tmp",), 2.0) == worker.call("names", ("/proc",), 2.0) == ()
-    assert worker.call("names", ("/etc",), 2.0) == ("ld.so.cache",)
-    site = worker.call("names", ("/site",), 2.0)
+    assert set(called(worker, "names", ("/",), 2.0)) <= folders
+    assert called(worker, "names", ("/tmp",), 2.0) == called(worker, "names", ("/proc",), 2.0) == ()
+    assert called(worker, "names", ("/etc",), 2.0) == ("ld.so.cache",)
+    site = called(worker, "names", ("/site",), 2.0)
     assert {"torch", "numpy"} < set(site)
     assert not [name for name in site if "qcourse" in name or "nbgrader" in name]
 
@@ -192,7 +208,7 @@ def writable():
     return found
 """,
     )
-    assert worker.call("writable", (), 10.0) == ("/tmp",)
+    assert called(worker, "writable", (), 10.0) == ("/tmp",)
 
 
 def test_its_files_are_bounded_together(worker: Worker) -> None:
@@ -205,7 +221,7 @@ def fill():
             file.write(bytes(1 << 20))
 """,
     )
-    failure = worker.call("fill", (), 5.0)
+    failure = called(worker, "fill", (), 5.0)
     assert type(failure) is Failure
     assert "No space left" in failure.message
 
@@ -215,21 +231,21 @@ def test_nothing_of_a_worker_is_left_for_the_next(templates: dict[str, Template]
     first = define(template.worker(LIMITS), "import torch\ntorch.left = 1\nopen('/tmp/left', 'w').close()")
     second = template.worker(LIMITS)  # while the first is there
     define(second, "import os, torch\ndef left(): return hasattr(torch, 'left') or os.path.exists('/tmp/left')")
-    assert second.call("left", (), 2.0) is False
+    assert called(second, "left", (), 2.0) is False
     first.close()
-    assert second.call("left", (), 2.0) is False
+    assert called(second, "left", (), 2.0) is False
     second.close()
 
 
 def test_values_go_in_and_answers_come_out(worker: Worker) -> None:
     define(worker, "import torch\ndef double(x, y):\n    return 2 * x, y[0]")
-    doubled, first = worker.call("double", (torch.tensor([1.5, -2.0]), ("a", 1)), 2.0)
+    doubled, first = called(worker, "double", (torch.tensor([1.5, -2.0]), ("a", 1)), 2.0)
     assert (doubled.tolist(), first) == ([3.0, -4.0], "a")
 
 
 def test_an_error_names_its_line(worker: Worker) -> None:
     define(worker, "def broken(x):\n    return 1 / x")
-    failure = worker.call("broken", (0,), 2.0)
+    failure = called(worker, "broken", (0,), 2.0)
     assert failure == Failure(failure.kinds, "division by zero", "line 2: return 1 / x", "broken")
     assert failure.kinds[:2] == ("ZeroDivisionError", "ArithmeticError")
 
@@ -251,7 +267,7 @@ def test_a_cell_that_fails_is_a_failure_and_the_next_still_runs(worker: Worker, 
     assert type(failure) is Failure
     assert failure.kinds[0] == kind
     define(worker, "from qcourse import check\ncheck('01.1', None)\ndef one(): return 1")
-    assert worker.call("one", (), 2.0) == 1
+    assert called(worker, "one", (), 2.0) == 1
 
 
 def test_what_is_left_out_says_so(worker: Worker) -> None:
@@ -268,7 +284,7 @@ GONE = {
     "closed the connection": "os.close(fd); time.sleep(60)",
     "sent a line that is no JSON": "os.write(fd, b'hello\\n')",
     "sent a reply to nothing that was asked": """os.write(fd, b'{"number": 99, "output": ["int", 0]}\\n')""",
-    "sent 'pickle' is no kind of value": """os.write(fd, b'{"number": 2, "output": ["pickle", ""]}\\n')""",
+    "sent 'pickle' is no kind of value": """os.write(fd, b'{"number": 2, "output": ["pickle", ""], "args": []}\\n')""",
     "sent more than 1 MiB": "[os.write(fd, b'x' * 4096) for _ in range(999)]",
     "used more processor time": "import resource; resource.setrlimit(0, (1, 1))\n    while True: pass",
 }
@@ -279,30 +295,30 @@ def test_a_worker_that_breaks_off_is_gone_with_a_word(templates: dict[str, Templ
     worker = templates[BUBBLEWRAP].worker(LIMITS)
     define(worker, f"{STAT}{CHANNEL}import time\ndef break_off():\n    {GONE[why]}")
     with pytest.raises(WorkerGoneError, match=f"^{why}"):
-        worker.call("break_off", (), 0.5 if "0.5" in why else 30.0)
+        called(worker, "break_off", (), 0.5 if "0.5" in why else 30.0)
     with pytest.raises((WorkerGoneError, SandboxError)):
-        worker.call("break_off", (), 1.0)
+        called(worker, "break_off", (), 1.0)
 
 
 def test_a_reply_in_the_wrong_place_is_no_reply(templates: dict[str, Template]) -> None:
     """A forged reply with the right number is an answer like any other, and the one after it comes out of step."""
     worker = templates[BUBBLEWRAP].worker(LIMITS)
-    forged = """os.write(fd, b'{"number": 2, "output": ["int", 7]}\\n')"""
+    forged = """os.write(fd, b'{"number": 2, "output": ["int", 7], "args": ["tuple", []]}\\n')"""
     define(worker, f"{STAT}{CHANNEL}\ndef answer():\n    {forged}\n    return 1")
-    assert worker.call("answer", (), 2.0) == 7
+    assert called(worker, "answer", (), 2.0) == 7
     with pytest.raises(WorkerGoneError, match="sent a reply to nothing that was asked"):
-        worker.call("answer", (), 2.0)
+        called(worker, "answer", (), 2.0)
 
 
 def test_an_answer_too_large_is_a_failure_with_a_word(worker: Worker) -> None:
-    define(worker, "import torch\ndef large(): return torch.zeros(1 << 20)")
-    assert worker.call("large", (), 2.0).message == "returned more than 1 MiB"
+    define(worker, "import torch\ndef large(): return torch.zeros(100_000).double()")
+    assert called(worker, "large", (), 2.0).message == "returned more than 1 MiB"
 
 
 def test_memory_is_bounded(worker: Worker) -> None:
     define(worker, "def hoard(mib): return len(bytearray(mib << 20)) >> 20")
-    assert worker.call("hoard", (64,), 5.0) == 64
-    failure = worker.call("hoard", (LIMITS.memory_mib + 10,), 5.0)
+    assert called(worker, "hoard", (64,), 5.0) == 64
+    failure = called(worker, "hoard", (LIMITS.memory_mib + 10,), 5.0)
     assert type(failure) is Failure
     assert failure.kinds[0] == "MemoryError"
 
@@ -319,8 +335,8 @@ def start(count):
     return count
 """,
     )
-    assert worker.call("start", (8,), 3.0) == 8
-    assert "can't start new thread" in worker.call("start", (40,), 3.0).message
+    assert called(worker, "start", (8,), 3.0) == 8
+    assert "can't start new thread" in called(worker, "start", (40,), 3.0).message
 
 
 def test_closing_twice_is_closing_once(templates: dict[str, Template]) -> None:
@@ -374,6 +390,55 @@ worker.run_cell("while True: pass", "<cell>", 60)
         assert len(processes) >= 4
         grader.send_signal(number)
     assert soon(lambda: all(map(gone, processes)))
+
+
+GROUP = {
+    "kills its group": "os.kill(0, 9)",
+    "stops its group": "os.kill(0, 19)",
+    "slows its group": "os.setpriority(os.PRIO_PGRP, 0, 19)",
+}
+
+
+@pytest.mark.parametrize("backend", [BUBBLEWRAP, NONE])
+@pytest.mark.parametrize("name", GROUP)
+def test_what_a_worker_does_to_its_group_reaches_no_other(
+    name: str, backend: str, templates: dict[str, Template]
+) -> None:
+    template = templates[backend]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dialogue, "HANGUP_S", 0.1)
+        victim = template.worker(LIMITS)
+        define(victim, "import os\ndef niceness(): return os.getpriority(os.PRIO_PROCESS, 0)")
+        attacker = template.worker(LIMITS)
+        with contextlib.suppress(WorkerGoneError):
+            attacker.run_cell(f"import os\n{GROUP[name]}", "<cell>", 1.0)
+        started = time.monotonic()
+        attacker.close()
+        assert called(victim, "niceness", (), 2.0) == 0
+        define(template.worker(LIMITS), "pass").close()
+        assert time.monotonic() - started < 5
+        victim.close()
+
+
+def test_a_reply_that_drips_has_the_deadline_of_any_other(templates: dict[str, Template]) -> None:
+    """Megabytes at once, then single bytes without end, each with a descriptor so that it comes by itself."""
+    worker = templates[BUBBLEWRAP].worker(replace(LIMITS, reply_mib=8))
+    drip = """
+def drip():
+    channel = socket.socket(fileno=os.dup(fd))
+    channel.sendall(b" " * (7 << 20))
+    end = os.pipe()[0]
+    while True:
+        try:
+            socket.send_fds(channel, [b" "], [end])
+        except OSError:  # too many descriptors are on their way
+            pass
+"""
+    define(worker, f"{STAT}{CHANNEL}{drip}")
+    started = time.monotonic()
+    with pytest.raises(WorkerGoneError, match=r"took longer than 1 s|sent more than 8 MiB"):
+        worker.call("drip", (), 1.0)
+    assert time.monotonic() - started < 8
 
 
 def test_a_template_that_was_killed_says_so() -> None:
