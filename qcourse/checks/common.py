@@ -1,6 +1,6 @@
 """What the sheets share: draws from a generator, and the least arithmetic that a reference needs."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import combinations
 from typing import Any, TypeVar
 
@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.exercise import Case, Exercise
+from qcourse.checks.answers import capture
+from qcourse.checks.compare import difference
+from qcourse.checks.exercise import Case, Exercise, Mistake
 
 T = TypeVar("T")
 
@@ -25,6 +27,26 @@ def make_cases(by_hand: Iterable[Any], drawn: Iterable[Any], dtype: torch.dtype 
     marked = [(args, True) for args in by_hand]
     marked += [(args, False) for args in drawn]
     return [Case(_as_arguments(args, dtype), by_hand) for args, by_hand in marked]
+
+
+def until_told(exercise: Exercise, draw: Callable[[], list[Any]]) -> list[Any]:
+    """What draw gives, drawn anew until each known mistake of the exercise answers one of these calls wrongly.
+
+    Args:
+        draw: gives the arguments of some calls.
+    """
+    while True:
+        drawn = draw()
+        cases = make_cases([], drawn)
+        expected = [capture(exercise.reference, case.args) for case in cases]
+        if all(_is_told(exercise, mistake, cases, expected) for mistake in exercise.mistakes):
+            return drawn
+
+
+def _is_told(exercise: Exercise, mistake: Mistake, cases: list[Case], expected: list[Any]) -> bool:
+    pairs = zip(cases, expected, strict=True)
+    answers = ((capture(mistake.function, case.args), right) for case, right in pairs)
+    return any(difference(answer, right, 10 * exercise.tolerance) is not None for answer, right in answers)
 
 
 def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:

@@ -15,6 +15,7 @@ from qcourse.checks.words import is_small, pinpoint, show
 
 NOTHING = 1e-6  # how far a float may be off where all that is expected is 0: there is no size to be relative to
 BESIDES = 3  # how many numbers a refusal may name besides those that it must: a remainder, say, or a dtype
+WIDTHS = np.dtype(np.uint8), np.dtype(np.int32)  # in which a reference gives what is packed
 INTEGER = "iu"  # NumPy's letters for integers; "f" is floats, "b" booleans
 ACCEPTED = {
     "i": (INTEGER, "an integer dtype"),
@@ -94,7 +95,8 @@ def _wanted(expected: Any, kinds: bool) -> str:
 
 def _tuple_difference(answer: Any, expected: tuple, tolerance: float, kinds: bool) -> Difference | None:
     if not isinstance(answer, tuple):
-        return Difference(f"returned one value: {show(answer)}", _wanted(expected, kinds))
+        what = "array" if getattr(answer, "shape", ()) else "value"
+        return Difference(f"returned one {what}: {show(answer)}", _wanted(expected, kinds))
     if len(answer) != len(expected):
         many = f": {show(answer)}" if is_small(answer) else ""
         return Difference(f"returned a tuple of {len(answer)} values{many}", _wanted(expected, kinds))
@@ -115,12 +117,12 @@ def _array_difference(answer: Any, expected: np.ndarray, tolerance: float, kinds
     # Only now, when it is as small as what is expected, does an answer in lists become an array.
     numbers = _array(answer)
     accepted, word = ACCEPTED[expected.dtype.kind]
-    if kinds and numbers.dtype.kind not in accepted:
+    if kinds and numbers.size and numbers.dtype.kind not in accepted:  # an empty list has no dtype
         return Difference(f"returned {show(numbers)} ({numbers.dtype})", word)
     wrong = _wrong(numbers, expected, tolerance)
     if wrong.any():
         return Difference(*pinpoint(numbers, expected, wrong))
-    return _byte_difference(answer, expected) if kinds else None
+    return _width_difference(answer, expected) if kinds else None
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
@@ -143,11 +145,11 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _byte_difference(answer: Any, expected: np.ndarray) -> Difference | None:
-    """Arrays and tensors of bytes must be uint8: a wider dtype gives away what packing saves. A list has no dtype."""
-    if expected.dtype != np.uint8 or not isinstance(answer, np.ndarray) or answer.dtype == np.uint8:
+def _width_difference(answer: Any, expected: np.ndarray) -> Difference | None:
+    """Bytes must be uint8, and words int32: a wider dtype gives away what packing saves. A list has no dtype."""
+    if expected.dtype not in WIDTHS or not isinstance(answer, np.ndarray) or answer.dtype == expected.dtype:
         return None
-    return Difference(f"returned {answer.dtype}: {answer.itemsize} bytes a value", "uint8")
+    return Difference(f"returned {answer.dtype}: {answer.itemsize} bytes per value", str(expected.dtype))
 
 
 def _wrong(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarray:

@@ -52,7 +52,7 @@ class Exercise:
         function: the name of the function to write.
         points: what it is worth when all cases are right; `points.py` says what is earned before.
         cases: draws the cases, the hand-made ones first, so that the first to fail is one that a person can follow.
-        reference: the right answer. An integer dtype where it gives one, uint8 where it gives that. Where it
+        reference: the right answer. An integer dtype where it gives one; uint8 or int32 where it gives that. Where it
             raises an exception, one of that kind whose message holds the numbers that its own holds.
         mistakes: the bank of known mistakes.
         tolerance: how far a float may be off, relative to the expected value, or to a hundredth of the largest

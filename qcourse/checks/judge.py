@@ -93,10 +93,18 @@ def judge(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]) -> 
     points = earned(exercise.points, cases, expected, right)
     if all(right):
         return Verdict(exercise.id, PASSED, points, *counts)
+    known = _known_mistake(exercise, cases, outputs) if _is_wrong_in_value(outputs, expected, exercise) else ("", "")
     case, first = next((case, one) for case, one in zip(cases, found, strict=True) if one is not None)
     reason = f"{call(exercise.function, case.args)} {first.got}"
-    mistake, advice = _known_mistake(exercise, cases, outputs)
-    return Verdict(exercise.id, FAILED, points, *counts, reason, first.expected, mistake, advice)
+    return Verdict(exercise.id, FAILED, points, *counts, reason, first.expected, *known)
+
+
+def _is_wrong_in_value(outputs: Sequence[Any], expected: Sequence[Any], exercise: Exercise) -> bool:
+    """Whether more than a dtype is wrong; a mistake that gives right numbers has not been made where only that is."""
+    return any(
+        difference(output, right, exercise.tolerance, kinds=isinstance(right, Failure)) is not None
+        for output, right in zip(outputs, expected, strict=True)
+    )
 
 
 def _known_mistake(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]) -> tuple[str, str]:

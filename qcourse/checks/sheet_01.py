@@ -2,7 +2,8 @@
 
 The cases stay away from values that float32 and float64, or a division and a product with 1/scale, round differently:
 exact ties, and codes met exactly, where floor could fall either way, stand on scales that are powers of two; everything
-else is at least a twentieth of a step from a tie.
+else is at least a twentieth of a step from a tie. In 01.4 a tie of x meets an even zero point only, so that it makes no
+difference whether the zero point is added before or after rounding.
 """
 
 from collections.abc import Callable
@@ -119,7 +120,27 @@ def _quantize_cases(generator: Generator) -> list[Case]:
         steps = whole(generator, -(2**bits), 2**bits - 1, 3, 5)
         scale = float(uniform(generator, 0.01, 2.0))
         drawn.append(((steps + uniform(generator, -0.45, 0.45, 3, 5)) * scale, scale, bits))
-    return make_cases(by_hand, drawn)
+    return make_cases(by_hand, [*drawn, _ties_case(generator), _far_case(generator)])
+
+
+def _power_of_two(generator: Generator) -> float:
+    """A scale by which every multiple and every half is exact."""
+    return 2.0 ** int(whole(generator, -4, 1))
+
+
+def _ties_case(generator: Generator) -> tuple[Tensor, float, int]:
+    """Halves below and above 0, each of them next to an even code and next to an odd one."""
+    scale = _power_of_two(generator)
+    even = 2 * whole(generator, -3, 2, 2, 1)
+    steps = even + torch.tensor([[-0.5, 0.5, 1.5], [-1.5, -0.5, 0.5]])
+    return torch.cat([steps, torch.tensor([[-1.5, 0.5, 2.5]])]) * scale, scale, 4
+
+
+def _far_case(generator: Generator) -> tuple[Tensor, float, int]:
+    """Values that a cast to int8 turns into codes on the other side of 0, or far from either end."""
+    scale = float(uniform(generator, 0.01, 2.0))
+    far = torch.cat([whole(generator, 160, 240, 3), whole(generator, -240, -160, 3), whole(generator, -100, 100, 3)])
+    return (far + uniform(generator, -0.45, 0.45, 9)) * scale, scale, 8
 
 
 QUANTIZE = Exercise(
@@ -180,9 +201,7 @@ def _range_case(generator: Generator, bits: int, zero_point: int, *, size: int =
     inner = whole(generator, 1, last - 1, size) + uniform(generator, -0.1, 0.1, size)
     ends = torch.tensor([-shift, last - shift])
     steps = torch.cat([ends, inner]) if not one_sided else torch.cat([ends[1:] if zero_point == 0 else ends[:1], inner])
-    return (steps - zero_point) * (
-        2.0 ** int(whole(generator, -4, 1)) if one_sided else float(uniform(generator, 0.05, 2.0))
-    )
+    return (steps - zero_point) * (_power_of_two(generator) if one_sided else float(uniform(generator, 0.05, 2.0)))
 
 
 def _affine_cases(generator: Generator) -> list[Case]:
@@ -193,7 +212,23 @@ def _affine_cases(generator: Generator) -> list[Case]:
         ([-7.5, -3.0, -1.5], 4),
     ]
     drawn = [(_range_case(generator, bits, int(whole(generator, 1, 2**bits - 2))), bits) for bits in (2, 3, 4, 6, 8)]
-    return make_cases(by_hand, drawn)
+    return make_cases(by_hand, [*drawn, *_one_sided_cases(generator), *_tied_zero_cases(generator)])
+
+
+def _one_sided_cases(generator: Generator) -> list[tuple[Tensor, int]]:
+    """Nothing negative, and nothing positive: the range must be widened."""
+    return [(_range_case(generator, 4, 0), 4), (_range_case(generator, 3, 7), 3)]
+
+
+def _tied_zero_cases(generator: Generator) -> list[tuple[Tensor, int]]:
+    """Values whose zero point lies half-way between two codes; the even one is once the lower and once the upper."""
+    cases = []
+    for bits, lower in ((3, 2 * int(whole(generator, 0, 2))), (4, 1 + 2 * int(whole(generator, 0, 5)))):
+        last = 2**bits - 1
+        inner = whole(generator, 1, last - 2, 4) - lower + 0.1
+        steps = torch.cat([torch.tensor([-lower - 0.5, last - lower - 0.5]), inner])
+        cases.append((steps * _power_of_two(generator), bits))
+    return cases
 
 
 def _affine(x: Any, bits: int, *, steps: int = -1, widened: bool = True, sign: int = -1) -> tuple[float, float]:
@@ -273,7 +308,17 @@ def _fake_cases(generator: Generator) -> list[Case]:
         ([-1.5, 1.5], 2),  # both ends are ties, and the upper one rounds to code 4: all that ever needs saturation
     ]
     drawn = [(_range_case(generator, bits, int(whole(generator, 0, 2**bits - 1))), bits) for bits in (2, 3, 4, 6, 8)]
-    return make_cases(by_hand, drawn)
+    tied = [*_tied_zero_cases(generator), _tied_values_case(generator)]
+    return make_cases(by_hand, [*drawn, *_one_sided_cases(generator), *tied])
+
+
+def _tied_values_case(generator: Generator) -> tuple[Tensor, int]:
+    """Halves below and above 0, each of them next to an even code and next to an odd one; the zero point is even."""
+    zero_point = 2 * int(whole(generator, 2, 5))
+    ends = torch.tensor([-zero_point, 15.0 - zero_point])
+    steps = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
+    order = torch.randperm(8, generator=generator)
+    return torch.cat([ends, steps])[order] * _power_of_two(generator), 4
 
 
 def _there_and_back(x: Any, bits: int, grid: tuple[float, float], rounding: Any = np.rint) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Sheet 02, granularity: cases, references, tolerances, points and known mistakes.
 
-The cases of 02.2 stay at least a twentieth of a step from a tie, as on sheet 01.
+The cases of 02.2 stay at least a twentieth of a step from a tie, but for those that are ties exactly, as on sheet 01.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ def _channel_cases(generator: Generator) -> list[Case]:
         ([[0.0, 0.0], [-0.5, 0.25], [0.0, 0.0], [1.0, 3.5]], 4),
     ]
     rows = torch.tensor([[0.1], [1.0], [3.0], [0.5]])
-    drawn = [(torch.randn(4, 6, generator=generator) * rows, bits) for bits in (3, 8)]
+    drawn = [(torch.randn(4, 6, generator=generator) * rows, bits) for bits in (3, 8, 4)]
+    drawn[-1][0][int(whole(generator, 0, 3))] = 0.0  # a channel that is never used
     return make_cases(by_hand, drawn)
 
 
@@ -87,7 +88,17 @@ def _group_cases(generator: Generator) -> list[Case]:
     ]
     shapes = [(4, 8, 4, 4), (6, 6, 3, 8), (4, 12, 2, 3), (4, 6, 4, 4)]
     drawn = [(_on_grid(generator, *shape), *shape[2:]) for shape in shapes]
-    return make_cases(by_hand, drawn)
+    return make_cases(by_hand, [*drawn, (_tied_groups(generator, 3, 12, 6), 6, 4)])
+
+
+def _tied_groups(generator: Generator, rows: int, columns: int, group_size: int) -> Tensor:
+    """Weights for 4 bits, all but one of each group half-way between two codes, below 0 and above."""
+    shape = rows, columns // group_size, group_size
+    steps = torch.tensor([7.0, -2.5, -1.5, 0.5, 1.5, -0.5]).expand(shape).clone()
+    steps[:, :, 1:] += 2 * whole(generator, -1, 1, *shape[:2], 1)
+    scales = 2.0 ** whole(generator, -4, 1, *shape[:2], 1)
+    order = torch.randperm(group_size, generator=generator)
+    return (steps * scales)[:, :, order].reshape(rows, columns)
 
 
 def _grouped(w: np.ndarray, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -268,6 +279,7 @@ PACK = Exercise(
 def _unpack_cases(generator: Generator) -> list[Case]:
     by_hand = [[0xEA, 0x70], [0x6D], [0x10, 0x32, 0x54, 0x76], [0x88, 0x80, 0x08]]
     drawn = [whole(generator, 0, 255, count) for count in (4, 12)]
+    drawn[1][int(whole(generator, 0, 11))] = 0x80 + int(whole(generator, 0, 15))  # -8 somewhere
     return make_cases(by_hand, drawn, torch.uint8)
 
 
@@ -327,8 +339,10 @@ UNPACK = Exercise(
 
 def _bits_cases(generator: Generator) -> list[Case]:
     by_hand = [(4, 128, 2, True), (4, 32, 2, True), (4, 128, 2, False), (8, 4096, 4, False), (3, 64, 1, True)]
-    options = (2, 3, 4, 8), (16, 64, 256), (1, 2, 4), (True, False)
-    drawn = [tuple(pick(generator, *choices) for choices in options) for _ in range(3)]
+    drawn = [
+        (pick(generator, 2, 3, 4, 8), pick(generator, 16, 64, 256), pick(generator, 2, 4), symmetric)
+        for symmetric in (True, False, False)
+    ]
     return make_cases(by_hand, drawn)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, qmax, uniform
+from qcourse.checks.common import f64, make_cases, pick, qmax, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 HALF_WAY = 1e-3  # of a step: how near to a half no value may be
@@ -79,7 +79,16 @@ def _column_cases(generator: Generator) -> list[Case]:
         ([[0.5, 0.25, -1.5, 1.25, 0.125], [0.25, -0.5, 1.0, 0.5, -0.25]], 1.0),
     ]
     drawn = [_column_case(generator, tokens, 8, threshold) for tokens, threshold in ((5, 6.0), (12, 2.0), (3, 4.0))]
-    return make_cases(by_hand, drawn)
+    return make_cases(by_hand, [*drawn, *_column_edges(generator)])
+
+
+def _column_edges(generator: Generator) -> list[tuple[Tensor, float]]:
+    """No column beyond the threshold, though one is at it; and every column beyond."""
+    none = uniform(generator, -2.5, 2.5, 4, 6)
+    none[int(whole(generator, 0, 3)), int(whole(generator, 0, 5))] = pick(generator, -3.0, 3.0)
+    every = uniform(generator, -1, 1, 4, 5)
+    every[int(whole(generator, 0, 3))] = uniform(generator, 2.5, 6, 5) * pick(generator, -1, 1)
+    return [(none, 3.0), (every, 2.0)]
 
 
 COLUMNS = Exercise(
@@ -186,7 +195,16 @@ def _layers_cases(generator: Generator) -> list[Case]:
     third = [[-1.0, 1.5, 9.5, 0.2], [1.2, -8.0, 7.0, 0.4]]
     by_hand = [(tuple(map(torch.as_tensor, layers)), 2) for layers in ((first, second, third), (first, second))]
     drawn = [_layers_case(generator, layers, inputs, k) for layers, inputs, k in ((2, 6, 2), (3, 8, 3), (4, 10, 4))]
-    return make_cases(by_hand, drawn)
+    return make_cases(by_hand, [*drawn, *_layers_edges(generator)])
+
+
+def _layers_edges(generator: Generator) -> list[tuple[tuple[Tensor, ...], int]]:
+    """Nothing in common; every channel, because k is that large; and a single layer."""
+    apart = torch.ones(6)
+    apart[torch.randperm(6, generator=generator)[:3]] = 20
+    quiet = uniform(generator, 0.5, 1, 4, 6)
+    three = tuple(_normal(generator, tokens, 5) for tokens in (2, 3, 4))
+    return [((quiet * apart, quiet * (21 - apart)), 3), (three, 5), ((_normal(generator, 4, 6),), 2)]
 
 
 COMMON = Exercise(
@@ -303,17 +321,33 @@ def _clear(x: Any, w: Any, threshold: float) -> bool:
     return all((np.abs(each % 1 - 0.5) > HALF_WAY).all() for each in steps)
 
 
-def _product_case(generator: Generator, tokens: int, inputs: int, outputs: int, loud: int) -> tuple[Any, ...]:
-    """Activations whose first loud columns are outliers in some tokens only, in an order of their own."""
+def _product_case(
+    generator: Generator, tokens: int, inputs: int, outputs: int, loud: int, *, edge: str = ""
+) -> tuple[Any, ...]:
+    """Activations whose first loud columns are outliers in some tokens only, in an order of their own.
+
+    Args:
+        edge: "at" has a value at the threshold in a quiet column, "zeros" a token that is 0 but for outliers.
+    """
     while True:
         x, w = _normal(generator, tokens, inputs), _normal(generator, outputs, inputs)
         x[::2, :loud] *= 25
+        if edge == "at":
+            x[1, loud] = pick(generator, -6.0, 6.0)
+        if edge == "zeros":
+            x[0, loud:] = 0
         order = torch.randperm(inputs, generator=generator)
         x = x[:, order]
         beyond = np.abs(f64(x)).max(axis=0) > 6.0
         quiet = (np.abs(f64(x)) <= 6.0)[:, beyond]
-        if beyond.sum() == loud and quiet.any() and _clear(x, w, 6.0):
+        if beyond.sum() == loud and quiet.any() and _clear(x, w, 6.0) and (edge != "at" or _threshold_told(x, w)):
             return x, w, 6.0
+
+
+def _threshold_told(x: Tensor, w: Tensor) -> bool:
+    """Whether a column at the threshold of 6 makes a difference that no rounding does."""
+    product = _in_two(_by_row, _by_row)
+    return bool(np.abs(product(x, w, 6.0) - product(x, w, 5.99)).max() > 0.05)
 
 
 def _product_cases(generator: Generator) -> list[Case]:
@@ -326,6 +360,7 @@ def _product_cases(generator: Generator) -> list[Case]:
     ]
     sizes = ((4, 6, 3, 1), (5, 8, 4, 2), (3, 10, 5, 2))
     drawn = [_product_case(generator, *size) for size in sizes]
+    drawn += [_product_case(generator, 4, 7, 3, 2, edge=edge) for edge in ("at", "zeros")]
     return make_cases(by_hand, drawn)
 
 
@@ -380,6 +415,7 @@ def _plant_cases(generator: Generator) -> list[Case]:
     by_hand = [
         ([1.0, 0.5, 2.0], [[0.3, -0.2, 0.1], [0.5, 0.4, -0.6], [0.7, 0.9, -0.4]], [1], 4.0),
         ([0.8, 1.2], [[0.7, -0.13], [0.33, 0.18]], [0, 1], 0.5),
+        ([0.5, 1.5], [[0.25, -0.5]], torch.tensor([], dtype=torch.int64), 8.0),  # nothing to plant
     ]
     drawn = [
         (
@@ -388,7 +424,7 @@ def _plant_cases(generator: Generator) -> list[Case]:
             channels,
             round(float(uniform(generator, 8, 64)), 2),
         )
-        for outputs, channels in ((6, [0, 4]), (7, [3]), (9, [1, 2, 5]))
+        for outputs, channels in ((6, [0, 4]), (7, [3]), (9, [1, 2, 5]), (6, [*range(6)]))
     ]
     return make_cases(by_hand, drawn)
 

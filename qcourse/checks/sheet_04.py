@@ -6,13 +6,14 @@ two values, for the card says what to do there.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, qmax, uniform
+from qcourse.checks.common import f64, make_cases, qmax, uniform, until_told, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 
@@ -29,11 +30,12 @@ def _range_cases(generator: Generator) -> list[Case]:
         ([2.0, 3.0], [1.5, 4.0], [2.5, 2.75]),
         ([-5.0, -3.0], [-4.0, -2.0], [-4.5, -3.5]),
     ]
-    centres = (-1.5, 0.0, 1.5)
+    shapes = ((3, 4), (5,), (2, 1, 3), (1, 2))
     drawn = [
-        [uniform(generator, -1, 1, tokens, 4) * float(uniform(generator, 0.5, 2)) + centre for tokens in (3, 1, 2)]
-        for centre in centres
+        [uniform(generator, -1, 1, *shape) * float(uniform(generator, 0.5, 2)) + centre for shape in shapes]
+        for centre in (-3, 0, 3)  # all negative, both, all positive
     ]
+    drawn.append([uniform(generator, -2, 1, 2, 3)])
     return make_cases(((_batches(*batches),) for batches in by_hand), ((_batches(*batches),) for batches in drawn))
 
 
@@ -93,7 +95,8 @@ def _percentile_cases(generator: Generator) -> list[Case]:
         ([-4.0, 1.0, 3.0, -2.0], 50.0),
         ([[-3.0, -1.0], [2.0, -5.0]], 75.0),
     ]
-    drawn = [(torch.randn(5, 8, generator=generator) - 0.5, percent) for percent in (90.0, 95.0, 99.0)]
+    drawn = [(torch.randn(5, 8, generator=generator) - 0.5, percent) for percent in (90.0, 95.0, 99.0, 100.0)]
+    drawn.append((uniform(generator, -3, -1, 1), 70.0))  # a single value is every percentile
     return make_cases(by_hand, drawn)
 
 
@@ -161,6 +164,47 @@ SHARES = 0.2, 0.4, 0.6, 0.8, 1.0  # of amax: the candidates of the drawn cases
 MARGIN = 1.01  # of the errors of the second best and the best
 
 
+def _dip(errors: Sequence[float]) -> int:
+    """Where a search ends that goes on only while the errors fall."""
+    falls = [after < before for before, after in pairwise(errors)]
+    return falls.index(False) if False in falls else len(falls)
+
+
+def _half(errors: Sequence[float]) -> int:
+    """Where a search ends that goes on in the half in which the errors fall."""
+    low, high = 0, len(errors) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if errors[middle] < errors[middle + 1] else (middle + 1, high)
+    return low
+
+
+def _dips(errors: Sequence[float]) -> tuple[int, int, int]:
+    """Where searches end that do not look at all candidates: from the first, from the last, and in halves."""
+    return _dip(errors), len(errors) - 1 - _dip(errors[::-1]), _half(errors)
+
+
+def _two_dips_case(generator: Generator, misled: int) -> tuple[Tensor, tuple[float, ...], int]:
+    """Values at three magnitudes: several clips are better than their neighbours. One is the best by a margin.
+
+    The clips come in no order. A search that stops at a dip misses the best one; so does one that sorts them first, for
+    one of the directions: the smallest first (0) or the largest first (1).
+    """
+    while True:
+        sizes = uniform(generator, 0.15, 1.0, 3)
+        signs = 2 * whole(generator, 0, 1, 24) - 1
+        x = sizes[whole(generator, 0, 2, 24)] * signs * uniform(generator, 0.95, 1.05, 24)
+        clips = [round(share * x.abs().max().item(), 3) for share in np.linspace(0.1, 1, 8).tolist()]
+        errors = [_mean_square(x, clip, 2) for clip in clips]
+        order = torch.randperm(8, generator=generator).tolist()
+        shuffled = [errors[i] for i in order]
+        best, second = sorted(errors)[:2]
+        in_order = _dips(errors)
+        sorted_misses = errors[in_order[misled]] > best and (misled == 1 or errors[in_order[2]] > best)
+        if second > MARGIN * best and sorted_misses and all(shuffled[i] > best for i in _dips(shuffled)):
+            return x, tuple(clips[i] for i in order), 2
+
+
 def _clip_case(generator: Generator, bits: int) -> tuple[Tensor, tuple[float, ...], int]:
     """Activations with an outlier, drawn until one clip is the best by a margin."""
     while True:
@@ -179,8 +223,12 @@ def _clip_cases(generator: Generator) -> list[Case]:
         ([1.0, -3.0, 2.0, -2.9, 0.1], (3.0, 2.0, 1.0), 3),  # nothing is worth clipping
         ([-0.7, 0.6, -0.5, 0.4, -9.0], (0.6, 2.0, 9.0), 4),  # nor here, outlier or not
     ]
-    drawn = [_clip_case(generator, bits) for bits in (2, 3, 4, 6)]
-    return make_cases(by_hand, drawn)
+
+    def draw() -> list[tuple[Any, ...]]:
+        near_the_end = [_clip_case(generator, bits) for bits in (2, 3, 4, 6)]
+        return near_the_end + [_two_dips_case(generator, misled) for misled in (0, 1)]
+
+    return make_cases(by_hand, until_told(CLIP, draw))
 
 
 def _x_hat(x: Any, clip: float, bits: int, *, below: float = 1, above: float = 0) -> np.ndarray:

@@ -3,10 +3,10 @@
 In the cases of 05.3 and 05.4 no weight comes nearer than a fiftieth of a step to the middle between two codes, when its
 turn comes. So float32 and float64, Cholesky and an inverse for each column, blocks or none, all give the same codes.
 What is drawn there is drawn until no known mistake gives the right codes, or those of another mistake. Where weights
-are pushed beyond both ends of a grid, which chance does not often do, cases made by hand tell.
+are pushed beyond both ends of a grid, which chance does not often do, cases have a Hessian made for it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -313,14 +313,25 @@ def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> bool:
 
 def _telling(exercise: Exercise, w: Tensor, *others: Any) -> bool:
     """Whether the reference and the mistakes all differ, and none of them hangs on the last digits of w."""
+    return telling(exercise, (w, *others), apart=MARGIN, besides={ENDS}) and _steady(exercise, w, *others)
+
+
+def _steady(exercise: Exercise, w: Tensor, *others: Any, besides: Collection[str] = (ENDS,)) -> bool:
+    """Whether neither the reference nor a mistake hangs on the last digits of w."""
     turn = NUDGE * (-1.0) ** torch.arange(w.shape[1])
-    return telling(exercise, (w, *others), apart=MARGIN, besides={ENDS}) and all(
-        np.allclose(a, b, rtol=MARGIN, atol=MARGIN)
-        for nudged in (w * (1 + turn), w * (1 - turn))
-        for (_, a), (_, b) in zip(
-            found(exercise, (w, *others), {ENDS}), found(exercise, (nudged, *others), {ENDS}), strict=True
-        )
-    )
+    answers = found(exercise, (w, *others), besides)
+    for nudged in (w * (1 + turn), w * (1 - turn)):
+        pairs = zip(answers, found(exercise, (nudged, *others), besides), strict=True)
+        if not all(np.allclose(a, b, rtol=MARGIN, atol=MARGIN) for (_, a), (_, b) in pairs):
+            return False
+    return True
+
+
+def _ends_told(exercise: Exercise, w: Tensor, *others: Any) -> bool:
+    """Whether the mistakes at the ends of the grid differ from the reference, and no answer hangs on last digits."""
+    others_named = {mistake.name for mistake in exercise.mistakes} - {ENDS}
+    told = telling(exercise, (w, *others), apart=MARGIN, besides=others_named, pairs=False)
+    return told and _steady(exercise, w, *others, besides=())
 
 
 def _codes_case(generator: Generator, out: int, inputs: int, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -346,7 +357,21 @@ def _codes_cases(generator: Generator) -> list[Case]:
     ]
     shapes = ((3, 4, 4), (4, 5, 3), (2, 8, 4), (4, 6, 3))
     drawn = [_codes_case(generator, *shape) for shape in shapes]
-    return make_cases(by_hand, drawn)
+    return make_cases(by_hand, [*drawn, _pushed_codes_case(generator, 3), _pushed_codes_case(generator, 4)])
+
+
+def _pushed_codes_case(generator: Generator, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """A row that is pushed beyond the last code and one beyond the first, by a Hessian that hands each error on."""
+    handed_on = torch.tensor([[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
+    first = qmax(bits) + torch.tensor([[0.0], [1.0]])  # how far out either end lies
+    while True:
+        steps = torch.cat([first + uniform(generator, 0.25, 0.45, 2, 2), uniform(generator, 1, 2, 2, 1)], dim=1)
+        scale = uniform(generator, 0.1, 2.0, 2, 1)
+        w = steps * scale * torch.tensor([[1.0], [-1.0]])
+        fixed = f64(scale)[:, 0]
+        clear = _clear(_sweep(w, handed_on, lambda w, j, fixed=fixed: fixed, qmax(bits), _by_inverse))  # type: ignore[misc]
+        if clear and _ends_told(SWEEP, w, handed_on, scale, bits):
+            return w, handed_on, scale, bits
 
 
 SWEEP = Exercise(
@@ -458,7 +483,30 @@ def _groups_cases(generator: Generator) -> list[Case]:
     ]
     shapes = ((4, 6, 2, 3), (2, 6, 3, 3), (3, 8, 4, 4), (4, 6, 3, 4))
     drawn = [_groups_case(generator, *shape) for shape in shapes]
-    return make_cases(by_hand, drawn)
+    one_group = _plain_groups_case(generator, 3, 4, 4, 3)
+    groups_of_one = _plain_groups_case(generator, 2, 4, 1, 4)
+    return make_cases(by_hand, [*drawn, one_group, groups_of_one, _pushed_groups_case(generator)])
+
+
+def _plain_groups_case(generator: Generator, out: int, inputs: int, group_size: int, bits: int) -> tuple[Any, ...]:
+    """Drawn until no weight comes near a tie and no answer hangs on last digits; not all mistakes need differ."""
+    while True:
+        w, h = torch.randn(out, inputs, generator=generator), _hessian(generator, inputs)
+        clear = _clear(_sweep(w, h, _Groups(group_size, qmax(bits)), qmax(bits), _by_inverse))
+        if clear and _steady(GROUPS, w, h, group_size, bits, besides=()):
+            return w, h, group_size, bits
+
+
+def _pushed_groups_case(generator: Generator) -> tuple[Any, ...]:
+    """A row pushed beyond the last code and one beyond the first, by a Hessian that hands on four times each error."""
+    four_times = torch.tensor([[33.0, 8.0, 4.0, 0.0], [8.0, 2.0, 1.0, 0.0], [4.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    while True:
+        first = torch.cat([6 + uniform(generator, 0.3, 0.45, 2, 1), torch.full((2, 1), 7.0)], dim=1)
+        steps = torch.cat([first, uniform(generator, 1, 6, 2, 2)], dim=1) * torch.tensor([[1.0], [-1.0]])
+        w = steps * uniform(generator, 0.1, 2.0, 2, 1)
+        clear = _clear(_sweep(w, four_times, _Groups(2, 7), 7, _by_inverse))
+        if clear and _ends_told(GROUPS, w, four_times, 2, 4):
+            return w, four_times, 2, 4
 
 
 GROUPS = Exercise(

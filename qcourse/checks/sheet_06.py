@@ -95,7 +95,17 @@ def _salient_cases(generator: Generator) -> list[Case]:
         (w, w_hat, [[1.0, 0.1, -6.0, 2.0], [-1.0, 0.2, 5.0, 1.0], [0.5, -0.1, -4.0, 1.5]], 1),
         (w, w_hat, [[0.2, 3.0, -1.0, 2.5], [0.1, -3.5, -1.0, 2.0], [0.3, 0.0, -1.0, 4.5]], 2),
     ]
-    return make_cases(by_hand, _salient_drawn(generator))
+    return make_cases(by_hand, [*_salient_drawn(generator), *_none_and_all(generator)])
+
+
+def _none_and_all(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor, int]]:
+    """No channel is kept, and every channel."""
+    cases = []
+    for inputs, count in ((5, 0), (4, 4)):
+        w = _normal(generator, 3, inputs)
+        w_hat = w + uniform(generator, -0.2, 0.2, 3, inputs)
+        cases.append((w, w_hat, _normal(generator, 4, inputs), count))
+    return cases
 
 
 def _kept(ranking: Ranking) -> Callable[..., np.ndarray]:

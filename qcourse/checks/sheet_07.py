@@ -202,7 +202,7 @@ SMOOTH = Exercise(
 
 
 def _hadamard_cases(generator: Generator) -> list[Case]:
-    by_hand = [[[8.0, 0.0]], [[0.0, 0.0, 4.0, 0.0], [1.0, 2.0, 3.0, 6.0]]]
+    by_hand = [[[8.0, 0.0]], [[0.0, 0.0, 4.0, 0.0], [1.0, 2.0, 3.0, 6.0]], [[-3.0], [2.0]]]
     drawn = [_normal(generator, tokens, n) * 3 for tokens, n in ((3, 8), (2, 16), (2, 64))]
     return make_cases(by_hand, drawn)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, pick, uniform, whole
+from qcourse.checks.common import f64, make_cases, pick, uniform, until_told, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 SIGN = 0b1_0000_000
@@ -166,7 +166,7 @@ def _encode_cases(generator: Generator) -> list[Case]:
         [0.01, -0.002, 0.0009765625, 0.0029296875, -0.00001, 0.014],  # below the smallest normal number
         [448.0, 460.0, -470.0, 1000.0, -100000.0],
     ]
-    drawn = [*(_sizes(generator) for _ in range(3)), _ties(generator)]
+    drawn = until_told(ENCODE, lambda: [*(_sizes(generator) for _ in range(3)), _ties(generator)])
     return make_cases(by_hand, drawn)
 
 
@@ -403,9 +403,17 @@ def _block_cases(generator: Generator) -> list[Case]:
         [-0.365, 0.21, 0.01, 0.08],
         [-26.0, 3.0, 10.0, -7.0, 5.0, 14.0],  # ties
     ]
-    ranges = ((1.05, 1.4), (1.6, 1.7), (1.8, 2 - FREE), (1.05, 2 - FREE))
-    drawn = [_block_case(generator, count, *ends) for count, ends in zip((8, 8, 32, 32), ranges, strict=True)]
-    return make_cases(by_hand, drawn)
+    ranges = ((1.05, 1.4), (1.6, 1.7), (1.8, 2 - FREE), (1.05, 2 - FREE), (1.005, 1.05))
+    drawn = [_block_case(generator, count, *ends) for count, ends in zip((8, 8, 32, 32, 4), ranges, strict=True)]
+    return make_cases(by_hand, [*drawn, _tied_block(generator)])
+
+
+def _tied_block(generator: Generator) -> Tensor:
+    """A block of all ties of E2M1, and one value beyond 6, in an order of its own."""
+    ties = (torch.from_numpy(E2M1[1:] + E2M1[:-1]) / 2).float()
+    signs = 2 * whole(generator, 0, 1, 7) - 1
+    steps = torch.cat([ties * signs, uniform(generator, -7.9, -6.4, 1)])
+    return steps[torch.randperm(8, generator=generator)] * 2.0 ** int(whole(generator, -6, 5))
 
 
 def _amax(x: Any) -> float:

@@ -1,7 +1,8 @@
 """Sheet 09, the roofline: cases, references, tolerances, points and known mistakes.
 
-Where the answer is a whole number (09.3, 09.5), what is rounded lies a twentieth or more from the next whole number, so
-that the order of the arithmetic does not matter. In 09.2 no work lies within a twentieth of the ridge.
+Where the answer is a whole number (09.3, 09.5), what is rounded lies a twentieth or more from the next whole number, or
+is one exactly, however it is worked out; so the order of the arithmetic does not matter. In 09.2 no work lies within a
+twentieth of the ridge.
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Generator
 
-from qcourse.checks.common import make_cases, pick, uniform, whole
+from qcourse.checks.common import make_cases, pick, uniform, until_told, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 MARGIN = 0.05
@@ -363,24 +364,34 @@ def _fleet_cases(generator: Generator) -> list[Case]:
         (36.0, 43.0, 40.0, 0.1, 12, 4),
         (36.1, 9.0, 80.0, 0.2, 5, 8),
         (45.0, 4.0, 24.0, 0.3, 5, 2),  # 16.8 usable GB: three GPUs, but four of 16
+        (100.0, 20.0, 40.0, 0.25, 3, 4),  # 30 usable GB: four GPUs, full to the last byte
     ]
-    drawn = _wanted(
-        lambda: (
+
+    def service() -> Numbers:
+        return (
             _draw(generator, 10, 400),
             _draw(generator, 5, 80),
             pick(generator, 24.0, 40.0, 80.0, 141.0),
             pick(generator, 0.1, 0.2, 0.3, 0.4),
             int(whole(generator, 3, 20)),
             pick(generator, 2, 4, 8),
-        ),
-        lambda weights, cache, gpu, reserve, replicas, node: all(
-            _between(_shares(weights, cache, gpu, reserve) * at_once / unit)
-            for at_once in (1, replicas)
-            for unit in (1, node)
-        ),
-        4,
-    )
-    return make_cases(by_hand, drawn)
+        )
+
+    def fits_nowhere(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> bool:
+        share = _shares(weights, cache, gpu, reserve)
+        return all(_between(share * at_once / unit) for at_once in (1, replicas) for unit in (1, node))
+
+    drawn = until_told(FLEET, lambda: [*_wanted(service, fits_nowhere, 4)])
+    return make_cases(by_hand, [*drawn, _exact_fit(generator)])
+
+
+def _exact_fit(generator: Generator) -> Numbers:
+    """Replicas that fill whole nodes to the last byte; whatever is divided by what, no digit is lost."""
+    gpu = pick(generator, 24.0, 40.0, 80.0)
+    node = pick(generator, 2, 4, 8)
+    needed = int(whole(generator, 1, 3)) * node * gpu * 0.75
+    cache = needed * pick(generator, 0.25, 0.5)
+    return needed - cache, cache, gpu, 0.25, int(whole(generator, 3, 20)), node
 
 
 def _shares(weights: float, cache: float, gpu: float, reserve: float) -> float:

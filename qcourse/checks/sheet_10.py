@@ -23,9 +23,9 @@ def _codes(generator: Generator, *shape: int) -> Tensor:
 
 
 def _zero_points(generator: Generator, *shape: int) -> Tensor:
-    """Zero points from 1 to 14, the first of them not 8."""
-    found = whole(generator, 1, 14, *shape)
-    found.view(-1)[0] = 5
+    """Zero points from 0 to 15, the first of them 0."""
+    found = whole(generator, 0, 15, *shape)
+    found.view(-1)[0] = 0
     return found.to(torch.uint8)
 
 
@@ -107,8 +107,10 @@ PACK = Exercise(
 def _decode_cases(generator: Generator) -> list[Case]:
     word = torch.tensor([0x76543210, -0x5432F6E5], dtype=torch.int32)
     by_hand = [(word, 0, 8), (word, 1, 8), (word, 3, 2)]
+    zero_points = (0, int(whole(generator, 1, 7)), 15, int(whole(generator, 9, 14)))
     drawn = [
-        (_as_tensor(whole(generator, 0, 2**32 - 1, 16)), plane, int(whole(generator, 1, 7))) for plane in (0, 1, 2, 3)
+        (_as_tensor(whole(generator, 0, 2**32 - 1, 16)), plane, zero_point)
+        for plane, zero_point in enumerate(zero_points)
     ]
     return make_cases(by_hand, drawn)
 
@@ -199,7 +201,7 @@ def _group_cases(generator: Generator) -> list[Case]:
     codes = torch.tensor([[9, 8, 3, 15], [1, 0, 7, 4]], dtype=torch.uint8)
     zero_point = torch.tensor([[8, 7], [3, 5]], dtype=torch.uint8)
     scale = torch.tensor([[0.5, 0.25], [1.0, 2.0]])
-    drawn = [_group_case(generator, *sizes) for sizes in ((3, 2, 8), (5, 3, 32), (4, 4, 64))]
+    drawn = [_group_case(generator, *sizes) for sizes in ((3, 2, 8), (5, 3, 32), (4, 4, 64), (3, 1, 7), (1, 3, 5))]
     return make_cases([(x, codes, zero_point, scale)], drawn)
 
 
@@ -363,7 +365,9 @@ def _matvec_cases(generator: Generator) -> list[Case]:
         torch.tensor([[0.5]]),
         torch.tensor([[7]], dtype=torch.uint8),
     )
-    sizes = [(3, 64, 32), (33, 160, 32), (17, 320, 64), (5, 384, 128), (7, 77, 77), (1, 300, 100)]
+    even_groups = [(3, 64, 32), (33, 160, 32), (17, 320, 64), (5, 384, 128), (1, 300, 100)]
+    odd_groups = [(7, 77, 77), (4, 105, 35), (3, 90, 15)]  # the codes of a byte may belong to two groups
+    sizes = [*even_groups, *odd_groups]
     return make_cases([by_hand], (_matvec_case(generator, *each) for each in sizes))
 
 

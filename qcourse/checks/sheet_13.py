@@ -6,6 +6,7 @@ mistakes that choose again. Cases are drawn until they tell the mistakes apart.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 RUN = 4  # neighbours
 KEPT = 2  # of them
+CANDIDATES = 300  # rows of which those are taken that suit
 
 
 def _top(score: Any, *, keep: int = KEPT, run: int = RUN) -> np.ndarray:
@@ -28,8 +30,14 @@ def _top(score: Any, *, keep: int = KEPT, run: int = RUN) -> np.ndarray:
 
 def _clear(score: Any) -> bool:
     """Whether in no run the second and the third are close."""
-    ordered = np.sort(f64(score).reshape(-1, RUN), axis=1)
-    return bool((ordered[:, -KEPT] - ordered[:, -KEPT - 1] > 0.02 * np.abs(score).max()).all())
+    return bool(_clear_rows(score).all())
+
+
+def _clear_rows(score: Any) -> np.ndarray:
+    """In which rows the second and the third of no run are close, (rows,)."""
+    ordered = np.sort(f64(score).reshape(len(score), -1, RUN), axis=2)
+    gaps = ordered[..., -KEPT] - ordered[..., -KEPT - 1]  # (rows, runs)
+    return (gaps > 0.02 * np.abs(score).max()).all(axis=1)
 
 
 def _until(draw: Callable[[], tuple], good: Callable[[tuple], bool]) -> tuple:
@@ -322,15 +330,34 @@ def _heal_cases(generator: Generator) -> list[Case]:
     w = torch.tensor([[1.2, 0.9, 0.8, 0.4]])
     x = torch.tensor([[1.0, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]])
 
-    def draw(outputs: int, steps: int) -> tuple:
-        common = uniform(generator, -1, 1, 6, 1)
-        return uniform(generator, -1, 1, outputs, 4), uniform(generator, -1, 1, 6, 4) + common, 0.5, steps
+    drawn = [_heal_case(generator, *sizes) for sizes in ((1, 4, 6, 5), (2, 8, 7, 4), (3, 12, 9, 3))]
+    untrained = _heal_case(generator, 2, 8, 5, 0)
+    return make_cases([(w, x, 0.5, 1), (w, x, 0.5, 4)], [*drawn, untrained])
 
-    drawn = [
-        _until(partial(draw, *shape), lambda args: _never_close(*args) and telling(HEAL, args, apart=0.01))
-        for shape in ((1, 5), (2, 6))
-    ]
-    return make_cases([(w, x, 0.5, 1), (w, x, 0.5, 4)], drawn)
+
+def _heal_case(generator: Generator, outputs: int, inputs: int, tokens: int, steps: int) -> tuple[Any, ...]:
+    """A weight none of whose runs comes near a tie, whenever a mask is chosen; rows are trained each by itself."""
+    while True:
+        x = uniform(generator, -1, 1, tokens, inputs) + uniform(generator, -1, 1, tokens, 1)
+        rows = uniform(generator, -1, 1, CANDIDATES, inputs)
+
+        # Above 2 over the largest eigenvalue errors would grow. Near to that, weights move so far that masks change.
+        rate = round(1.8 / float(torch.linalg.eigvalsh(x.T @ x / tokens)[-1]), 2)
+
+        clear = _never_close(rows, x, rate, steps)
+        told = _rows_told(rows, x, rate, steps) if steps else clear
+        if (clear & told).any() and clear.sum() >= outputs:
+            chosen = np.argsort(~(clear & told), kind="stable")[:1].tolist()  # one row that tells, then any
+            chosen += [row for row in np.flatnonzero(clear).tolist() if row != chosen[0]][: outputs - 1]
+            return rows[chosen], x, rate, steps
+
+
+def _rows_told(rows: Tensor, *others: Any) -> np.ndarray:
+    """In which rows all answers of the bank differ, (rows,)."""
+    functions = [HEAL.reference, *(mistake.function for mistake in HEAL.mistakes)]
+    answers = [function(rows, *others) for function in functions]
+    apart = [np.abs(one - other).max(axis=1) > 0.01 for one, other in combinations(answers, 2)]
+    return np.all(apart, axis=0)
 
 
 def _step(w: np.ndarray, w_hat: np.ndarray, x: Any, rate: float) -> np.ndarray:
@@ -376,11 +403,13 @@ def _pruned_anew(w: Any, x: Any, rate: float, steps: int, seen: list | None = No
     return w_hat
 
 
-def _never_close(w: Any, x: Any, rate: float, steps: int) -> bool:
+def _never_close(w: Any, x: Any, rate: float, steps: int) -> np.ndarray:
+    """In which rows no mask, whenever it is chosen, hangs on a close call, (out,)."""
     seen = [f64(w)]
     _chosen_anew(w, x, rate, steps, seen)
     _pruned_anew(w, x, rate, steps, seen)
-    return all(_clear(np.abs(each)) for each in seen)
+    clear = [_clear_rows(np.abs(each)) for each in seen]
+    return np.all(clear, axis=0)
 
 
 HEAL = Exercise(
@@ -406,9 +435,10 @@ HEAL = Exercise(
             "Count the zeros after one step: what does the gradient say to a weight that is 0?",
         ),
         Mistake(
-            "the outputs are those of the dense weight",
+            "the pruned weight never moves",
             lambda w, x, rate, steps: f64(w) * _top(np.abs(f64(w))),
-            "The whole weight makes no error, and learns nothing from it: which weight will be used later?",
+            "Print the gradient of your first step. If it is 0: is it the whole weight's, not the pruned one's? If not:"
+            " which weight does your step change, and is it the one that you return?",
         ),
     ),
 )

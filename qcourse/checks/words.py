@@ -87,5 +87,6 @@ def _argument(value: Any) -> str:
         return f"({', '.join(map(_argument, value))}{',' * (len(value) == 1)})"
     if value.numel() > LARGEST:
         return f"<{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}>"
-    dtype = "" if value.dtype in (torch.float32, torch.int64) else f", dtype={value.dtype}"
+    by_itself = torch.float32 if value.is_floating_point() or not value.numel() else torch.int64
+    dtype = "" if value.dtype == by_itself else f", dtype={value.dtype}"
     return f"torch.tensor({show(value.numpy())}{dtype})"

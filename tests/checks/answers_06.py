@@ -83,7 +83,8 @@ def keep_loop(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> list[list[floa
 
 def keep_mask(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> np.ndarray:
     size = np.linalg.norm(x.numpy(), ord=1, axis=0)
-    return np.where(size >= np.partition(size, -count)[-count], w.numpy(), w_hat.numpy())
+    louder = (size > size[:, None]).sum(axis=1)  # how many channels are louder than each
+    return np.where(louder < count, w.numpy(), w_hat.numpy())
 
 
 def fold_loop(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> list:

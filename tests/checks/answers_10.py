@@ -21,7 +21,7 @@ def pack_loop(codes: Tensor) -> Tensor:
         block, within = divmod(k, 128)
         i, rest = divmod(within, 32)
         words[:, 16 * block + rest // 2] += codes[:, k].long() << 4 * (i + 4 * (rest % 2))
-    return torch.where(words >= 2**31, words - 2**32, words)
+    return torch.where(words >= 2**31, words - 2**32, words).int()
 
 
 def pack_bytes(codes: Tensor) -> np.ndarray:
@@ -260,7 +260,7 @@ MISTAKES = [
     ),
     ("10.1", "the nibbles counted from the top", pack_reshaped((-1, 4, 16, 2), 28 - HALF_THEN_PLANE, (2, 4))),
     ("10.1", "planes of the whole row, not of a block", pack_whole_rows),
-    ("10.1", "words that are no int32", lambda codes: pack_loop(codes) & 0xFFFFFFFF),
+    ("10.1", "words that are no int32", lambda codes: pack_loop(codes).long() & 0xFFFFFFFF),
     ("10.2", "1024 is taken off, the zero point is not", decode_without_zero_point),
     ("10.2", "8 whatever the zero point", decode_symmetric),
     ("10.2", "masked before it is shifted", decode_masked_first),

@@ -110,11 +110,12 @@ def heal_by_moment(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
 def heal_a_row_at_a_time(w: Tensor, x: Tensor, rate: float, steps: int) -> np.ndarray:
     rows = []
     for row in w.double().numpy():
-        kept = np.sort(np.argsort(-np.abs(row))[:2])  # rows of four
+        order = np.argsort(-np.abs(row).reshape(-1, 4), axis=1)[:, :2]
+        kept = (order + np.arange(0, len(row), 4)[:, None]).ravel()
         inputs, left = x.double().numpy()[:, kept], row[kept].copy()
         for _ in range(steps):
             left -= rate * inputs.T @ (inputs @ left - x.double().numpy() @ row) / len(x)
-        rows.append(np.zeros(4))
+        rows.append(np.zeros(len(row)))
         rows[-1][kept] = left
     return np.array(rows)
 

@@ -1,6 +1,7 @@
 """What a learner reads: pass, not written, a known mistake, a crash; and what the judge makes of odd answers."""
 
-from collections.abc import Callable
+from collections import namedtuple
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from qcourse import check
-from qcourse.checks.answers import Failure, capture, plain
+from qcourse.checks.answers import Failure, UnreadableError, capture, plain, read
 from qcourse.checks.compare import Difference, difference
 from qcourse.checks.exercise import Case, Exercise
 from qcourse.checks.judge import Verdict, judge
@@ -211,6 +212,116 @@ def test_every_kind_of_number_can_be_read(dtype: torch.dtype) -> None:
     assert plain(torch.tensor([1, -2]).to(dtype).requires_grad_(dtype.is_floating_point)).tolist() == [1, -2]
 
 
+Pair = namedtuple("Pair", "low high")
+
+
+class Sly(tuple):
+    """A tuple that gives out, counts and equals what it likes."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((1, 3))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: object) -> int:
+        return 3
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        torch.aminmax(torch.tensor([3, 1, 2])),
+        torch.tensor([0, 0, 0, 1]).max(dim=0),
+        torch.sort(torch.tensor([3, 1])).values.tolist(),
+        Pair(1, torch.tensor(3)),
+        [torch.nn.Parameter(torch.tensor(1.0)), np.float32(3)],
+        Sly([1, 3]),
+    ],
+)
+def test_kinds_of_tuples_and_parameters_are_answers(answer: object) -> None:
+    assert difference(plain(answer), (1.0, 3.0), 0.0) is None
+
+
+class SlyList(list):
+    pass
+
+
+class SlyParameter(torch.nn.Parameter):
+    pass
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [SlyList([1, 3]), SlyParameter(torch.ones(2)), np.ma.ones(2), {1: 3}, {1}],
+)
+def test_other_subclasses_are_none(answer: object) -> None:
+    with pytest.raises(UnreadableError, match=f"of type {type(answer).__name__}|returned a {type(answer).__name__};"):
+        plain(answer)
+
+
+def test_what_a_sly_tuple_holds_is_what_counts() -> None:
+    assert plain(Sly([7, 8, 9])) == (7, 8, 9)
+    assert plain(Sly([Pair(Sly([1]), 2)])) == (((1,), 2),)
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (torch.tensor([1.0, 3.0]), "returned one array: [1.0, 3.0]"),
+        (1.0, "returned one value: 1.0"),
+        ((1.0, 3.0, 5.0), "returned a tuple of 3 values: (1.0, 3.0, 5.0)"),
+        ((0,) * 30, "returned a tuple of 30 values"),
+        ({1.0, 3.0}, "returned a set; give back numbers, lists, NumPy arrays or plain tensors"),
+        ({"low": 1.0}, "returned a dict; give back numbers, lists, NumPy arrays or plain tensors"),
+    ],
+)
+def test_another_number_of_results_says_what_was_wanted(answer: object, got: str) -> None:
+    assert difference(read(answer), (1.0, 3.0), 0.0) == Difference(got, "a tuple of 2 values: (1.0, 3.0)")
+
+
+REFUSED = Failure(("ValueError",), "4 does not divide 6")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "group_size=4 does not divide 6",
+        "w of shape (5, 6): 6 columns make no groups of 4",
+        "cannot split 6 inputs into groups of 4: 6 % 4 = 2",
+        "expected in_features divisible by group_size, got torch.Size([5, 6]) and 4; use a divisor of 6",
+        "6 / 4 = 1.5 groups",
+        "4, 6",
+    ],
+)
+def test_a_refusal_in_other_words_is_one(message: str) -> None:
+    assert difference(Failure(("ValueError",), message), REFUSED, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "shape is invalid",
+        "4",
+        "shape '[5, -1, 4]' is invalid for input of size 30",
+        "2 3 4 5 6 7",
+        " ".join(map(str, range(100))),
+    ],
+)
+def test_a_refusal_that_fits_many_cases_is_none(message: str) -> None:
+    found = difference(Failure(("ValueError",), message), REFUSED, 0.0)
+    assert found == Difference(
+        f"raised ValueError: {message}", "a ValueError that names 4 and 6, and few numbers besides"
+    )
+
+
 @pytest.mark.parametrize(
     ("answer", "expected", "same"),
     [
@@ -255,7 +366,7 @@ def test_a_difference_names_the_part_of_an_answer() -> None:
     ("answer", "expected", "got", "wanted"),
     [
         (np.array([17.0]), np.array([17]), "returned [17.0] (float64)", "an integer dtype"),
-        (np.array([17]), np.array([17], np.uint8), "returned int64: 8 bytes a value", "uint8"),
+        (np.array([17]), np.array([17], np.uint8), "returned int64: 8 bytes per value", "uint8"),
         (
             Failure(("ValueError",), "size 10"),
             Failure(("ValueError",), "2 does not divide 5"),

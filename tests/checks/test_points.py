@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from drawing import EXERCISES, drawn, expected, verdict_of
+from drawing import EXERCISES, SEEDS, drawn, expected, verdict_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcourse.checks.answers import Failure
+from qcourse.checks.answers import Failure, capture
+from qcourse.checks.compare import difference
 from qcourse.checks.exercise import Case, Exercise
 from qcourse.checks.judge import judge
 from qcourse.checks.points import earned
@@ -64,6 +65,18 @@ def test_cases_by_hand_come_first_and_do_not_change(exercise: Exercise) -> None:
     hand_made = sum(marks)
     assert repr(one[:hand_made]) == repr(other[:hand_made])
     assert repr(one[hand_made:]) != repr(other[hand_made:])
+
+
+@each_exercise
+def test_each_known_mistake_fails_on_a_drawn_case(exercise: Exercise) -> None:
+    for seed in SEEDS:
+        pairs = zip(drawn(exercise.id, seed), expected(exercise.id, seed), strict=True)
+        cases = [(case, right) for case, right in pairs if not case.by_hand]
+        for mistake in exercise.mistakes:
+            assert any(
+                difference(capture(mistake.function, case.args), right, exercise.tolerance) is not None
+                for case, right in cases
+            ), f"seed {seed}: {mistake}"
 
 
 @each_exercise

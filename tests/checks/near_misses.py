@@ -1,0 +1,452 @@
+"""Wrong answers that are right almost everywhere: at ties, at an edge, or on inputs of one shape only.
+
+Each of them once passed. NEAR_MISSES: (exercise id, what is wrong, the function). No mistake in the bank has to be like
+them, so they need no name; they must fail, whatever the seed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def half_up(steps: Tensor) -> Tensor:
+    return torch.floor(steps + 0.5)
+
+
+def half_down(steps: Tensor) -> Tensor:
+    return torch.ceil(steps - 0.5)
+
+
+def half_away(steps: Tensor) -> Tensor:
+    return steps.sign() * half_up(steps.abs())
+
+
+def half_towards_0(steps: Tensor) -> Tensor:
+    return steps.sign() * half_down(steps.abs())
+
+
+ROUNDINGS = {
+    "halves rounded up": half_up,
+    "halves rounded down": half_down,
+    "halves rounded away from 0": half_away,
+    "halves rounded towards 0": half_towards_0,
+}
+
+
+# Sheet 01.
+
+
+def affine_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
+    """The zero point by another rounding."""
+
+    def affine_parameters(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+        scale = (high - low) / (2**bits - 1)
+        return scale, rounding(-low / scale).long()
+
+    return affine_parameters
+
+
+def fake_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
+    """There and back, with another rounding of x."""
+
+    def fake_quantize(x: Tensor, bits: int) -> Tensor:
+        scale, zero_point = affine_by(torch.round)(x, bits)
+        return scale * ((rounding(x / scale) + zero_point).clamp(0, 2**bits - 1) - zero_point)
+
+    return fake_quantize
+
+
+# Sheet 02.
+
+
+def groups_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
+    def quantize_groups(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+        if w.shape[1] % group_size:
+            raise ValueError(f"group_size={group_size} does not divide {w.shape[1]}")
+        qmax = 2 ** (bits - 1) - 1
+        groups = w.unflatten(1, (-1, group_size))
+        scales = groups.abs().amax(dim=2) / qmax
+        return rounding(groups / scales[..., None]).clamp(-qmax - 1, qmax).int().flatten(1), scales
+
+    return quantize_groups
+
+
+# Sheet 03.
+
+
+def columns_stacked(x: Tensor, threshold: float) -> Tensor:
+    """Stacks what it finds, and there may be nothing."""
+    return torch.stack([torch.tensor(i) for i in range(x.shape[1]) if x[:, i].abs().max() > threshold])
+
+
+def columns_or_loudest(x: Tensor, threshold: float) -> Tensor:
+    amax = x.abs().amax(dim=0)
+    found = (amax > threshold).nonzero().flatten()
+    return found if len(found) else amax.argmax().reshape(1)
+
+
+def columns_but_not_all(x: Tensor, threshold: float) -> Tensor:
+    """Leaves one column to the codes."""
+    amax = x.abs().amax(dim=0)
+    found = (amax > threshold) & (amax > amax.min())
+    return found.nonzero().flatten()
+
+
+def common_by_partition(layers: tuple[Tensor, ...], k: int) -> list[int]:
+    """argpartition wants a place that is there, and k is none where every channel counts."""
+    loudest = [set(np.argpartition(-x.abs().amax(dim=0).numpy(), k)[:k].tolist()) for x in layers]
+    return sorted(set.intersection(*loudest))
+
+
+def common_or_any(layers: tuple[Tensor, ...], k: int) -> list[int]:
+    loudest = [set(x.abs().amax(dim=0).topk(k).indices.tolist()) for x in layers]
+    return sorted(set.intersection(*loudest) or set.union(*loudest))
+
+
+def common_by_pairs(layers: tuple[Tensor, ...], k: int) -> list[int]:
+    """Starts from what the first two layers share."""
+    loudest = [set(x.abs().amax(dim=0).topk(k).indices.tolist()) for x in layers]
+    common = loudest[0] & loudest[1]
+    for each in loudest[2:]:
+        common &= each
+    return sorted(common)
+
+
+def product_at_least(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() >= threshold).any(dim=0)
+    hats = []
+    for rest in (x.masked_fill(loud, 0), w.masked_fill(loud, 0)):
+        scale = rest.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
+        hats.append(scale * torch.round(rest / scale))
+    return x[:, loud] @ w[:, loud].T + hats[0] @ hats[1].T
+
+
+def plant_from_first(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    by = torch.ones_like(gain)
+    by[channels[0]] = factor
+    for channel in channels[1:]:
+        by[channel] = factor
+    return gain * by, w / by
+
+
+# Sheet 04.
+
+
+def range_of_cat(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    everything = torch.cat(batches)
+    return everything.min(), everything.max()
+
+
+def range_of_rows(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Over rows, then over what is left: two axes and no more."""
+    lows = [x.reshape(-1, x.shape[-1]).min(dim=0).values for x in batches]
+    highs = [x.reshape(-1, x.shape[-1]).max(dim=0).values for x in batches]
+    return torch.stack(lows).min(), torch.stack(highs).max()
+
+
+def range_after_first(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    low, high = torch.aminmax(torch.cat([x.flatten() for x in batches[1:]]))
+    return torch.minimum(low, batches[0].min()), torch.maximum(high, batches[0].max())
+
+
+def percentile_between(x: Tensor, percent: float) -> Tensor:
+    """Reads the value above, which the last rank does not have."""
+    magnitudes = x.abs().flatten().sort().values
+    rank = percent / 100 * (len(magnitudes) - 1)
+    low = int(rank)
+    return magnitudes[low] + (rank - low) * (magnitudes[low + 1] - magnitudes[low])
+
+
+def clip_by(pick: Callable[[list[float]], int], ordered: bool) -> Callable:
+    """A search that does not look at all candidates, in the order given or from the smallest."""
+
+    def best_clip(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
+        qmax = 2 ** (bits - 1) - 1
+        clips = tuple(sorted(clips)) if ordered else clips
+        errors = []
+        for clip in clips:
+            x_hat = clip / qmax * torch.round(x / (clip / qmax)).clamp(-qmax - 1, qmax)
+            errors.append((x - x_hat).square().mean().item())
+        best = pick(errors)
+        return clips[best], errors[best]
+
+    return best_clip
+
+
+def first_dip(errors: list[float]) -> int:
+    best = 0
+    while best + 1 < len(errors) and errors[best + 1] < errors[best]:
+        best += 1
+    return best
+
+
+def last_dip(errors: list[float]) -> int:
+    return len(errors) - 1 - first_dip(errors[::-1])
+
+
+def halving(errors: list[float]) -> int:
+    """Takes the half in which the errors fall."""
+    low, high = 0, len(errors) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if errors[middle] < errors[middle + 1] else (middle + 1, high)
+    return low
+
+
+# Sheet 05.
+
+
+def groups_of_two_or_more(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    """Fits at the second column of a group, for the first one's error."""
+    if group_size > 1:
+        return sweep_groups(w, hessian, group_size, bits)
+    qmax = 2 ** (bits - 1) - 1
+    codes, _ = sweep_groups(w, hessian, w.shape[1], bits)
+    return codes, w.abs() / qmax
+
+
+def sweep_groups(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    qmax = 2 ** (bits - 1) - 1
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    w, codes, scales = w.clone(), torch.empty(w.shape, dtype=torch.int8), []
+    for j in range(w.shape[1]):
+        if j % group_size == 0:
+            scales.append(w[:, j : j + group_size].abs().amax(dim=1) / qmax)
+        codes[:, j] = torch.round(w[:, j] / scales[-1]).clamp(-qmax - 1, qmax)
+        error = (w[:, j] - scales[-1] * codes[:, j]) / upper[j, j]
+        w[:, j:] -= torch.outer(error, upper[j, j:])
+    return codes, torch.stack(scales, dim=1)
+
+
+# Sheet 06.
+
+
+def keep_last(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
+    """[-0:] is everything."""
+    kept = x.abs().mean(dim=0).argsort()[-count:]
+    mixed = w_hat.clone()
+    mixed[:, kept] = w[:, kept]
+    return mixed
+
+
+def keep_partition(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
+    kept = np.argpartition(-x.abs().mean(dim=0).numpy(), count)[:count]
+    mixed = w_hat.clone()
+    mixed[:, kept] = w[:, kept]
+    return mixed
+
+
+# Sheet 07.
+
+
+def hadamard_from_two(x: Tensor) -> Tensor:
+    """Begins with the matrix of size 2."""
+    h = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    while len(h) < x.shape[-1]:
+        h = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), h)
+    return x @ h / x.shape[-1] ** 0.5
+
+
+# Sheet 09.
+
+
+def fleet_by(rounded: Callable[[float], int]) -> Callable:
+    def fleet_gpus(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> Any:
+        gpus = (weights + cache) / (gpu * (1 - reserve))
+        return replicas * node * rounded(gpus / node), replicas * rounded(gpus)
+
+    return fleet_gpus
+
+
+def fleet_counted(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> Any:
+    """Counts on while what there is does not exceed what is needed."""
+    single = nodes = 0
+    while single * gpu * (1 - reserve) <= weights + cache:
+        single += 1
+    while nodes * node * gpu * (1 - reserve) <= weights + cache:
+        nodes += 1
+    return replicas * nodes * node, replicas * single
+
+
+# Sheet 10.
+
+
+def decode_by(dtype: torch.dtype, zero: Callable[[int], int]) -> Callable:
+    def decode_plane(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
+        registers = (words >> 4 * plane) & 0x000F000F | 0x64006400
+        values = registers.view(torch.float16) - (1024 + zero(zero_point))
+        return registers.to(dtype), values.reshape(-1, 2)
+
+    return decode_plane
+
+
+def dot(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    rows, groups = scale.shape
+    numbers = codes.reshape(rows, groups, -1).float() - zero_point[..., None].float()
+    sums = (numbers * x.reshape(groups, -1)).sum(dim=2)
+    return sums, (sums * scale).sum(dim=1)
+
+
+def dot_squeezed(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    sums, outputs = dot(x, codes, zero_point, scale)
+    return sums.squeeze(), outputs
+
+
+def dot_squeezed_outputs(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    sums, outputs = dot(x, codes, zero_point, scale)
+    return sums, outputs.squeeze()
+
+
+def dot_zero_is_8(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes a zero point of 0 for one that is not given."""
+    return dot(x, codes, torch.where(zero_point == 0, 8, zero_point), scale)
+
+
+def matvec(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return dot(x, codes, zero_point, scale)[1]
+
+
+def nibbles(packed: Tensor) -> Tensor:
+    return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
+
+
+def matvec_by_group_bytes(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Each group begins with a byte of its own."""
+    size = len(x) // scale.shape[1]
+    parts = [packed[:, g * size // 2 : g * size // 2 + -(-size // 2)] for g in range(scale.shape[1])]
+    codes = torch.cat([nibbles(part)[:, :size] for part in parts], dim=1)
+    return matvec(x, codes, scale, zero_point)
+
+
+def matvec_by_parity_in_group(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The half of the byte by whether k is odd within its group."""
+    k = torch.arange(len(x))
+    within = k % (len(x) // scale.shape[1])
+    codes = packed[:, k // 2] >> (within % 2 * 4).to(torch.uint8) & 15
+    return matvec(x, codes, scale, zero_point)
+
+
+def matvec_by_byte_groups(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The group of a byte: both of its codes get the scale of the first."""
+    k = torch.arange(len(x)) // 2 * 2
+    group = k // (len(x) // scale.shape[1])
+    codes = nibbles(packed)[:, : len(x)].float()
+    return ((codes - zero_point[:, group].float()) * scale[:, group]) @ x
+
+
+def matvec_zero_is_8(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    codes = nibbles(packed)[:, : len(x)]
+    return matvec(x, codes, scale, torch.where(zero_point == 0, 8, zero_point))
+
+
+# Sheet 11.
+
+
+def attend_by(mask_without_cache: bool) -> Callable:
+    """No mask where the cache is empty: all tokens are new, so they see one another."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
+        scores = q @ keys.T / q.shape[1] ** 0.5
+        seen = torch.ones(scores.shape, dtype=torch.bool).tril(len(k_cache))
+        if len(k_cache) or mask_without_cache:
+            scores = scores.masked_fill(~seen, -torch.inf)
+        return scores.softmax(dim=1) @ values
+
+    return attend
+
+
+def attend_from_newest(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    """Reads the newest token of the cache, which may have none."""
+    k_cache[-1], v_cache[-1]
+    return attend_by(True)(q, k, v, k_cache, v_cache)
+
+
+# Sheet 13.
+
+
+def heal_by(mask_of: Callable[[Tensor], Tensor], least: int = 0) -> Callable:
+    """Another mask, or at least so many steps."""
+
+    def heal(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
+        mask = mask_of(w)
+        w_hat = w * mask
+        for _ in range(max(steps, least)):
+            w_hat = w_hat - rate * ((x @ w_hat.T - x @ w.T).T @ x / len(x)) * mask
+        return w_hat
+
+    return heal
+
+
+def mask_of_runs(w: Tensor) -> Tensor:
+    runs = w.abs().unflatten(1, (-1, 4))
+    return torch.zeros_like(runs).scatter(2, runs.topk(2, dim=2).indices, 1.0).flatten(1)
+
+
+def mask_of_rows(w: Tensor) -> Tensor:
+    """The larger half of a row, however long."""
+    return torch.zeros_like(w).scatter(1, w.abs().topk(w.shape[1] // 2, dim=1).indices, 1.0)
+
+
+def mask_of_first_run(w: Tensor) -> Tensor:
+    """Two of each row: right where a row is one run."""
+    return torch.zeros_like(w).scatter(1, w.abs().topk(2, dim=1).indices, 1.0)
+
+
+NEAR_MISSES: list[tuple[str, str, Callable]] = [
+    *(("01.3", f"zero point: {name}", affine_by(rounding)) for name, rounding in ROUNDINGS.items()),
+    ("01.4", "halves rounded down", fake_by(half_down)),
+    ("01.4", "halves rounded away from 0", fake_by(half_away)),
+    *(("02.2", name, groups_by(rounding)) for name, rounding in ROUNDINGS.items()),
+    ("03.1", "an error where there is none", columns_stacked),
+    ("03.1", "the loudest where there is none", columns_or_loudest),
+    ("03.1", "never all", columns_but_not_all),
+    ("03.2", "an error where k is all channels", common_by_partition),
+    ("03.2", "any where none is in every layer", common_or_any),
+    ("03.2", "two layers at least", common_by_pairs),
+    ("03.3", "at the threshold, not beyond it", product_at_least),
+    ("03.4", "an error where no channel is chosen", plant_from_first),
+    ("04.1", "batches of one width", range_of_cat),
+    ("04.1", "batches of one width and at least two axes", range_of_rows),
+    ("04.1", "two batches at least", range_after_first),
+    ("04.2", "an error at the last rank", percentile_between),
+    ("04.3", "the first dip", clip_by(first_dip, ordered=False)),
+    ("04.3", "the last dip", clip_by(last_dip, ordered=False)),
+    ("04.3", "halving", clip_by(halving, ordered=False)),
+    ("04.3", "the dip of the smallest clips", clip_by(first_dip, ordered=True)),
+    ("04.3", "the dip of the largest clips", clip_by(last_dip, ordered=True)),
+    ("04.3", "halving in order", clip_by(halving, ordered=True)),
+    ("05.4", "groups of two at least", groups_of_two_or_more),
+    ("06.1", "all where count is 0", keep_last),
+    ("06.1", "an error where count is all", keep_partition),
+    ("07.3", "n is 2 at least", hadamard_from_two),
+    ("09.5", "one more where it fits exactly", fleet_by(lambda gpus: math.floor(gpus) + 1)),
+    ("09.5", "counted one too far where it fits exactly", fleet_counted),
+    ("10.1", "words of 64 bits", lambda codes: planes(codes).long()),
+    ("10.2", "registers of 64 bits", decode_by(torch.int64, lambda zero_point: zero_point)),
+    ("10.2", "a zero point of 0 taken for none", decode_by(torch.int32, lambda zero_point: zero_point or 8)),
+    ("10.2", "a zero point of at most 14", decode_by(torch.int32, lambda zero_point: min(zero_point, 14))),
+    ("10.3", "one group or one row without its axis", dot_squeezed),
+    ("10.3", "one row without its axis", dot_squeezed_outputs),
+    ("10.3", "a zero point of 0 taken for none", dot_zero_is_8),
+    ("10.5", "groups begin with a byte of their own", matvec_by_group_bytes),
+    ("10.5", "the half of the byte by the place in the group", matvec_by_parity_in_group),
+    ("10.5", "one scale for both codes of a byte", matvec_by_byte_groups),
+    ("10.5", "a zero point of 0 taken for none", matvec_zero_is_8),
+    ("11.2", "no mask where the cache is empty", attend_by(mask_without_cache=False)),
+    ("11.2", "an error where the cache is empty", attend_from_newest),
+    ("13.5", "the larger half of a row", heal_by(mask_of_rows)),
+    ("13.5", "two of a row", heal_by(mask_of_first_run)),
+    ("13.5", "one step at least", heal_by(mask_of_runs, least=1)),
+]
+
+
+def planes(codes: Tensor) -> Tensor:
+    blocks = codes.long().reshape(len(codes), -1, 4, 16, 2)
+    shift = 4 * (torch.arange(4)[:, None, None] + 4 * torch.arange(2))
+    return (blocks << shift).sum(dim=(2, 4)).reshape(len(codes), -1).to(torch.int32)

@@ -1,0 +1,22 @@
+"""Wrong answers that once passed fail, whatever the seed."""
+
+from collections.abc import Callable
+
+import pytest
+from drawing import SEEDS, drawn, expected
+from near_misses import NEAR_MISSES
+
+from qcourse.checks.answers import capture
+from qcourse.checks.compare import difference
+from qcourse.checks.registry import find_exercise
+
+
+@pytest.mark.parametrize(("exercise_id", "what", "function"), NEAR_MISSES)
+def test_it_fails(exercise_id: str, what: str, function: Callable) -> None:
+    tolerance = find_exercise(exercise_id).tolerance
+    for seed in SEEDS:
+        pairs = [*zip(drawn(exercise_id, seed), expected(exercise_id, seed), strict=True)]
+        assert any(
+            difference(capture(function, case.args), right, tolerance) is not None
+            for case, right in reversed(pairs)  # what tells stands near the end
+        ), f"seed {seed}: {what} passes"
