@@ -13,6 +13,7 @@ from pathlib import Path
 import course
 import jaxtyping
 import pytest
+import torch
 import torch_build
 import venv_setup
 import yaml
@@ -88,6 +89,18 @@ def test_signatures_are_enforced_while_tests_run() -> None:
         metrics.code_entropy(codes="not a tensor")
 
 
+def test_signatures_are_enforced_also_in_the_middle_of_many_calls() -> None:
+    codes = torch.tensor([1, 2])
+    for _ in range(100):
+        metrics.code_entropy(codes)
+    errors = set()
+    for _ in range(10):  # one call in ten is checked; in the others torch refuses
+        with pytest.raises(TypeError) as refused:
+            metrics.code_entropy(codes="not a tensor")
+        errors.add(refused.type)
+    assert jaxtyping.TypeCheckError in errors
+
+
 def test_conda_gets_the_same() -> None:
     file = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert file["name"] == PROJECT["name"]
@@ -156,9 +169,8 @@ def test_a_pip_that_fails_is_told_and_its_words_are_kept(tmp_path: Path, monkeyp
     (tmp_path / ".venv").mkdir()
     (tmp_path / "constraints.txt").write_text(f"torch=={pins()['torch']}", encoding="utf-8")
     monkeypatch.setattr(torch_build, "pip_arguments", lambda *_: [])
-    with pytest.raises(
-        SystemExit, match=r"^pip could not install the packages \(.* not appear to be a Python project.*install\.log\.$"
-    ):
+    sentence = r"^pip could not install the packages \(.* not appear to be a Python project.*install\.log\.$"
+    with pytest.raises(SystemExit, match=sentence):
         venv_setup.pip_install(Path(sys.executable), "lab", tmp_path)  # a folder with nothing to install
     assert "Python project" in (tmp_path / ".venv" / "install.log").read_text(encoding="utf-8")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 # The files that say what is installed and run have their tests in tests/test_course.py and beside.
 ABOUT_THE_PROJECT = ("tests/test_course.py", "tests/test_metadata.py")
+ABOUT_IMPORTS = ("tests/test_public_face.py", "tests/test_floors.py")
 
 
 @dataclass
@@ -65,6 +66,8 @@ def concerned(root: Path, names: list) -> Concerned:
             found.sheets.add(sheet[1])
         elif path.name.startswith("test_"):
             found.tests.add(name)
+        elif path.name == "__init__.py":
+            found.tests |= {test for test in ABOUT_IMPORTS if (root / test).is_file()}
         elif len(path.parts) == 1:
             found.tests |= {test for test in ABOUT_THE_PROJECT if (root / test).is_file()}
         elif folder in ("qcourse", "tools", "tests"):

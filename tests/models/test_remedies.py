@@ -28,8 +28,8 @@ TEXTS: dict[str, torch.Tensor] = {}
 def trained() -> Llama:
     model, tokenizer = load_tinylm()
     documents = [document for document in stdlib_corpus("held_out") if document.kind == "docs"]
-    TEXTS["judge"] = encode_documents(documents[::4], tokenizer)[:513]
-    TEXTS["calibrate"] = encode_documents(documents[1::4], tokenizer)[:1024]
+    TEXTS["judge"] = encode_documents(documents[::4], tokenizer)[:257]
+    TEXTS["calibrate"] = encode_documents(documents[1::4], tokenizer)[:512]
     return model
 
 

@@ -38,7 +38,7 @@ def model() -> Llama:
 @pytest.fixture(scope="module")
 def text() -> torch.Tensor:
     documents = [document for document in stdlib_corpus("held_out") if document.kind == "docs"]
-    return encode_documents(documents[::4], load_tinylm().tokenizer)[: 12 * CONTEXT + 1]
+    return encode_documents(documents[::4], load_tinylm().tokenizer)[: 6 * CONTEXT + 1]
 
 
 def quantized(model: nn.Module, name: str) -> nn.Module:
@@ -80,7 +80,7 @@ def test_planted_outliers_break_one_scale_for_all(model: Llama, text: torch.Tens
 
 def test_transformers_model_has_the_same_table(perplexities: dict[str, float], text: torch.Tensor) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
-    for name in SCHEMES:
+    for name in ("INT8 tensor", "INT4 channel", "INT2 g32"):  # each granularity once, and each number of bytes
         found = perplexity(quantized(theirs, name), text, CONTEXT).perplexity
         assert found == pytest.approx(perplexities[name], rel=1e-3), name
 
@@ -89,20 +89,16 @@ def test_gptq_and_awq_spend_the_same_bits_better(model: Llama, text: torch.Tenso
     documents = [document for document in stdlib_corpus("train") if document.kind == "docs"]
     every = torch.cat(windows(encode_documents(documents[::16], load_tinylm().tokenizer), CONTEXT))
     calibration = every[:: len(every) // 16][:16].split(8)  # a little of many documents
-    text = text[: 8 * CONTEXT + 1]
     whole = perplexity(model, text, CONTEXT).perplexity
-    for bits in (4, 3):
-        grid = IntQuantizer(bits, granularity=PerGroup(64), scale_dtype=torch.float16)
-        nearest = agreement(quantize_model(model, grid, progress=False).model, model, text, CONTEXT)
-        rise = {}
-        for name, method in {"gptq": Gptq(grid, act_order=True), "awq": Awq(grid)}.items():
-            quantized = quantize_model(model, method, calibration=calibration, progress=False).model
-            found = agreement(quantized, model, text, CONTEXT)
-            assert found.kl < 0.85 * nearest.kl, (bits, name)
-            rise[name] = found.perplexity / whole - 1
-        # On all 26,902 tokens, by 32 windows: 4 bits nearest 3.1%, GPTQ 1.5%, AWQ 1.9%; 3 bits 16.7%, 10.5%, 7.9%. Of
-        # these 2,048 tokens a perplexity is sure to half a percent, so at 4 bits only KL tells them apart.
-        if bits == 3:
-            cost = nearest.perplexity / whole - 1
-            assert rise["gptq"] < 0.85 * cost
-            assert rise["awq"] < 0.7 * cost
+
+    # At 3 bits, because there a perplexity tells them apart: of so few tokens it is sure to half a
+    # percent. On all 26,902 tokens, by 32 windows: 4 bits nearest 3.1%, GPTQ 1.5%, AWQ 1.9%; 3 bits
+    # 16.7%, 10.5%, 7.9%.
+    grid = IntQuantizer(3, granularity=PerGroup(64), scale_dtype=torch.float16)
+    nearest = agreement(quantize_model(model, grid, progress=False).model, model, text, CONTEXT)
+    cost = nearest.perplexity / whole - 1
+    for method, share in ((Gptq(grid, act_order=True), 0.85), (Awq(grid), 0.7)):
+        quantized = quantize_model(model, method, calibration=calibration, progress=False).model
+        found = agreement(quantized, model, text, CONTEXT)
+        assert found.kl < 0.85 * nearest.kl, method
+        assert found.perplexity / whole - 1 < share * cost, method
