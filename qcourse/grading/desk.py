@@ -179,16 +179,16 @@ class Desk:
         self.results.save(replace(stored, recorded=(*stored.recorded, self.name)))
 
 
-def stops(error: Exception) -> bool:
-    """Whether an error is the machine's, so that it would meet every other submission too."""
-    from sqlalchemy.exc import DBAPIError, OperationalError
+def stops(error: BaseException | None) -> bool:
+    """Whether an error is the machine's, or was raised over one, so that it would meet every other submission too."""
+    from sqlalchemy.exc import OperationalError
 
-    if isinstance(error, OSError):
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        return cause.errno not in OF_ONE_NAME
-    if isinstance(error, DBAPIError):
-        return isinstance(error, OperationalError) or error.connection_invalidated
-    return False
+    if error is None:
+        return False
+    under = error.__cause__ or error.__context__
+    if isinstance(error, OSError) and (error.errno is not None or under is None):
+        return error.errno not in OF_ONE_NAME
+    return isinstance(error, OperationalError) or stops(under)
 
 
 def _said(error: Exception) -> str:

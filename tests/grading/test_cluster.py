@@ -203,6 +203,16 @@ def test_a_scheduler_over_tls_whose_worker_dies(tls: dict[str, str], stack: Exit
     assert {one.grade["student"] for one in found.values() if one.grade} == {f"s{number}" for number in range(20)}
 
 
+def test_workers_that_answer_no_more_do_not_hold_the_run(tls: dict[str, str], stack: ExitStack) -> None:
+    port = str(free_port())
+    address = f"tls://127.0.0.1:{port}"
+    start(stack, tls, "scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
+    start(stack, tls, "worker", address, "--nthreads", "1", "--no-dashboard")
+    found = by_student(on_scheduler(jobs("ok", "sleep 600", "sleep 600", wall_s=6.0), standins.work, address))
+    assert found["s0"].grade
+    assert {found[student].problem for student in ("s1", "s2")} == {"no worker answered within 6 s"}
+
+
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "127.0.0.1:8786"])
 def test_without_tls_it_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match=r"must be tls://HOST:PORT"):

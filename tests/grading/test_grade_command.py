@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import standins
@@ -18,7 +19,7 @@ from qcourse import cli
 from qcourse.grading import cluster, desk
 from qcourse.grading.cluster import Done
 from qcourse.grading.gradebook import default_url, open_gradebook
-from qcourse.grading.grades import Limits
+from qcourse.grading.grades import Limits, Submission
 from qcourse.grading.scores import Score, scores
 
 FILE = f"{SHEET}.ipynb"
@@ -81,6 +82,59 @@ def test_grades_a_table_and_pages(folder: Path, capsys: pytest.CaptureFixture) -
     assert "# right" in marked
     assert "asked with" in marked
     assert stat_mode(folder / "graded") == 0o700
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_what_is_written_is_its_owner_s_alone_also_in_an_open_folder(folder: Path) -> None:
+    folder.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        assert grade(folder, "--into", str(folder)) == 0
+    finally:
+        assert os.umask(before) == 0o022  # the run has put it back
+    written = [path for path in folder.rglob("*") if not path.is_relative_to(folder / "submitted")]
+    assert {path.name: oct(stat_mode(path)) for path in written if stat_mode(path) & 0o077} == {}
+    assert stat_mode(folder) == 0o755
+
+
+def test_the_folder_of_one_student_is_refused_and_nothing_is_made(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["grade", str(folder / "submitted" / "ada")]) == 2
+    assert "looks like the folder of one student; name the folder above" in capsys.readouterr().err
+    assert not (folder / "submitted" / "graded").exists()
+
+
+def test_a_decomposed_name_and_capitals_are_graded(folder: Path) -> None:
+    path = hand_in(folder, "Rene\u0301e", RIGHT)
+    path.rename(path.with_name("01_QUANTIZER.IPYNB"))
+    assert grade(folder) == 0
+    assert totals(folder) == {"ada": 12, "bob": 3, "Ren\u00e9e": 12}
+
+
+def test_one_page_is_one_page(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    grade(folder)
+    shutil.rmtree(folder / "graded" / "feedback" / "ada")
+    capsys.readouterr()
+    assert cli.main(["feedback", str(folder / "graded")]) == 0
+    assert capsys.readouterr().out.startswith("1 page written in ")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("odd"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"), KeyError(7)]
+)
+def test_whatever_keeping_one_grade_raises_the_others_are_kept(
+    folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_marked = desk.write_marked
+
+    def fails(into: Path, submission: Submission, *rest: Any) -> None:
+        if submission.student == "ada":
+            raise error
+        write_marked(into, submission, *rest)
+
+    monkeypatch.setattr(desk, "write_marked", fails)
+    assert grade(folder) == 1
+    assert f"ada/{FILE}: could not be graded ({type(error).__name__}: " in capsys.readouterr().out
+    assert totals(folder)["bob"] == 3
 
 
 def stat_mode(path: Path) -> int:
@@ -409,6 +463,8 @@ def test_export_to_a_file_and_to_the_terminal(folder: Path, capsys: pytest.Captu
     assert text.splitlines()[1:] == ['"ada","","","","12"', '"bob","","","","3"']
     assert cli.main(["export", graded, "--format", "canvas", "--sheet", "1", "--to", str(folder / "canvas.csv")]) == 0
     assert '"bob","","","bob","","3"' in (folder / "canvas.csv").read_text()
+    assert (folder / "canvas.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+    assert not text.startswith("\ufeff")
     assert cli.main(["export", graded, "--sheet", "05"]) == 2
     assert cli.main(["export", str(folder)]) == 2
     assert capsys.readouterr().err == (

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -114,3 +114,19 @@ def test_the_same_for_an_unprivileged_user(tmp_path: Path) -> None:
         assert FULL in [sum(one.points for one in own) for own in found.held.values()]
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_disk_that_fills_up_is_said_in_status_table_and_line(tmp_path: Path) -> None:
+    """A real one: a file system in memory, large enough for the gradebook and a few of the submissions."""
+    honest = [replace(HONEST[0], student=f"student {number:02}") for number in range(12)]
+    hand_in(tmp_path / "submitted", honest)
+    (tmp_path / "graded").mkdir()
+    small = ["bwrap", "--dev-bind", "/", "/", "--size", str(440 << 10), "--tmpfs", str(tmp_path / "graded"), "--"]
+    command = [*small, sys.executable, "-B", "-m", "qcourse.cli", "grade", "submitted", "--workers", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert 1 <= sum(line.split()[-1] == "12" for line in lines if line.startswith("student ")) < len(honest)
+    assert "Stopped half-way: " in lines[-1]
+    assert "No space left on device" in lines[-1] or "disk is full" in lines[-1] or "disk I/O error" in lines[-1]
