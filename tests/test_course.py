@@ -236,6 +236,21 @@ def test_a_changed_file_installs_again(repository: Path, name: str) -> None:
     assert asked(repository, "lab") == "lab"
 
 
+@pytest.mark.parametrize(
+    ("installed", "asked_for", "again"),
+    [("9.1.0+cpu", "cuda", True), ("9.1.0", "cpu", True), ("9.1.0+cpu", "cpu", False), ("9.1.0", "auto", False)],
+)
+def test_another_build_of_torch_installs_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, installed: str, asked_for: str, again: bool
+) -> None:
+    monkeypatch.setattr(torch_build.platform, "system", lambda: "Linux")
+    asked(repository, "lab")
+    (repository / ".venv" / "lib" / "python3.11" / "site-packages" / f"torch-{installed}.dist-info").mkdir(parents=True)
+    (repository / "asked").write_text("", encoding="utf-8")
+    venv_setup.ready("lab", repository, torch=asked_for)
+    assert (repository / "asked").read_text(encoding="utf-8") == ("lab " if again else "")
+
+
 def test_an_interrupted_installation_is_done_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked(repository, "lab")
     with monkeypatch.context() as patch:
