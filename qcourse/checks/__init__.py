@@ -5,19 +5,15 @@ answers judged (`judge.py`) and keeps the best result (`progress.py`). A grader 
 the function in another process.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from qcourse.checks import judge  # the module: its function of the same name must not hide it
-from qcourse.checks.answers import capture
-from qcourse.checks.progress import record
-from qcourse.checks.registry import find_exercise
+if TYPE_CHECKING:
+    from qcourse.checks.judge import Verdict
 
 SEED = 0  # of the random cases of a self-check: the same at every run
 
 
-def check(exercise_id: Any, function: Any) -> judge.Verdict:
+def check(exercise_id: Any, function: Any) -> "Verdict":
     """Try a function on the cases of an exercise; the verdict shows itself as a cell's last line.
 
     Args:
@@ -31,10 +27,17 @@ def check(exercise_id: Any, function: Any) -> judge.Verdict:
     >>> check("01.1", lambda x, bits: x.abs().max() / (2 ** (bits - 1) - 1))
     01.1 passed, 1 of 1 point
     """
+    import torch  # here, because a grader that only asks which sheets there are must not wait for it
+
+    from qcourse.checks.answers import capture
+    from qcourse.checks.judge import judge
+    from qcourse.checks.progress import record
+    from qcourse.checks.registry import find_exercise
+
     exercise = find_exercise(exercise_id)
     if not callable(function):
         raise TypeError(f"function={function!r} must be your function {exercise.function}: its name, not called")
     cases = exercise.cases(torch.Generator().manual_seed(SEED))
-    verdict = judge.judge(exercise, cases, [capture(function, case.args) for case in cases])
+    verdict = judge(exercise, cases, [capture(function, case.args) for case in cases])
     record(verdict)
     return verdict

@@ -107,6 +107,31 @@ def telling(
     return all(one == other or np.abs(a - b).max() > apart for (one, a), (other, b) in compared)
 
 
+def telling_rows(told: np.ndarray, suits: np.ndarray, count: int) -> np.ndarray:
+    """So many of the rows that suit, which together tell every pair apart; none where such rows are not found.
+
+    Args:
+        told: which pairs of answers each row tells apart (rows, pairs).
+        suits: which rows may be taken (rows,).
+
+    >>> telling_rows(np.array([[1, 0], [1, 1], [0, 1]]) > 0, np.array([True, False, True]), 2)
+    array([0, 2])
+    """
+    told = told & suits[:, None]
+    order: list[int] = []
+    left = np.ones(told.shape[1], dtype=bool)  # pairs that no row of those taken tells
+    while left.any():
+        gains = (told & left).sum(axis=1)
+        best = int(gains.argmax())
+        if not gains[best]:
+            return np.empty(0, dtype=np.int64)
+        order.append(best)
+        left &= ~told[best]
+    order += [row for row in np.flatnonzero(suits).tolist() if row not in order]
+    taken = np.sort(order[:count])
+    return taken if len(taken) == count and told[taken].any(axis=0).all() else np.empty(0, dtype=np.int64)
+
+
 def _as_arguments(args: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
     """The arguments of a call; lists and arrays become tensors, on the top level only."""
     numbers = list | np.ndarray | Tensor

@@ -8,17 +8,20 @@ are pushed beyond both ends of a grid, which chance does not often do, cases hav
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, found, make_cases, pick, qmax, telling, uniform, whole
+from qcourse.checks.common import f64, make_cases, pick, qmax, telling_rows, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 MARGIN = 0.02  # of a step, from a tie
 NUDGE = 1e-4  # a relative change of the weights that no answer should hang on
+CANDIDATES = 32  # rows that are drawn at once; those are taken that suit, for each row is swept by itself
+Answers = list[tuple[str, np.ndarray]]  # of the reference, named "", and of mistakes: (rows, numbers)
 
 
 def _hessian(generator: Generator, inputs: int) -> Tensor:
@@ -284,7 +287,7 @@ def _codes_by(row: Row, rounding: _Rounding = RIGHT) -> Callable[..., np.ndarray
     """The sweep on a given grid."""
 
     def codes(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray:
-        swept = _sweep(w, hessian, lambda w, j: f64(scale)[:, 0], qmax(bits), row, rounding)
+        swept = _sweep(w, hessian, _fixed(scale), qmax(bits), row, rounding)
         return np.stack([codes for _, codes in swept], axis=1).astype(np.int64)
 
     return codes
@@ -306,43 +309,62 @@ def _saturated_wrongly(by: Callable[[_Rounding], Callable[..., Any]]) -> list[Mi
     return [Mistake(ENDS, by(rounding), advice) for rounding in (*UNSATURATED, BEFORE, NARROW)]
 
 
-def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> bool:
-    """Whether no column was near a tie when its turn came."""
-    return all(np.abs(steps - np.floor(steps) - 0.5).min() > MARGIN for steps, _ in swept)
+def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """In which rows no weight was near a tie when its turn came, (rows,)."""
+    return np.all([np.abs(steps - np.floor(steps) - 0.5) > MARGIN for steps, _ in swept], axis=0)
 
 
-def _telling(exercise: Exercise, w: Tensor, *others: Any) -> bool:
-    """Whether the reference and the mistakes all differ, and none of them hangs on the last digits of w."""
-    return telling(exercise, (w, *others), apart=MARGIN, besides={ENDS}) and _steady(exercise, w, *others)
+def _answers(exercise: Exercise, args: tuple[Any, ...], besides: Collection[str]) -> Answers:
+    """What the reference and the mistakes give, row by row; but for mistakes of these names."""
+    functions = [("", exercise.reference)]
+    functions += [(mistake.name, mistake.function) for mistake in exercise.mistakes if mistake.name not in besides]
+    return [(name, _rows(function(*args))) for name, function in functions]
 
 
-def _steady(exercise: Exercise, w: Tensor, *others: Any, besides: Collection[str] = (ENDS,)) -> bool:
-    """Whether neither the reference nor a mistake hangs on the last digits of w."""
+def _rows(answer: Any) -> np.ndarray:
+    """All numbers of an answer, (rows, numbers)."""
+    return np.hstack(answer) if isinstance(answer, tuple) else answer
+
+
+def _steady(exercise: Exercise, w: Tensor, *others: Any, besides: Collection[str] = ()) -> tuple[np.ndarray, Answers]:
+    """In which rows neither the reference nor a mistake hangs on the last digits of w, (rows,); and their answers."""
     turn = NUDGE * (-1.0) ** torch.arange(w.shape[1])
-    answers = found(exercise, (w, *others), besides)
+    answers = _answers(exercise, (w, *others), besides)
+    steady = np.ones(len(w), dtype=bool)
     for nudged in (w * (1 + turn), w * (1 - turn)):
-        pairs = zip(answers, found(exercise, (nudged, *others), besides), strict=True)
-        if not all(np.allclose(a, b, rtol=MARGIN, atol=MARGIN) for (_, a), (_, b) in pairs):
-            return False
-    return True
+        moved = _answers(exercise, (nudged, *others), besides)
+        for (_, before), (_, after) in zip(answers, moved, strict=True):
+            steady &= np.isclose(before, after, rtol=MARGIN, atol=MARGIN).all(axis=1)
+    return steady, answers
 
 
-def _ends_told(exercise: Exercise, w: Tensor, *others: Any) -> bool:
-    """Whether the mistakes at the ends of the grid differ from the reference, and no answer hangs on last digits."""
-    others_named = {mistake.name for mistake in exercise.mistakes} - {ENDS}
-    told = telling(exercise, (w, *others), apart=MARGIN, besides=others_named, pairs=False)
-    return told and _steady(exercise, w, *others, besides=())
+def _told(answers: Answers) -> np.ndarray:
+    """Which pairs of answers of different names each row tells apart, (rows, pairs)."""
+    pairs = [(a, b) for (one, a), (other, b) in combinations(answers, 2) if one != other]
+    return np.stack([np.abs(a - b).max(axis=1) > MARGIN for a, b in pairs], axis=1)
+
+
+def _ends_told(answers: Answers) -> bool:
+    """Whether the mistakes at the ends of the grid differ from the reference in some row."""
+    (_, right), *wrong = answers
+    return all(np.abs(a - right).max() > MARGIN for name, a in wrong if name == ENDS)
 
 
 def _codes_case(generator: Generator, out: int, inputs: int, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Drawn until no weight comes near a tie and the case is telling; the largest of a row may be beyond its grid."""
+    """Rows that suit, drawn until they tell all mistakes apart; the largest of a row may be beyond its grid."""
     while True:
-        w, h = torch.randn(out, inputs, generator=generator), _hessian(generator, inputs)
+        w, h = torch.randn(CANDIDATES, inputs, generator=generator), _hessian(generator, inputs)
         scale = 0.9 * w.abs().amax(dim=1, keepdim=True) / qmax(bits)
-        fixed = f64(scale)[:, 0]
-        clear = _clear(_sweep(w, h, lambda w, j, fixed=fixed: fixed, qmax(bits), _by_inverse))  # type: ignore[misc]
-        if clear and _telling(SWEEP, w, h, scale, bits):
-            return w, h, scale, bits
+        clear = _clear(_sweep(w, h, _fixed(scale), qmax(bits), _by_inverse))
+        steady, answers = _steady(SWEEP, w, h, scale, bits, besides={ENDS})
+        rows = telling_rows(_told(answers), clear & steady, out)
+        if len(rows):
+            return w[rows], h, scale[rows], bits
+
+
+def _fixed(scale: Any) -> Callable[[np.ndarray, int], np.ndarray]:
+    """A grid of given scales (out, 1), whatever w has become."""
+    return lambda w, j: f64(scale)[:, 0]
 
 
 def _codes_cases(generator: Generator) -> list[Case]:
@@ -368,9 +390,9 @@ def _pushed_codes_case(generator: Generator, bits: int) -> tuple[Tensor, Tensor,
         steps = torch.cat([first + uniform(generator, 0.25, 0.45, 2, 2), uniform(generator, 1, 2, 2, 1)], dim=1)
         scale = uniform(generator, 0.1, 2.0, 2, 1)
         w = steps * scale * torch.tensor([[1.0], [-1.0]])
-        fixed = f64(scale)[:, 0]
-        clear = _clear(_sweep(w, handed_on, lambda w, j, fixed=fixed: fixed, qmax(bits), _by_inverse))  # type: ignore[misc]
-        if clear and _ends_told(SWEEP, w, handed_on, scale, bits):
+        clear = _clear(_sweep(w, handed_on, _fixed(scale), qmax(bits), _by_inverse))
+        steady, answers = _steady(SWEEP, w, handed_on, scale, bits)
+        if (clear & steady).all() and _ends_told(answers):
             return w, handed_on, scale, bits
 
 
@@ -463,13 +485,18 @@ def _groups_by(
     return codes_and_scales
 
 
-def _groups_case(generator: Generator, out: int, inputs: int, group_size: int, bits: int) -> tuple[Any, ...]:
-    """Drawn until no weight comes near a tie and the case is telling."""
+def _groups_case(
+    generator: Generator, out: int, inputs: int, group_size: int, bits: int, *, telling: bool = True
+) -> tuple[Any, ...]:
+    """Rows that suit, drawn until they tell all mistakes apart, unless that is not asked for."""
     while True:
-        w, h = torch.randn(out, inputs, generator=generator), _hessian(generator, inputs)
+        w, h = torch.randn(CANDIDATES, inputs, generator=generator), _hessian(generator, inputs)
         clear = _clear(_sweep(w, h, _Groups(group_size, qmax(bits)), qmax(bits), _by_inverse))
-        if clear and _telling(GROUPS, w, h, group_size, bits):
-            return w, h, group_size, bits
+        steady, answers = _steady(GROUPS, w, h, group_size, bits, besides={ENDS} if telling else ())
+        told = _told(answers) if telling else np.ones((len(w), 1), dtype=bool)
+        rows = telling_rows(told, clear & steady, out)
+        if len(rows):
+            return w[rows], h, group_size, bits
 
 
 def _groups_cases(generator: Generator) -> list[Case]:
@@ -483,18 +510,9 @@ def _groups_cases(generator: Generator) -> list[Case]:
     ]
     shapes = ((4, 6, 2, 3), (2, 6, 3, 3), (3, 8, 4, 4), (4, 6, 3, 4))
     drawn = [_groups_case(generator, *shape) for shape in shapes]
-    one_group = _plain_groups_case(generator, 3, 4, 4, 3)
-    groups_of_one = _plain_groups_case(generator, 2, 4, 1, 4)
+    one_group = _groups_case(generator, 3, 4, 4, 3, telling=False)
+    groups_of_one = _groups_case(generator, 2, 4, 1, 4, telling=False)
     return make_cases(by_hand, [*drawn, one_group, groups_of_one, _pushed_groups_case(generator)])
-
-
-def _plain_groups_case(generator: Generator, out: int, inputs: int, group_size: int, bits: int) -> tuple[Any, ...]:
-    """Drawn until no weight comes near a tie and no answer hangs on last digits; not all mistakes need differ."""
-    while True:
-        w, h = torch.randn(out, inputs, generator=generator), _hessian(generator, inputs)
-        clear = _clear(_sweep(w, h, _Groups(group_size, qmax(bits)), qmax(bits), _by_inverse))
-        if clear and _steady(GROUPS, w, h, group_size, bits, besides=()):
-            return w, h, group_size, bits
 
 
 def _pushed_groups_case(generator: Generator) -> tuple[Any, ...]:
@@ -505,7 +523,8 @@ def _pushed_groups_case(generator: Generator) -> tuple[Any, ...]:
         steps = torch.cat([first, uniform(generator, 1, 6, 2, 2)], dim=1) * torch.tensor([[1.0], [-1.0]])
         w = steps * uniform(generator, 0.1, 2.0, 2, 1)
         clear = _clear(_sweep(w, four_times, _Groups(2, 7), 7, _by_inverse))
-        if clear and _ends_told(GROUPS, w, four_times, 2, 4):
+        steady, answers = _steady(GROUPS, w, four_times, 2, 4)
+        if (clear & steady).all() and _ends_told(answers):
             return w, four_times, 2, 4
 
 

@@ -46,8 +46,7 @@ def _packed(codes: Any, order: Callable[[np.ndarray, int], tuple[np.ndarray, np.
     rows, inputs = codes.shape
     words = np.zeros((rows, inputs // 8), np.int64)
     word, nibble = order(np.arange(inputs), inputs)
-    for k in range(inputs):
-        words[:, word[k]] |= np.asarray(codes, np.int64)[:, k] << 4 * nibble[k]
+    np.bitwise_or.at(words, (slice(None), word), np.asarray(codes, np.int64) << 4 * nibble)
     return words
 
 
@@ -365,9 +364,9 @@ def _matvec_cases(generator: Generator) -> list[Case]:
         torch.tensor([[0.5]]),
         torch.tensor([[7]], dtype=torch.uint8),
     )
-    even_groups = [(3, 64, 32), (33, 160, 32), (17, 320, 64), (5, 384, 128), (1, 300, 100)]
-    odd_groups = [(7, 77, 77), (4, 105, 35), (3, 90, 15)]  # the codes of a byte may belong to two groups
-    sizes = [*even_groups, *odd_groups]
+    even_groups = [(3, 64, 32), (33, 40, 20), (2, 160, 32), (5, 192, 96), (1, 100, 50)]
+    odd_groups = [(7, 77, 77), (4, 105, 35), (3, 75, 15)]  # the codes of a byte may belong to two groups
+    sizes = [*even_groups, *odd_groups]  # small: an interpreter takes milliseconds for each block of a kernel
     return make_cases([by_hand], (_matvec_case(generator, *each) for each in sizes))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, pick, telling, uniform
+from qcourse.checks.common import f64, make_cases, pick, telling, telling_rows, uniform
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 RUN = 4  # neighbours
@@ -344,20 +344,18 @@ def _heal_case(generator: Generator, outputs: int, inputs: int, tokens: int, ste
         # Above 2 over the largest eigenvalue errors would grow. Near to that, weights move so far that masks change.
         rate = round(1.8 / float(torch.linalg.eigvalsh(x.T @ x / tokens)[-1]), 2)
 
-        clear = _never_close(rows, x, rate, steps)
-        told = _rows_told(rows, x, rate, steps) if steps else clear
-        if (clear & told).any() and clear.sum() >= outputs:
-            chosen = np.argsort(~(clear & told), kind="stable")[:1].tolist()  # one row that tells, then any
-            chosen += [row for row in np.flatnonzero(clear).tolist() if row != chosen[0]][: outputs - 1]
+        told = _rows_told(rows, x, rate, steps) if steps else np.ones((CANDIDATES, 1), dtype=bool)
+        chosen = telling_rows(told, _never_close(rows, x, rate, steps), outputs)
+        if len(chosen):
             return rows[chosen], x, rate, steps
 
 
 def _rows_told(rows: Tensor, *others: Any) -> np.ndarray:
-    """In which rows all answers of the bank differ, (rows,)."""
+    """Which pairs of answers of the bank each row tells apart, (rows, pairs)."""
     functions = [HEAL.reference, *(mistake.function for mistake in HEAL.mistakes)]
     answers = [function(rows, *others) for function in functions]
-    apart = [np.abs(one - other).max(axis=1) > 0.01 for one, other in combinations(answers, 2)]
-    return np.all(apart, axis=0)
+    pairs = combinations(answers, 2)
+    return np.stack([np.abs(one - other).max(axis=1) > 0.01 for one, other in pairs], axis=1)
 
 
 def _step(w: np.ndarray, w_hat: np.ndarray, x: Any, rate: float) -> np.ndarray:
