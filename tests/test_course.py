@@ -328,6 +328,18 @@ def test_a_folder_without_notebooks_is_left_out(tmp_path: Path) -> None:
     assert "notebooks" not in command
 
 
+def test_check_runs_what_the_changes_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["qcourse/methods/gptq.py", "qcourse/checks/sheet_05.py", "notebooks/05_gptq.ipynb"]
+    monkeypatch.setattr(course.changed, "changed_files", lambda root, base: names)
+    commands = course.check_steps(Path("python"))
+    assert [*commands] == ["lint", "format", "types", "sheets", "tests", "checks", "notebooks"]
+    assert {"qcourse/methods/gptq.py", "tests/methods/test_gptq.py"} <= set(commands["tests"])
+    assert commands["checks"][commands["checks"].index("-k") + 1] == "05"
+    assert "notebooks/05_gptq.ipynb" in commands["notebooks"]
+    names.clear()
+    assert [*course.check_steps(Path("python"))] == ["lint", "format", "types", "sheets"]
+
+
 def test_the_children_find_the_environments_programs_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "elsewhere")
     path = venv_setup.child_environment(Path("venv", "bin", "python"))["PATH"]
