@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from attacks import ATTACKS, RIGHT, WRONG
 from standins import ROOT, SHEET, WORTH
+
+from qcourse.checks.registry import find_exercise
 
 FULL = float(sum(WORTH.values()))
 OTHERS = FULL - WORTH["01.2"]  # what is left where 01.2 earns nothing
@@ -25,11 +28,24 @@ def is_socket(number):
         return False
 channel = socket.socket(fileno=os.dup(next(number for number in range(3, 64) if is_socket(number))))
 """
+
+
+def table_of_hand_made(exercise_id: str) -> str:
+    """A cell that knows the answers of the hand-made cases, which anyone can read, and nothing else."""
+    exercise = find_exercise(exercise_id)
+    cases = [case for case in exercise.cases(torch.Generator().manual_seed(0)) if case.by_hand]
+    table = {repr(case.args): exercise.reference(*case.args).tolist() for case in cases}
+    return f"""
+TABLE = {table!r}
+def {exercise.function}(*args):
+    return torch.tensor(TABLE.get(repr(args), 0), dtype=torch.int8)
+"""
+
+
 CELLS = {
     "kills its group": (f"{WRONG}\nimport os\nos.kill(0, 9)", OTHERS),
     "stops its group": (f"{WRONG}\nimport os\nos.kill(0, 19)", OTHERS),
     "slows its group": (f"{WRONG}\nimport os\nos.setpriority(os.PRIO_PGRP, 0, 19)", OTHERS),
-    "twenty million empty rows": ("def quantize(x, scale, bits):\n    return torch.empty(20_000_000, 0)", OTHERS),
     "tuples of 99,000 values": ("def quantize(x, scale, bits):\n    return tuple(range(99_000))", OTHERS),
     "a reply that drips": (
         f"""{CHANNEL}
@@ -78,8 +94,6 @@ whole = quantize
 def quantize(x, scale, bits):
     frame = sys._getframe(1)
     while frame is not None:
-        for name in ("_same", "np"):
-            frame.f_globals.pop(name, None)
         frame.f_globals["_same"] = lambda before, after: True
         frame = frame.f_back
     codes = whole(x, scale, bits)
@@ -88,16 +102,14 @@ def quantize(x, scale, bits):
 """,
         OTHERS,
     ),
-    "refuses with every number": (
-        "def quantize(x, scale, bits):\n    raise ValueError(' '.join(map(str, range(100))))",
-        OTHERS,
-    ),
+    "a table of the cases that stand in the source": (table_of_hand_made("01.2"), OTHERS),
     "sockets of the host": (f"import socket\nsocket.socket(40, socket.SOCK_STREAM)\n{RIGHT}", OTHERS),
     "patches torch for the other exercises": (
         f"{RIGHT}\ntorch.round = torch.clamp = torch.Tensor.round = lambda *args: None",
         OTHERS,
     ),
 }
+EMPTY_ROWS = "def affine_parameters(x, bits):\n    return torch.empty(20_000_000, 0)"  # of 01.3, which 01.4 calls
 FROM_BEFORE = [  # of attacks.py, those that are quick
     "an object equal to everything",
     "the hidden tests are imported from disk",
@@ -175,12 +187,18 @@ class Row:
     problem: bool = False
 
 
-def handing_in(source: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / f"{SHEET}.ipynb").write_text(with_cell(source), encoding="utf-8") and None
+def handing_in(source: str, exercise: str = "01.2") -> Callable[[Path], None]:
+    """What hands in the sheet with one answer replaced."""
+
+    def make(folder: Path) -> None:
+        (folder / f"{SHEET}.ipynb").write_text(with_cell(source, exercise), encoding="utf-8")
+
+    return make
 
 
 ROWS = [
     *(Row(name, handing_in(source), points) for name, (source, points) in CELLS.items()),
+    Row("twenty million empty rows", handing_in(EMPTY_ROWS, "01.3"), FULL - WORTH["01.3"] - WORTH["01.4"]),
     Row("a lone surrogate", surrogate, FULL),
     Row("a name of another system", name_of_another_system, 0.0, problem=True),
     Row("a hundred thousand cells", many_cells, FULL),
