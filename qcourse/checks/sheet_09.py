@@ -378,8 +378,9 @@ def _fleet_cases(generator: Generator) -> list[Case]:
         )
 
     def fits_nowhere(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> bool:
-        share = _shares(weights, cache, gpu, reserve)
-        return all(_between(share * at_once / unit) for at_once in (1, replicas) for unit in (1, node))
+        whole_service = _shares(weights, cache, gpu, reserve)
+        shares = (whole_service, whole_service * replicas, _shares(weights, 0.0, gpu, reserve))
+        return all(_between(share / unit) for share in shares for unit in (1, node))
 
     drawn = until_told(FLEET, lambda: [*_wanted(service, fits_nowhere, 4)])
     return make_cases(by_hand, [*drawn, _exact_fit(generator)])

@@ -46,7 +46,8 @@ def _packed(codes: Any, order: Callable[[np.ndarray, int], tuple[np.ndarray, np.
     rows, inputs = codes.shape
     words = np.zeros((rows, inputs // 8), np.int64)
     word, nibble = order(np.arange(inputs), inputs)
-    np.bitwise_or.at(words, (slice(None), word), np.asarray(codes, np.int64) << 4 * nibble)
+    shifted = np.asarray(codes, np.int64) << 4 * nibble
+    np.bitwise_or.at(words.T, word, shifted.T)
     return words
 
 
@@ -364,8 +365,8 @@ def _matvec_cases(generator: Generator) -> list[Case]:
         torch.tensor([[0.5]]),
         torch.tensor([[7]], dtype=torch.uint8),
     )
-    even_groups = [(3, 64, 32), (33, 40, 20), (2, 160, 32), (5, 192, 96), (1, 100, 50)]
-    odd_groups = [(7, 77, 77), (4, 105, 35), (3, 75, 15)]  # the codes of a byte may belong to two groups
+    even_groups = [(3, 64, 32), (33, 20, 10), (2, 160, 80)]  # several blocks of rows, and of inputs
+    odd_groups = [(4, 105, 35), (3, 75, 15), (1, 45, 45)]  # the codes of a byte may belong to two groups
     sizes = [*even_groups, *odd_groups]  # small: an interpreter takes milliseconds for each block of a kernel
     return make_cases([by_hand], (_matvec_case(generator, *each) for each in sizes))
 

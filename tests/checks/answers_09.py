@@ -1,7 +1,7 @@
 """Sheet 09, the roofline: right answers in other styles, and mistakes as people write them."""
 
-import itertools
 import math
+from bisect import bisect_left
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def ridge_of_package(outputs: int, inputs: int, bits: int, group_size: int, band
         work = linear_work(outputs, inputs, batch, bits=bits, group_size=group_size)
         return work.intensity >= device.ridge("float16")
 
-    return next(filter(reached, itertools.count(1))) if reached(10**12) else 0
+    return bisect_left(range(10**12), True, lo=1, key=reached) if reached(10**12) else 0
 
 
 def ridge_search(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
