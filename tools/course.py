@@ -16,6 +16,7 @@ standard library only. What stops a reader ends in one sentence. The Makefile is
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,14 +30,15 @@ from venv_setup import ROOT, check_python, child_environment, ready, say
 
 CORES = min(4, os.cpu_count() or 1)
 BESIDE = ("types", "browser")  # steps of one core, which run while the others do
-CHECK_S = 90.0  # the time that `check` may take
+CHECK_S = 80.0  # when `check` stops what is still running
+STOP_S = 10.0  # how long that may take
 
 CHECK_HELP = """check what was changed, in at most 90 s: lint, format, types, sheets, and the tests of
 the files that differ from the base. The base is the commit where this branch left its
 upstream branch; without an upstream, where it left main; and on a main without an upstream,
 the commit before the last. A change that is not committed counts. Of qcourse/a/b.py the tests
 are tests/a/test_b*.py and its doctests; of a sheet, the cases of its number in tests/checks;
-of a notebook, its cells. After 90 s it stops, and says so."""
+of a notebook, its cells. If that takes longer, it stops and says so."""
 
 
 def lab(arguments: list, torch: str) -> int:
@@ -147,16 +149,30 @@ def run_steps(commands: dict, env: dict, cwd: Path = ROOT, limit_s: float = floa
 
 def run_step(command: list, env: dict, cwd: Path, output: "IO | None" = None, left_s: float = float("inf")) -> tuple:
     """Run one step, into a file where one is given: how it ended, and how long it took in seconds."""
+    if left_s <= 0:
+        return "stopped", 0.0
     started = time.monotonic()
     errors = subprocess.STDOUT if output else None
     with subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=errors) as process:
         try:
-            code = process.wait(None if left_s == float("inf") else max(0.0, left_s))
+            code = process.wait(None if left_s == float("inf") else left_s)
             outcome = "FAILED" if code else "ok"
         except subprocess.TimeoutExpired:
-            process.terminate()
+            interrupt(process)
             outcome = "stopped"
     return outcome, time.monotonic() - started
+
+
+def interrupt(process: subprocess.Popen) -> None:
+    """Stop a step as Ctrl-C does, so that pytest ends its workers; by force where that does not help."""
+    if os.name == "posix":
+        process.send_signal(signal.SIGINT)
+    else:
+        process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def report(results: dict, total_s: float) -> int:
