@@ -7,7 +7,7 @@ How it differs from ``cost/devices.py``: that says what a device can do.
 
 import os
 import platform
-import tempfile
+import secrets
 import time
 from collections.abc import Callable
 from functools import cache
@@ -37,18 +37,18 @@ def least_time_s(work: Callable[[], object], repeats: int) -> float:
 def write_whole(path: Path, text: str) -> None:
     """Write a file aside, and rename it: whoever reads finds the old one or the new, whatever happens between.
 
-    Folders are made where they are missing; nobody but the owner may read the file.
+    Folders are made where they are missing.
 
     Raises:
         OSError: it cannot be written; what was there stays, and nothing else does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".new")
+    aside = path.with_name(f".{secrets.token_hex(8)}.new")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with aside.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)

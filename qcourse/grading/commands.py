@@ -62,8 +62,10 @@ def grade(options: argparse.Namespace) -> int:
 def feedback(options: argparse.Namespace) -> int:
     """Write the students' pages from what the gradebook holds now."""
     from qcourse.grading.feedback import write_feedback
+    from qcourse.grading.results import private_files
 
-    written = write_feedback(Path(options.graded), _held_scores(options)[1])
+    with private_files():
+        written = write_feedback(Path(options.graded), _held_scores(options)[1])
     pages = "1 page" if len(written) == 1 else f"{len(written)} pages"
     print(f"{pages} written in {Path(options.graded) / 'feedback'}.")
     return 0
@@ -72,11 +74,12 @@ def feedback(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     """Write the grades as a table, to a file or to the terminal."""
     from qcourse.grading.export import export as table
-    from qcourse.grading.results import write
+    from qcourse.grading.results import private_files, write
 
     text = table(options.format, *_held_scores(options))
     if options.to:
-        write(Path(options.to), f"{BYTE_ORDER_MARK}{text}")
+        with private_files():
+            write(Path(options.to), f"{BYTE_ORDER_MARK}{text}")
     else:
         print(text, end="")
     return 0

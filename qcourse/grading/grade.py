@@ -9,9 +9,7 @@ The parts do not know of each other: `intake.py` reads, `cluster.py` grades some
 `report.py` sums up. This file is the order they come in.
 """
 
-import os
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from qcourse.grading.desk import Desk
 from qcourse.grading.gradebook import default_url, open_gradebook
 from qcourse.grading.grades import BUBBLEWRAP, NONE, Limits
 from qcourse.grading.report import Report, totals, totals_of
-from qcourse.grading.results import Results
+from qcourse.grading.results import Results, private_files
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def grade_class(settings: Settings) -> Report:
     results, url = Results(settings.into), settings.url or default_url(settings.into)
     desk: Desk | None = None
     try:
-        with _private_files(), results.run(regrade=settings.regrade) as run, open_gradebook(url) as book:
+        with private_files(), results.run(regrade=settings.regrade) as run, open_gradebook(url) as book:
             desk = Desk(results, run, book, settings.backend, settings.limits)
             desk.open({one.sheet for one in found} | {one.sheet for one in problems if one.sheet})
             new = desk.sort(found)
@@ -121,13 +119,3 @@ def _report(desk: Desk, held: dict, *, stopped: str = "") -> Report:
         problems=tuple(sorted(one.line for one in desk.problems)),
         stopped=stopped,
     )
-
-
-@contextmanager
-def _private_files() -> Iterator[None]:
-    """Files and folders that are made here may be read by their owner alone."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)

@@ -9,6 +9,7 @@ cut short goes on with it: what it then adds is what it would have given anyway.
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ class Results:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all, for its owner's eyes only.
+    """Write a file whole or not at all.
 
     Raises:
         OSError: it cannot be written; what was there stays.
@@ -115,6 +116,16 @@ def write(path: Path, text: str) -> None:
     except OSError as error:
         why = error.strerror or error
         raise OSError(f"{path} cannot be written ({why}). Put that right, then run this again.") from error
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Files and folders that are made inside may be read by their owner alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_changed(path: Path, text: str) -> bool:
