@@ -106,7 +106,12 @@ def executed_sheets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[
     together = tmp_path_factory.mktemp("sheets") / "all_sheets.ipynb"
     every = [new_code_cell(cell.source) for part in parts.values() for cell in part]
     nbformat.write(new_notebook(cells=every, metadata={"kernelspec": KERNEL}), together)
-    done = iter(execute(together).cells)
+    try:
+        done = iter(execute(together).cells)
+    except RuntimeError as error:
+        number = int(re.search(r"cell (\d+)", str(error))[1])  # among all cells of all sheets
+        sheet = [sheet for sheet, part in parts.items() for _ in part][number - 1]
+        raise RuntimeError(f"{sheet}: {error}") from error
     return {sheet: [next(done) for _ in part] for sheet, part in parts.items()}
 
 
