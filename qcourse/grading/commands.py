@@ -7,8 +7,6 @@ ends in one sentence, which `qcourse.cli` prints.
 import argparse
 import os
 from pathlib import Path
-
-BYTE_ORDER_MARK = (
     "\ufeff"  # without it Excel reads a CSV file in the encoding of its country; Canvas and Moodle skip it
 )
 
@@ -73,13 +71,14 @@ def feedback(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Write the grades as a table, to a file or to the terminal."""
+    from qcourse.grading.export import as_file
     from qcourse.grading.export import export as table
     from qcourse.grading.results import private_files, write
 
     text = table(options.format, *_held_scores(options))
     if options.to:
         with private_files():
-            write(Path(options.to), f"{BYTE_ORDER_MARK}{text}")
+            write(Path(options.to), as_file(options.format, text))
     else:
         print(text, end="")
     return 0

@@ -7,7 +7,8 @@ shifts a student's grade into another column.
 A text that a spreadsheet would take for a formula (=, +, -, @ first) gets an apostrophe before it, which shows it as it
 is.
 
-Sources: Canvas, "How do I import grades in the Gradebook?"; Moodle, "Grade import", CSV file.
+Sources: Canvas, "How do I import grades in the Gradebook?", and its lib/gradebook_importer.rb; Moodle, "Grade import",
+CSV file, and its core_text::trim_utf8_bom.
 """
 
 import csv
@@ -21,6 +22,7 @@ from qcourse.grading.scores import Score
 if TYPE_CHECKING:
     from nbgrader.api import Gradebook
 
+BYTE_ORDER_MARK = "\ufeff"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Table = list[list[str]]
 
@@ -72,6 +74,14 @@ def export(kind: str, everyone: Iterable[Person], scores: Iterable[Score]) -> st
     rows = FORMATS[kind](list(everyone), list(scores))
     csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows([map(_plain, row) for row in rows])
     return text.getvalue()
+
+
+def as_file(kind: str, text: str) -> str:
+    """The text as it is written to a file: with the mark that tells Excel that it is UTF-8.
+
+    Moodle takes that mark away. Canvas would read it as a part of the first field, and then refuse the quote after it.
+    """
+    return text if kind == "canvas" else f"{BYTE_ORDER_MARK}{text}"
 
 
 def _csv(everyone: list[Person], scores: list[Score]) -> Table:
