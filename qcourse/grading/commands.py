@@ -7,8 +7,6 @@ ends in one sentence, which `qcourse.cli` prints.
 import argparse
 import os
 from pathlib import Path
-    "\ufeff"  # without it Excel reads a CSV file in the encoding of its country; Canvas and Moodle skip it
-)
 
 
 def add_commands(commands: "argparse._SubParsersAction") -> None:
