@@ -31,7 +31,7 @@ from qcourse.grading.gradebook import gradebook_name, record, register
 from qcourse.grading.grades import NONE, ExerciseGrade, Limits, Submission, SubmissionGrade
 from qcourse.grading.notebook import IntakeError, read_file
 from qcourse.grading.results import Results, Run, Stored, write_changed
-from qcourse.grading.scores import Score, scores, without
+from qcourse.grading.scores import Held, Score, graded_points, scores, without
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -51,6 +51,7 @@ class Desk:
         self.problems: list[intake.Problem] = []
         self.graded: list[SubmissionGrade] = []
         self.kept: list[SubmissionGrade] = []
+        self.held: Held = {}  # by the gradebook, when the run began
         self.masters: dict[str, NotebookNode] = {}
         self.versions: dict[str, str] = {}
 
@@ -73,7 +74,8 @@ class Desk:
             else:
                 new.append(one)
         self.kept = [stored.grade for _, stored in current]
-        lost = {(grade.student, grade.sheet) for grade in without(self.book, self.kept)}
+        self.held = graded_points(self.book)
+        lost = {(grade.student, grade.sheet) for grade in without(self.held, self.kept)}
         for one, stored in current:
             if self.name not in stored.recorded or (one.student, one.sheet) in lost:
                 with self._of_one(one):
@@ -123,7 +125,7 @@ class Desk:
         submission = one if isinstance(one, Submission) else Submission(one.student, one.sheet, one.path, {}, "")
         grade = _nothing(submission, told or reason, self.backend)
         try:
-            if without(self.book, [grade]):
+            if without(self.held, [grade]):
                 write_marked(self.results.folder, submission, grade, self.masters[one.sheet])
                 record(self.book, grade)
         except Exception as error:

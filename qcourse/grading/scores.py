@@ -76,9 +76,16 @@ def scores(book: "Gradebook", sheet: str | None = None) -> list[Score]:
     return sorted(found, key=lambda score: (score.sheet, score.student, score.exercise))
 
 
-def without(book: "Gradebook", grades: Sequence[SubmissionGrade]) -> list[SubmissionGrade]:
-    """Those of the grades that the gradebook does not hold as they are."""
-    held = {(one.student, one.sheet, one.exercise): (one.auto_points, one.auto_comment) for one in scores(book)}
+Held = dict[tuple[str, str, str], tuple[float | None, str]]
+
+
+def graded_points(book: "Gradebook") -> Held:
+    """What was graded, and the reason, by student, sheet and exercise; what a person has set is left out."""
+    return {(one.student, one.sheet, one.exercise): (one.auto_points, one.auto_comment) for one in scores(book)}
+
+
+def without(held: Held, grades: Sequence[SubmissionGrade]) -> list[SubmissionGrade]:
+    """Those of the grades that a gradebook does not hold as they are."""
 
     def is_held(grade: SubmissionGrade) -> bool:
         return all(
