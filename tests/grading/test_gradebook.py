@@ -13,7 +13,7 @@ from traitlets.config import Config
 from qcourse.grading import formgrader, intake
 from qcourse.grading.gradebook import default_url, open_gradebook, record, register
 from qcourse.grading.grades import SubmissionGrade
-from qcourse.grading.scores import Score, scores, without
+from qcourse.grading.scores import Score, graded_points, scores, without
 
 MASTER = formgrader.blank_master(intake.master("01"))
 
