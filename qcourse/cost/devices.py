@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from qcourse.cost.roofline import Device
 from qcourse.machine import least_time_s
 
+SMALL = 256  # of the first square product that is measured
+SLOW_S = 0.2  # a product that takes longer is not measured on larger matrices
+
 T, G = 1e12, 1e9
 
 
@@ -43,12 +46,13 @@ def measure(*, dtypes: Sequence[str] = ("bfloat16", "float32"), size: int = 2048
 
     Bandwidth is bytes a second of a weight of 8192 x 8192 that one token is multiplied with, in the first of the
     dtypes: the stream that decoding consists of, and on many CPUs well below what a plain sum over memory gets
-    (`stream`). The peak is that of a square product. It takes a few seconds; the best of several runs counts, and what
+    (`stream`). The peak is that of a square product. On a processor without instructions for bfloat16 torch's product
+    of bfloat16 has a lower peak than that of float32. It takes a few seconds; the best of several runs counts, and what
     runs beside it takes its share.
 
     Args:
         dtypes: of the products, as torch names them.
-        size: of the two square matrices.
+        size: of the two square matrices; a product that would take seconds is measured on smaller ones.
         repeats: how often each is run.
 
     Raises:
@@ -61,15 +65,25 @@ def measure(*, dtypes: Sequence[str] = ("bfloat16", "float32"), size: int = 2048
             raise ValueError(f"dtypes={list(dtypes)!r} must be names of dtypes of torch, such as 'float32'")
     if size < 1 or repeats < 1:
         raise ValueError(f"size={size!r} and repeats={repeats!r} must be at least 1")
-    peaks = {}
-    for dtype in dtypes:
-        a, b = (torch.ones(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
-        peaks[dtype] = 2 * size**3 / least_time_s(lambda a=a, b=b: a @ b, repeats)  # type: ignore[misc]
+    peaks = {dtype: _peak_ops_per_s(dtype, size, repeats) for dtype in dtypes}
     w = torch.ones(8192, 8192, dtype=getattr(torch, dtypes[0]))
     x = w[:1].clone()
     bandwidth = w.nbytes / least_time_s(lambda: torch.nn.functional.linear(x, w), repeats)
     source = f"measured, {torch.get_num_threads()} threads, {dtypes[0]}"
     return Device("this machine", bandwidth, peaks, source=source)
+
+
+def _peak_ops_per_s(dtype: str, size: int, repeats: int) -> float:
+    """Operations a second of a square product; of a smaller one where the product of that dtype is slow."""
+    import torch
+
+    now = min(size, SMALL)
+    while True:
+        a, b = (torch.ones(now, now, dtype=getattr(torch, dtype)) for _ in range(2))
+        time_s = least_time_s(lambda a=a, b=b: a @ b, repeats)  # type: ignore[misc]
+        if now == size or time_s > SLOW_S:
+            return 2 * now**3 / time_s
+        now = min(size, 2 * now)
 
 
 def stream(repeats: int = 5) -> float:
