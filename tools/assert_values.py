@@ -34,8 +34,12 @@ class Rewriter(ast.NodeTransformer):
         self.source = self.shell.transform_cell(info.raw_cell)
 
     def visit(self, node: ast.AST) -> ast.AST:
-        """Rewrite a whole cell."""
+        """Rewrite a whole cell; what pytest puts before it ends on the line where it begins."""
         rewrite.rewrite_asserts(node, self.source.encode(), config=PASSES_TOO)
+        for each in ast.walk(node):
+            if hasattr(each, "lineno") and getattr(each, "end_lineno", None) is None:
+                each.end_lineno = each.lineno
+                each.end_col_offset = each.col_offset
         return node
 
 
