@@ -208,7 +208,7 @@ GROUPS = Exercise(
 
 def _pack_cases(generator: Generator) -> list[Case]:
     by_hand = [[-6, -2, 0, 7], [-3, 6], [1, 2, 3, 4, 5, 6, 7, 0], [-8, 7, 7, -8]]
-    drawn = [whole(generator, -8, 7, count) for count in (8, 20)]
+    drawn = [whole(generator, -8, 7, count) for count in (8, 20, 12)]
     return make_cases(by_hand, drawn, torch.int8)
 
 
@@ -278,7 +278,7 @@ PACK = Exercise(
 
 def _unpack_cases(generator: Generator) -> list[Case]:
     by_hand = [[0xEA, 0x70], [0x6D], [0x10, 0x32, 0x54, 0x76], [0x88, 0x80, 0x08]]
-    drawn = [whole(generator, 0, 255, count) for count in (4, 12)]
+    drawn = [whole(generator, 0, 255, count) for count in (4, 12, 7)]
     drawn[1][int(whole(generator, 0, 11))] = 0x80 + int(whole(generator, 0, 15))  # -8 somewhere
     return make_cases(by_hand, drawn, torch.uint8)
 

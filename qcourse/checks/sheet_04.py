@@ -327,7 +327,8 @@ def _average_cases(generator: Generator) -> list[Case]:
         (_batches([3.0, 1.0], [-5.0, 2.0]), 0.0),
     ]
     drawn = [
-        (tuple(uniform(generator, -3, 2, tokens, 3) for tokens in (2, 4, 1, 3)), momentum) for momentum in (0.6, 0.95)
+        (tuple(uniform(generator, -3, 2, tokens, 3) for tokens in (2, 4, 1, 3)), momentum)
+        for momentum in (0.6, 0.95, 0.8)
     ]
     return make_cases(by_hand, drawn)
 

@@ -119,7 +119,7 @@ def _store_cases(generator: Generator) -> list[Case]:
 
     drawn = [
         _until(partial(draw, *shape), lambda args: _clear(np.abs(f64(args[0]))) and telling(STORE, args, apart=1e-3))
-        for shape in ((2, 8), (3, 12))
+        for shape in ((2, 8), (3, 12), (1, 16))
     ]
     return make_cases(by_hand, drawn)
 
@@ -192,7 +192,7 @@ def _wanda_cases(generator: Generator) -> list[Case]:
             partial(draw, *shape),
             lambda args: _all_clear(*args) and telling(WANDA, args, apart=1e-2),
         )
-        for shape in ((4, 8, 6), (8, 4, 5))
+        for shape in ((4, 8, 6), (8, 4, 5), (4, 4, 3))
     ]
     w = torch.tensor([[0.3, -1.2, 0.4, 0.9], [-0.2, 1.5, -0.8, 0.1], [0.5, 2.9, 0.7, -0.6], [0.1, 0.6, -1.0, -0.3]])
     x = torch.tensor([[3.0, 1.0, 0.0, 2.0], [-4.0, 0.0, 1.0, -2.0]])  # norms 5, 1, 1 and 2.83

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawing import drawn
+from drawing import EXERCISES, drawn, expected
 
-from qcourse.checks.answers import UnreadableError, capture, plain
+from qcourse.checks.answers import MOST, UnreadableError, capture, plain
 from qcourse.checks.compare import difference
+from qcourse.checks.exercise import Exercise
 from qcourse.checks.judge import judge
 from qcourse.checks.registry import find_exercise
 from qcourse.checks.words import is_small, show
@@ -71,8 +72,8 @@ def test_a_huge_answer_is_compared_and_shown_at_once(name: str) -> None:
     answer = answer.numpy() if isinstance(answer, torch.Tensor) else answer
     start_s = time.process_time()
     if name not in ("lists within lists", "a list of one list"):  # no plain data: plain() refuses these
-        for expected in (np.zeros(3), (np.zeros(3), 1.0), 1.0, "text"):
-            assert difference(answer, expected, 1e-5) is not None
+        for right in (np.zeros(3), (np.zeros(3), 1.0), 1.0, "text"):
+            assert difference(answer, right, 1e-5) is not None
         assert len(show(answer)) < 10_000
     assert time.process_time() - start_s < LONGEST_S
 
@@ -86,6 +87,13 @@ def test_what_is_too_large_is_said() -> None:
         plain(nested(17))
     assert len(plain([0] * 2000)) == 2000
     assert plain(np.zeros(100_000)).size == 100_000
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
+def test_every_right_answer_may_come_in_lists(exercise: Exercise) -> None:
+    for right in expected(exercise.id, 0):
+        parts = right if isinstance(right, tuple) else (right,)
+        assert 4 * sum(map(np.size, parts)) < MOST["lists"]
 
 
 def test_small_is_what_is_written_out() -> None:

@@ -145,9 +145,15 @@ def check_battery(
         for name, spoilt in REFUSALS.items():
             outputs = [replace(value, **spoilt) if type(value) is answers.Failure else value for value in right]
             assert judge.judge(exercise, cases, outputs).status == "not yet", name
-    last_wrong = [*right[:-1], answers.capture(lambda: 1e9, ())]
-    verdict = judge.judge(exercise, cases, last_wrong)
+    wrong = answers.capture(lambda: 1e9, ())
+    verdict = judge.judge(exercise, cases, [*right[:-1], wrong])
     assert (verdict.status, verdict.cases_right, verdict.mistake) == ("not yet", len(cases) - 1, "")
+    assert 0 < verdict.points <= exercise.points / 2, "nearly right"
+    pairs = [*zip(right, cases, strict=True)]
+    verdict = judge.judge(exercise, cases, [value if case.by_hand else wrong for value, case in pairs])
+    assert (verdict.points, verdict.cases_right) == (0, sum(case.by_hand for case in cases)), "a table"
+    outputs = [value if type(value) is answers.Failure else wrong for value in right]
+    assert judge.judge(exercise, cases, outputs).points == 0, "refusals only"
 
 
 def check_all(exercises: list[Exercise], **modules: types.ModuleType) -> None:
@@ -193,6 +199,9 @@ MUTANTS = {
         'if found:\n            return Difference(f"{found.got} as',
         'if False:\n            return Difference(f"{found.got} as',
     ),
+    "cases that anyone can read earn points": (points, "if not case.by_hand", "if True"),
+    "what is nearly right earns nearly all": (points, "50 * points", "100 * points"),
+    "refusals alone earn points": (points, "if not _differ(answers)", "if not answers"),
     "arguments may be written over": (answers, "if not _same(*pair)]", "if False]"),
     "subclasses are let in": (
         answers,
