@@ -47,15 +47,24 @@ def progress_table() -> str:
     from qcourse.checks.registry import load_sheet, sheet_ids
 
     best = read_progress()
-    lines, total, worth = [], 0, 0
+    lines: list[str] = []
+    total, worth = 0.0, 0
     for sheet in map(load_sheet, sheet_ids()):
         earned = [best.get(exercise.id, {"points": 0, "date": "-"}) for exercise in sheet.exercises]
-        points, most = sum(one["points"] for one in earned), sum(exercise.points for exercise in sheet.exercises)
-        lines.append(f"{sheet.id}    {sheet.title:36} {points:3} of {most}")
+        points = sum(one["points"] for one in earned)
+        most = sum(exercise.points for exercise in sheet.exercises)
+        lines.append(f"{sheet.id}    {sheet.title:36} {_points(points)} of {most}")
         for exercise, one in zip(sheet.exercises, earned, strict=True):
-            lines.append(f"  {exercise.id} {exercise.title:36} {one['points']:3} of {exercise.points:<3} {one['date']}")
-        total, worth = total + points, worth + most
-    return "\n".join([*lines, f"all   {'':36} {total:3} of {worth}"])
+            score = f"{_points(one['points'])} of {exercise.points:<3}"
+            lines.append(f"  {exercise.id} {exercise.title:36} {score} {one['date']}")
+        total += points
+        worth += most
+    return "\n".join([*lines, f"all   {'':36} {_points(total)} of {worth}"])
+
+
+def _points(value: float) -> str:
+    """Points in full hundredths: a sum of such numbers is not always one."""
+    return f"{round(value, 2):5g}"
 
 
 def check_sheet(sheet_id: str) -> int:

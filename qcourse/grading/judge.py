@@ -1,8 +1,7 @@
 """A submission graded: cases drawn from a seed, answers from the sandbox, and the judge of the checks over them.
 
-The idea: grading is `qcourse.checks.judge` over the answers of another process, with fresh cases, and points by case:
-an exercise earns its points times the share of its cases that come out right. The words are the self-check's, less
-the expected values.
+The idea: grading is `qcourse.checks.judge` over the answers of another process, with fresh cases. The points follow from
+the same rule as in the learner's own check (`checks/points.py`), and the words are the same, less the expected values.
 
 It knows no database; `attempt.py` says how cells are run.
 """
