@@ -1,7 +1,8 @@
 """A submission graded: cases drawn from a seed, answers from the sandbox, and the judge of the checks over them.
 
-The idea: grading is `qcourse.checks.judge` over the answers of another process, with fresh cases. The points follow from
-the same rule as in the learner's own check (`checks/points.py`), and the words are the same, less the expected values.
+The idea: grading is `qcourse.checks.judge` over the answers of another process, with fresh cases. The points follow
+from the same rule as in the learner's own check (`checks/points.py`), and the words are the same, less the expected
+values.
 
 It knows no database; `attempt.py` says how cells are run.
 """
