@@ -13,6 +13,7 @@ from qcourse.checks.compare import difference
 from qcourse.checks.exercise import Case, Exercise, Mistake
 
 T = TypeVar("T")
+MOST_DRAWS = 10_000
 
 
 def make_cases(by_hand: Iterable[Any], drawn: Iterable[Any], dtype: torch.dtype | None = None) -> list[Case]:
@@ -34,13 +35,17 @@ def until_told(exercise: Exercise, draw: Callable[[], list[Any]]) -> list[Any]:
 
     Args:
         draw: gives the arguments of some calls.
+
+    Raises:
+        RuntimeError: no draw of MOST_DRAWS tells them all, so the shapes that are drawn cannot.
     """
-    while True:
+    for _ in range(MOST_DRAWS):
         drawn = draw()
         cases = make_cases([], drawn)
         expected = [capture(exercise.reference, case.args) for case in cases]
         if all(_is_told(exercise, mistake, cases, expected) for mistake in exercise.mistakes):
             return drawn
+    raise RuntimeError(f"{exercise.id}: {MOST_DRAWS} draws do not tell its mistakes from the reference")
 
 
 def _is_told(exercise: Exercise, mistake: Mistake, cases: list[Case], expected: list[Any]) -> bool:
