@@ -104,7 +104,7 @@ def accepted_pythons() -> dict[str, SpecifierSet]:
         if "==" in line:
             name = line.split("==")[0]
             for installed in itertools.islice(metadata.distributions(name=name), 1):
-                accepted[line] = SpecifierSet(installed.metadata["Requires-Python"] or "")
+                accepted[line] = SpecifierSet(installed.metadata.get("Requires-Python") or "")
     return accepted
 
 

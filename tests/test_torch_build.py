@@ -10,9 +10,9 @@ import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import distribution
 from pathlib import Path
 
-import pip
 import pytest
 import torch_build
 import venv_setup
@@ -97,7 +97,7 @@ def python_of(root: Path) -> Path:
     """The Python of a new environment, with the pip of this one: ensurepip would take seconds."""
     venv.create(root / ".venv", symlinks=os.name == "posix")
     (packages,) = (root / ".venv").glob("lib/python*/site-packages")
-    (packages / "pip").symlink_to(Path(pip.__file__).parent)
+    (packages / "pip").symlink_to(str(distribution("pip").locate_file("pip")))
     return root / ".venv" / venv_setup.PYTHON_IN_VENV
 
 

@@ -27,7 +27,8 @@ from qcourse.numerics.rows import CHUNK, sum_of_squares, wide
 def weight_error(w: Tensor, w_hat: Tensor) -> float:
     """||w - w_hat|| / ||w|| of two matrices; 0 where both are all zero.
 
-    >>> weight_error(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 3.0]]))
+    >>> from torch import tensor
+    >>> weight_error(tensor([[3.0, 4.0]]), tensor([[3.0, 3.0]]))
     0.2
     """
     rows = max(1, CHUNK // w.shape[1])

@@ -65,11 +65,10 @@ for folder in {folders!r}:
 """ + ANSWERS["01.1"]
 DIES = "import os\nos._exit(0)\ndef quantize(x, scale, bits):\n    return x"
 
-# What is put in the place of which answer, and what the sheet is worth then. The natural logarithm is right for one of
-# seven cases, codes that are all the same.
+# What is put in the place of which answer, and what the sheet is worth then.
 KINDS: dict[str, tuple[dict[str, str], float]] = {
     "honest": ({}, FULL),
-    "wrong": ({"01.5": NATURAL}, 10.28),
+    "wrong": ({"01.5": NATURAL}, 10.0),
     "unfinished": ({"01.3": "", "01.4": "def fake_quantize(x, bits)\n    return x"}, 6.0),
     "equal": ({"01.5": EQUAL_TO_ALL}, 10.0),
     "dies": ({"01.2": DIES}, 9.0),
