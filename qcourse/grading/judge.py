@@ -103,7 +103,6 @@ def check_backend(backend: str) -> None:
         SandboxError: that fails; one sentence says why and what to do.
     """
     with _one_at_a_time:
-        _forget(backend)
         _template(backend).worker(Limits()).close()
 
 
