@@ -1,6 +1,7 @@
 """Jobs on this machine and on a real Dask scheduler: each comes back once, whatever dies, and no process is left."""
 
 import datetime
+import gc
 import os
 import signal
 import subprocess
@@ -41,6 +42,13 @@ def children() -> Callable[[], list[psutil.Process]]:
         return [child for child in new if "resource_tracker" not in "".join(child.cmdline())]
 
     return found
+
+
+@pytest.fixture(autouse=True)
+def _no_client_is_left() -> Iterator[None]:
+    """A client of Dask that is collected while another starts would hold the lock that this one waits for."""
+    yield
+    gc.collect()
 
 
 def ends(processes: list[psutil.Process], within_s: float = 10.0) -> bool:
