@@ -73,10 +73,10 @@ def steps(python: Path, root: Path = ROOT) -> dict:
     """What `test` runs, by name and in order."""
     every = style_steps(python)
 
-    # Some tests wait for other processes, so one worker more than cores keeps all cores busy. Each
+    # Some tests wait for other processes, so two workers more than cores keep all cores busy. Each
     # worker takes up to 1.4 GB of memory.
     tests = ["qcourse", "tests", "--ignore=tests/browser"]
-    every["tests"] = pytest_command(python, *tests, workers=min(4, CORES + 1))
+    every["tests"] = pytest_command(python, *tests, workers=min(4, CORES + 2))
 
     # The lessons are longer than the solutions: these come last, so that the workers end together.
     folders = [name for name in ("notebooks", "solutions") if any((root / name).glob("*.ipynb"))]

@@ -340,7 +340,7 @@ def test_a_warm_python_that_is_ended_inside_is_started_anew(number: int, monkeyp
     """As the kernel does for want of memory: bubblewrap outside may take a moment to notice, or never."""
     monkeypatch.setattr(sandbox, "WORKER_S", 1.0)
     monkeypatch.setattr(dialogue, "WORKER_S", 1.0)
-    for _ in range(4 if number == signal.SIGKILL else 1):
+    for _ in range(2 if number == signal.SIGKILL else 1):
         grading.check_backend(BUBBLEWRAP)
         below = psutil.Process(template_of(BUBBLEWRAP)._process.pid).children(recursive=True)
         inside = next(process for process in below if process.name().startswith("python"))
