@@ -19,15 +19,24 @@ def sheet_ids() -> list[str]:
     return sorted(path.stem.removeprefix("sheet_") for path in Path(__file__).parent.glob("sheet_*.py"))
 
 
-def load_sheet(sheet_id: str) -> Sheet:
-    """The sheet called "01" (or "1").
+def known_id(sheet_id: str) -> str:
+    """The id as the sheet's file has it: "01" for "1" too.
 
     Raises:
         ValueError: there is no such sheet.
     """
     if sheet_id.zfill(2) not in sheet_ids():
         raise ValueError(f"sheet={sheet_id!r} is unknown; the sheets are {', '.join(sheet_ids())}")
-    return import_module(f"qcourse.checks.sheet_{sheet_id.zfill(2)}").SHEET
+    return sheet_id.zfill(2)
+
+
+def load_sheet(sheet_id: str) -> Sheet:
+    """The sheet called "01" (or "1").
+
+    Raises:
+        ValueError: there is no such sheet.
+    """
+    return import_module(f"qcourse.checks.sheet_{known_id(sheet_id)}").SHEET
 
 
 def find_exercise(exercise_id: object) -> Exercise:

@@ -14,7 +14,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcourse.checks.registry import load_sheet, sheet_ids
+from qcourse.checks.registry import known_id, load_sheet, sheet_ids
 from qcourse.grading.grades import Submission
 from qcourse.grading.notebook import IntakeError, code_cells, read_file, solution_of
 
@@ -64,8 +64,7 @@ def find_submissions(folder: Path, sheet: str | None = None) -> tuple[list[Found
     Raises:
         ValueError: there is no such folder, nothing to grade in it, or no such sheet.
     """
-    if sheet is not None:
-        load_sheet(sheet)  # which says what sheets there are
+    wanted = None if sheet is None else known_id(sheet)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; it should hold a folder for each student with notebooks in it.")
     entries = sorted(folder.iterdir())
@@ -83,7 +82,7 @@ def find_submissions(folder: Path, sheet: str | None = None) -> tuple[list[Found
             by_sheet.setdefault((student, sheet_of(path) or path.name), []).append(path)
     found: list[Found] = []
     for (student, number), paths in by_sheet.items():
-        if sheet is not None and number != sheet.zfill(2):
+        if wanted is not None and number != wanted:
             continue
         name = master(number).stem if number in sheet_ids() else ""
         if reason := _wrong(name, paths):
@@ -91,7 +90,7 @@ def find_submissions(folder: Path, sheet: str | None = None) -> tuple[list[Found
         else:
             found.append(Found(student, name, paths[0]))
     if not found and not problems:
-        which = f"of sheet {sheet.zfill(2)} " if sheet else ""
+        which = f"of sheet {wanted} " if wanted else ""
         raise ValueError(
             f"No submission {which}is in {folder}; it should hold <student>/<sheet>.ipynb, as ada/01_quantizer.ipynb."
         )
