@@ -225,7 +225,7 @@ def test_lloyd_max_beats_every_other_grid_on_its_data() -> None:
     fitted = CodebookQuantizer(lloyd_max(x, 16))
     end = torch.tensor(max(-fitted.levels[0], fitted.levels[-1]))
     parameters = fitted.from_range(-end, end)  # a scale of 1: at "amax" the levels would be stretched
-    assert parameters.scale == 1
+    assert parameters.scale.item() == pytest.approx(1, rel=1e-6)  # the last bit differs by instruction set
     as_it_is = fitted.decode(fitted.encode(x, parameters), parameters)
     for other in (CodebookQuantizer(NF4), FloatQuantizer(E2M1), CodebookQuantizer(NF4, scale_rule="mse")):
         assert relative_error(x, as_it_is) < relative_error(x, other(x).dequantize())
