@@ -137,9 +137,12 @@ class _Process:
         """Give it a job; its time begins now."""
         self.job, self._again = job, again
         self.until = time.monotonic() + job.wall_s
-        if self.alive:
-            self.pipe.send(job)
-        else:
+        try:
+            if self.alive:
+                self.pipe.send(job)
+        except OSError:  # it has died since its last job
+            self.end()
+        if not self.alive:
             self._start()  # the job is sent when it says that it is ready to read
 
     def outcome(self) -> Done | None:

@@ -79,6 +79,23 @@ def test_a_process_is_used_again() -> None:
     assert len({one.grade["pid"] for one in found.values() if one.grade}) == 1
 
 
+def test_a_process_that_dies_between_two_jobs_is_replaced() -> None:
+    done: list[Done] = []
+
+    def killing_the_last() -> Iterator[Job]:
+        for job in jobs("ok", "ok", "ok"):
+            if done:
+                process = psutil.Process(done[-1].grade["pid"])
+                process.kill()
+                psutil.wait_procs([process], timeout=5)
+            yield job
+
+    for one in on_this_machine(killing_the_last(), standins.work, 1):
+        done.append(one)
+    assert [one.grade is not None for one in done] == [True] * 3
+    assert len({one.grade["pid"] for one in done if one.grade}) == 3
+
+
 def test_jobs_are_taken_when_a_process_is_free() -> None:
     taken: list[str] = []
 
