@@ -94,11 +94,6 @@ class Template:
             raise SandboxError(f"no sandbox: {worker.close() or LOST}; {INSTALL}")
         return worker
 
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs."""
-        return self._process.poll() is None
-
     def close(self) -> str:
         """End it, and with it every worker that is left; what it said on stderr."""
         self._control.close()

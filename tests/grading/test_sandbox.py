@@ -443,9 +443,9 @@ def drip():
 
 def test_a_template_that_was_killed_says_so() -> None:
     template = Template(BUBBLEWRAP)
-    assert template.alive
+    assert template._process.poll() is None
     os.kill(template._process.pid, signal.SIGKILL)
-    assert soon(lambda: not template.alive)
+    assert soon(lambda: template._process.poll() is not None)
     with pytest.raises(SandboxError, match="the sandbox has ended"):
         template.worker(LIMITS)
     template.close()
