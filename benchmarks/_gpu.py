@@ -88,7 +88,10 @@ def times_us(contenders: dict[str, Captured], *, repeats: int) -> dict[str, list
 def quartiles(values: list[float]) -> dict[str, float]:
     """Lower quartile, median, upper quartile, to four digits."""
     found = statistics.quantiles(values, n=4, method="inclusive")
-    return {name: float(f"{value:.4g}") for name, value in zip(("lower", "median", "upper"), found, strict=True)}
+    return {
+        name: float(f"{value:.4g}")
+        for name, value in zip(("lower", "median", "upper"), found, strict=True)
+    }
 
 
 def copy_bytes_per_s(repeats: int = 15) -> float:
@@ -96,7 +99,12 @@ def copy_bytes_per_s(repeats: int = 15) -> float:
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     captured = capture([lambda: target.copy_(source)])
-    return 2 * source.nbytes / statistics.median(times_us({"copy": captured}, repeats=repeats)["copy"]) * 1e6
+    return (
+        2
+        * source.nbytes
+        / statistics.median(times_us({"copy": captured}, repeats=repeats)["copy"])
+        * 1e6
+    )
 
 
 def gpu_stamp() -> dict[str, str]:
@@ -105,8 +113,17 @@ def gpu_stamp() -> dict[str, str]:
 
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+        driver = (
+            subprocess.run(query, capture_output=True, text=True, check=True)
+            .stdout.splitlines()[0]
+            .strip()
+        )
     except (OSError, subprocess.CalledProcessError, IndexError):
         driver = "unknown"
     toolkit = torch.version.cuda or torch.version.hip or "unknown"
-    return {"gpu": torch.cuda.get_device_name(), "driver": driver, "toolkit": toolkit, "triton": triton.__version__}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver,
+        "toolkit": toolkit,
+        "triton": triton.__version__,
+    }

@@ -31,19 +31,27 @@ def timed_ms(call: Callable[[], object], *, repeats: int = 9) -> dict[str, float
 
 def spread(values: list[float]) -> dict[str, float]:
     """The least and the median, to four digits."""
-    return {name: float(f"{f(values):.4g}") for name, f in (("min", min), ("median", statistics.median))}
+    return {
+        name: float(f"{f(values):.4g}") for name, f in (("min", min), ("median", statistics.median))
+    }
 
 
 def peak_bytes() -> int:
     """The most memory that this process has held (VmHWM, so on Linux alone); 0 where the system does not tell."""
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
+    found = (
+        re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if status.exists()
+        else None
+    )
     return 1024 * int(found[1]) if found else 0
 
 
 def stamp(device: str = "cpu") -> dict[str, str | int]:
     """Where and when: device, processor, cores that this process may use, threads of torch, versions, date."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return {
         "device": device,
         "cpu": processor(),
@@ -69,6 +77,8 @@ def report(name: str, rows: list[dict], *, device: str = "cpu") -> None:
     for row in rows:
         target = "" if row["target"] is None else f"{row['target']:g}"
         missed = "  missed" if target and row["min"] > row["target"] else ""
-        print(f"{row['what']:46}{row['unit']:>6}{row['min']:>10g}{row['median']:>10g}{target:>10}{missed}")
+        print(
+            f"{row['what']:46}{row['unit']:>6}{row['min']:>10g}{row['median']:>10g}{target:>10}{missed}"
+        )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(stamped, indent=2) + "\n", encoding="utf-8")

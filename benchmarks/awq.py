@@ -28,7 +28,10 @@ INT4 = IntQuantizer(4, granularity=PerGroup(SIZE))
 def layer(side: int, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
     """A weight and its inputs."""
     generator = torch.Generator().manual_seed(0)
-    w, x = torch.randn(side, side, generator=generator), torch.randn(tokens, side, generator=generator)
+    w, x = (
+        torch.randn(side, side, generator=generator),
+        torch.randn(tokens, side, generator=generator),
+    )
     x[:, ::200] *= 15
     return w, x
 
@@ -56,7 +59,11 @@ def times(side: int, target: float | None, repeats: int) -> list[dict]:
         row(f"{name}: scale and clip", "s", seconds(lambda: awq(w, x, INT4), repeats), target),
         row(f"{name}: scale alone", "s", seconds(lambda: awq(w, x, INT4, clip=False), repeats)),
         row(f"{name}: x^T x of 8192 tokens", "s", spread([square_s])),
-        row(f"{name}: both, by x^T x", "s", seconds(lambda: method.quantize({"w": w}, seen), min(repeats, 2))),
+        row(
+            f"{name}: both, by x^T x",
+            "s",
+            seconds(lambda: method.quantize({"w": w}, seen), min(repeats, 2)),
+        ),
     ]
 
 
@@ -96,7 +103,9 @@ def choices(side: int) -> list[dict]:
     start = time.perf_counter()
     direct = direct_clips(ws, xs)
     time_s = time.perf_counter() - start
-    searched = (result.shrink < 1).any(1)  # the other rows are left unclipped, since clipping all groups does not pay
+    searched = (result.shrink < 1).any(
+        1
+    )  # the other rows are left unclipped, since clipping all groups does not pay
     differ = int((result.shrink != direct)[searched].sum())
     name = f"{side} x {side}"
     return [
@@ -131,5 +140,11 @@ if __name__ == "__main__":
     else:
         report(
             "awq_cpu",
-            [*times(4096, 5, 3), *times(1024, None, 5), *errors(4096), *choices(512), *memory(4096)],
+            [
+                *times(4096, 5, 3),
+                *times(1024, None, 5),
+                *errors(4096),
+                *choices(512),
+                *memory(4096),
+            ],
         )

@@ -18,19 +18,23 @@ from _stamp import report, spread
 from torch import Tensor, nn
 
 from qcourse import IntQuantizer, PerChannel, PerGroup, quantize_model
-from qcourse.cost.devices import measure
+from qcourse.cost.devices import measure_device
 from qcourse.cost.memory import bytes_per_parameter
 from qcourse.cost.roofline import Device, Work, roofline
 from qcourse.models.llama import KVCache, Llama, random_llama
 from qcourse.models.llama_config import LlamaConfig
-from qcourse.models.quantize import QuantizedLinear
+from qcourse.recipes.quantize import QuantizedLinear
 
 VOCABULARY, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS = 32_000, 2048, 5632, 32, 4
 PROMPT, STEPS = 64, 12
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 INT4 = IntQuantizer(4, granularity=PerGroup(128), scale_dtype=torch.float16)
 INT8 = IntQuantizer(8, granularity=PerChannel(0))
-BITS_READ = {"bfloat16": 16, "int8": 8, "int4": 4 + 32 / 128}  # what a kernel reads: the INT4 one a scale and a zero
+BITS_READ = {
+    "bfloat16": 16,
+    "int8": 8,
+    "int4": 4 + 32 / 128,
+}  # what a kernel reads: the INT4 one a scale and a zero
 
 
 class Int8Linear(nn.Module):
@@ -113,28 +117,38 @@ def predicted_ms(config: LlamaConfig, bits: float, batch: int, device: Device) -
     shapes = {bits: block * config.num_hidden_layers, 16.0: [(HIDDEN, VOCABULARY)]}
     if bits == 16:
         shapes = {16.0: block * config.num_hidden_layers + [(HIDDEN, VOCABULARY)]}
-    work = Work(2 * 2 * kv * config.num_hidden_layers * PROMPT * batch, 0)  # keys and values of 2 bytes
+    work = Work(
+        2 * 2 * kv * config.num_hidden_layers * PROMPT * batch, 0
+    )  # keys and values of 2 bytes
     for bits_read, matrices in shapes.items():
         for a, b in matrices:
-            work += Work(a * b * bytes_per_parameter(bits_read) + 2 * batch * (a + b), 2 * batch * a * b)
+            work += Work(
+                a * b * bytes_per_parameter(bits_read) + 2 * batch * (a + b), 2 * batch * a * b
+            )
     return 1000 * roofline(work, device, "bfloat16")
 
 
 def rows(layers: int, device: torch.device) -> list[dict]:
     """A line for each model and batch: time a step, tokens a second, the roofline's prediction."""
     config = LlamaConfig(VOCABULARY, HIDDEN, INTERMEDIATE, layers, HEADS, KV_HEADS)
-    roof = measure() if device.type == "cpu" else None
+    roof = measure_device() if device.type == "cpu" else None
     found: list[dict] = []
     plain: dict[int, float] = {}
     for name, make in MODELS.items():
-        model = make(random_llama(config, seed=0).bfloat16().requires_grad_(False).eval()).to(device)
+        model = make(random_llama(config, seed=0).bfloat16().requires_grad_(False).eval()).to(
+            device
+        )
         for batch in BATCHES:
             times = step_ms(model, batch, device)
             line = {"what": f"{name}, batch {batch}", "unit": "ms", **times, "target": None}
             line["tokens_per_s"] = float(f"{1000 * batch / times['min']:.4g}")
-            line["faster_than_bfloat16"] = float(f"{plain.setdefault(batch, times['min']) / times['min']:.3g}")
+            line["faster_than_bfloat16"] = float(
+                f"{plain.setdefault(batch, times['min']) / times['min']:.3g}"
+            )
             if roof:
-                line["roofline_ms"] = float(f"{predicted_ms(config, BITS_READ[name], batch, roof):.4g}")
+                line["roofline_ms"] = float(
+                    f"{predicted_ms(config, BITS_READ[name], batch, roof):.4g}"
+                )
             found.append(line)
             print(line, flush=True)
         del model
@@ -143,9 +157,15 @@ def rows(layers: int, device: torch.device) -> list[dict]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=22, help="22 are TinyLlama's, 1.1 billion parameters")
+    parser.add_argument(
+        "--layers", type=int, default=22, help="22 are TinyLlama's, 1.1 billion parameters"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     where = torch.device(options.device)
     label = torch.cuda.get_device_name() if where.type == "cuda" else "cpu"
-    report("decode_gpu" if where.type == "cuda" else "decode_cpu", rows(options.layers, where), device=label)
+    report(
+        "decode_gpu" if where.type == "cuda" else "decode_cpu",
+        rows(options.layers, where),
+        device=label,
+    )

@@ -57,7 +57,14 @@ def times() -> list[dict]:
     ]
     for name, each in QUANTIZERS.items():
         q = each(w)
-        rows.append({"what": f"{name}, dequantize", "unit": "ms", **timed_ms(q.dequantize, repeats=5), "target": None})
+        rows.append(
+            {
+                "what": f"{name}, dequantize",
+                "unit": "ms",
+                **timed_ms(q.dequantize, repeats=5),
+                "target": None,
+            }
+        )
     return rows
 
 
@@ -74,7 +81,9 @@ def memory() -> list[dict]:
     rows = []
     for name in QUANTIZERS:
         over = [1 + (fresh(name) - fresh("nothing")) / size for _ in range(3)]
-        rows.append({"what": f"{name}, peak memory", "unit": "x", **spread(over), "target": TARGET_MEMORY})
+        rows.append(
+            {"what": f"{name}, peak memory", "unit": "x", **spread(over), "target": TARGET_MEMORY}
+        )
     return rows
 
 

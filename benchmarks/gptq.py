@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qcourse import IntQuantizer, PerGroup
 from qcourse.methods.gptq import gptq
-from qcourse.methods.hessian import Hessian, output_error
+from qcourse.methods.inverse_factor import Hessian, output_error
 
 DAMP = 0.01
 TARGET_S = {1024: 0.2, 4096: 2.2}
@@ -58,7 +58,11 @@ def algorithm_1(w: Tensor, h: Tensor, group_size: int, *, block_size: int = 128)
     u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped(h))), upper=True)
     for start in range(0, w.shape[1], block_size):
         stop = start + block_size
-        block, errors, u_block = w[:, start:stop].clone(), torch.empty_like(w[:, start:stop]), u[start:stop, start:stop]
+        block, errors, u_block = (
+            w[:, start:stop].clone(),
+            torch.empty_like(w[:, start:stop]),
+            u[start:stop, start:stop],
+        )
         for j in range(block.shape[1]):
             if (start + j) % group_size == 0:
                 scale = w[:, start + j : start + j + group_size].abs().amax(dim=1) / 7.5
@@ -72,7 +76,10 @@ def algorithm_1(w: Tensor, h: Tensor, group_size: int, *, block_size: int = 128)
 def plain(w: Tensor, h: Tensor, group_size: int) -> Tensor:
     """w_hat column by column in float64, each error answered at once by all later columns."""
     w = w.double()
-    w_hat, u = torch.empty_like(w), torch.linalg.cholesky(torch.linalg.inv(damped(h.double())), upper=True)
+    w_hat, u = (
+        torch.empty_like(w),
+        torch.linalg.cholesky(torch.linalg.inv(damped(h.double())), upper=True),
+    )
     for j in range(w.shape[1]):
         if j % group_size == 0:
             scale = w[:, j : j + group_size].abs().amax(dim=1) / 7.5
@@ -106,8 +113,12 @@ def times(size: int) -> list[dict]:
         (", act order", {"act_order": True}),
         (", act order, static groups", {"act_order": True, "static_groups": True}),
     ):
-        ours = timed_ms(lambda o=options: gptq(w, hessian, quantizer(128), damp=DAMP, **o), repeats=repeats)
-        rows.append(row(f"{size}, g128{name}", "s", in_s(ours), None if options else TARGET_S.get(size)))
+        ours = timed_ms(
+            lambda o=options: gptq(w, hessian, quantizer(128), damp=DAMP, **o), repeats=repeats
+        )
+        rows.append(
+            row(f"{size}, g128{name}", "s", in_s(ours), None if options else TARGET_S.get(size))
+        )
     ours = timed_ms(lambda: gptq(w, hessian, quantizer(32), damp=DAMP), repeats=3)
     rows.append(row(f"{size}, g32", "s", in_s(ours)))
     theirs = timed_ms(lambda: algorithm_1(w, h, 128), repeats=3)
@@ -136,14 +147,22 @@ def errors(size: int) -> list[dict]:
             row(f"{name}, Algorithm 1 as written", "error", theirs),
             row(name, "error", ours(grid), theirs["min"] if group_size == 128 else None),
             row(f"{name}, act order", "error", ours(grid, act_order=True)),
-            row(f"{name}, act order, static groups", "error", ours(grid, act_order=True, static_groups=True)),
+            row(
+                f"{name}, act order, static groups",
+                "error",
+                ours(grid, act_order=True, static_groups=True),
+            ),
         ]
         if size <= 1024:
-            rows.append(row(f"{name}, column by column in float64", "error", of(plain(w, h, group_size))))
+            rows.append(
+                row(f"{name}, column by column in float64", "error", of(plain(w, h, group_size)))
+            )
     if size <= 1024:
         grid = quantizer(32, "mse")
         rows.append(row(f"{size}, g32, mse", "error", ours(grid)))
-        rows.append(row(f"{size}, g32, mse, static groups", "error", ours(grid, static_groups=True)))
+        rows.append(
+            row(f"{size}, g32, mse, static groups", "error", ours(grid, static_groups=True))
+        )
     return rows
 
 
@@ -171,11 +190,15 @@ def in_this_process(what: str, size: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sizes", type=int, nargs="*", default=[1024, 4096], help="inputs and outputs of the layer")
+    parser.add_argument(
+        "sizes", type=int, nargs="*", default=[1024, 4096], help="inputs and outputs of the layer"
+    )
     parser.add_argument("--inside", choices=("gptq", "nothing"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         in_this_process(options.inside, options.sizes[0])
     else:
         kinds = (times, errors, memory)
-        report("gptq_cpu", [line for kind in kinds for size in options.sizes for line in kind(size)])
+        report(
+            "gptq_cpu", [line for kind in kinds for size in options.sizes for line in kind(size)]
+        )

@@ -21,7 +21,8 @@ import psutil
 from _stamp import report, spread
 
 from qcourse.checks.registry import sheet_ids
-from qcourse.grading import intake, judge
+from qcourse.grading import grade_submission as grading_process
+from qcourse.grading import intake
 from qcourse.grading.grades import Limits
 
 WORKERS = 2
@@ -36,10 +37,10 @@ def one_warm(sheet: str, repeats: int) -> dict:
     """The time of one submission of a sheet, in a process that has graded before."""
     found = intake.Found("ada", intake.master(sheet).stem, intake.master(sheet))
     submission, times = intake.read_submission(found), []
-    judge.check_backend("bubblewrap")
+    grading_process.check_backend("bubblewrap")
     for seed in range(repeats):
         start = time.perf_counter()
-        grade = judge.grade_submission(submission, seed=seed)
+        grade = grading_process.grade_submission(submission, seed=seed)
         times.append(time.perf_counter() - start)
         assert grade.points == grade.max_points, grade
     return row(f"one, warm, sheet {sheet}", "s", times, 1.5)
@@ -52,7 +53,15 @@ def whole_class(size: int, sheet: str = "01") -> list[dict]:
         for number in range(size):
             (submitted / f"student-{number}").mkdir(parents=True)
             shutil.copy(intake.master(sheet), submitted / f"student-{number}")
-        command = [sys.executable, "-m", "qcourse.cli", "grade", str(submitted), "--workers", str(WORKERS)]
+        command = [
+            sys.executable,
+            "-m",
+            "qcourse.cli",
+            "grade",
+            str(submitted),
+            "--workers",
+            str(WORKERS),
+        ]
         start, peak = time.perf_counter(), 0
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
             while run.poll() is None:
@@ -85,13 +94,20 @@ def held_bytes(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--class-size", type=int, default=120)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     sheets = [one_warm(sheet, options.repeats) for sheet in sheet_ids()]
     mean = statistics.mean(one["median"] for one in sheets)
-    judge.close()
+    grading_process.close()
     report(
-        "grading", [*sheets, row("one, warm, mean of the sheets", "s", [mean], 1.5), *whole_class(options.class_size)]
+        "grading",
+        [
+            *sheets,
+            row("one, warm, mean of the sheets", "s", [mean], 1.5),
+            *whole_class(options.class_size),
+        ],
     )

@@ -26,7 +26,9 @@ def rows() -> list[dict]:
             (f"hadamard_transform, {size}", lambda x=x: hadamard_transform(x), TARGET_MS.get(n)),
             (f"x @ H, {size}", lambda x=x, h=h: x @ h, None),
         ):
-            found.append({"what": what, "unit": "ms", **timed_ms(call, repeats=5), "target": target})
+            found.append(
+                {"what": what, "unit": "ms", **timed_ms(call, repeats=5), "target": target}
+            )
     return found
 
 

@@ -36,7 +36,7 @@ from qcourse.kernels.int4_matmul import int4_matmul
 from qcourse.kernels.int4_weight import Int4Weight
 from qcourse.kernels.reference import dense
 from qcourse.kernels.triton_int4_configs import BATCHES, table
-from qcourse.kernels.triton_int4_launch import available, decode, int4_mm
+from qcourse.kernels.triton_int4_launch import unavailable_reason, decode, int4_mm
 
 CPU_BATCHES = (1, 4, 16, 32, 64, 128, 256, 512)
 CPU_STACK_NBYTES = 100_000_000
@@ -92,13 +92,19 @@ def contenders(N: int, K: int) -> Iterator[tuple[str, Contender]]:
     yield "tuned bf16", Contender(our_nbytes, ours, multiply, bf16)
     yield "int4_matmul", Contender(our_nbytes, lambda: whole_weight(N, K), int4_matmul)
     yield "decode and dense", Contender(our_nbytes, ours, decoded)
-    yield "tinygemm", Contender(packed + 4 * N * groups, lambda: tinygemm(N, K), tinygemm_call, bf16)
+    yield (
+        "tinygemm",
+        Contender(packed + 4 * N * groups, lambda: tinygemm(N, K), tinygemm_call, bf16),
+    )
     yield "FP8", Contender(N * K, lambda: fp8(N, K), fp8_call, FP8)
     try:
         import gemlite  # noqa: F401
     except ImportError:
         return
-    yield "gemlite", Contender(our_nbytes, lambda: (gemlite_layer(N, K),), lambda x, layer: layer(x))
+    yield (
+        "gemlite",
+        Contender(our_nbytes, lambda: (gemlite_layer(N, K),), lambda x, layer: layer(x)),
+    )
 
 
 FP8 = torch.float8_e4m3fn
@@ -124,7 +130,11 @@ def fp8(N: int, K: int) -> tuple[Tensor, Tensor]:
 def whole_weight(N: int, K: int) -> tuple[Int4Weight]:
     """A weight as int4_matmul takes it."""
     w = torch.randn(N, K, device="cuda", dtype=torch.float16).mul_(0.02)
-    return (Int4Weight.from_quantized(quantize(w, 4, granularity=PerGroup(GROUP_SIZE), scale_dtype=torch.float16)),)
+    return (
+        Int4Weight.from_quantized(
+            quantize(w, 4, granularity=PerGroup(GROUP_SIZE), scale_dtype=torch.float16)
+        ),
+    )
 
 
 def fp8_call(x: Tensor, w: Tensor, one: Tensor) -> Tensor:
@@ -136,7 +146,9 @@ def gemlite_layer(N: int, K: int) -> object:
     """gemlite's layer, with random codes."""
     from gemlite.core import DType, GemLiteLinearTriton
 
-    layer = GemLiteLinearTriton(4, GROUP_SIZE, K, N, input_dtype=DType.FP16, output_dtype=DType.FP16)
+    layer = GemLiteLinearTriton(
+        4, GROUP_SIZE, K, N, input_dtype=DType.FP16, output_dtype=DType.FP16
+    )
     codes = torch.randint(0, 16, (N, K), dtype=torch.uint8, device="cuda")
     scale = torch.rand(N, K // GROUP_SIZE, device="cuda").mul_(0.01).half()
     layer.pack(codes, scale, torch.full_like(scale, 8), None)
@@ -163,7 +175,10 @@ def measured(N: int, K: int) -> Iterator[dict]:
         for name, values in times.items():
             us, size = quartiles(values), 2 if ways[name].dtype != FP8 else 1
             nbytes = ways[name].nbytes + M * (K * size + N * 2)
-            rates = {"GB_per_s": round(nbytes / us["median"] / 1e3), "over_fp16": round(base / us["median"], 3)}
+            rates = {
+                "GB_per_s": round(nbytes / us["median"] / 1e3),
+                "over_fp16": round(base / us["median"], 3),
+            }
             yield {"N": N, "K": K, "batch": M, "contender": name, "us": us, **rates}
 
 
@@ -195,7 +210,12 @@ def on_gpu(shapes: list[tuple[int, int]], seconds: float) -> None:
         rows += new
         show(N, K, new)
         torch.cuda.empty_cache()
-        text = json.dumps(head | {"results": []})[:-2] + "\n" + ",\n".join(map(json.dumps, rows)) + "\n]}\n"
+        text = (
+            json.dumps(head | {"results": []})[:-2]
+            + "\n"
+            + ",\n".join(map(json.dumps, rows))
+            + "\n]}\n"
+        )
         (RESULTS / "int4_kernel_gpu.json").write_text(text, encoding="utf-8")
 
 
@@ -204,22 +224,34 @@ def show(N: int, K: int, rows: list[dict]) -> None:
     print(f"\n{N} x {K}, us" + "".join(f"{M:>9}" for M in BATCHES))
     for name in dict.fromkeys(row["contender"] for row in rows):
         found = {row["batch"]: row for row in rows if row["contender"] == name}
-        print(f"{name:18}" + "".join(f"{found[M]['us']['median']:>9.1f}" if M in found else " " * 9 for M in BATCHES))
+        print(
+            f"{name:18}"
+            + "".join(
+                f"{found[M]['us']['median']:>9.1f}" if M in found else " " * 9 for M in BATCHES
+            )
+        )
         if name == "tuned fp16":
-            print(f"{'   over fp16':18}" + "".join(f"{found[M]['over_fp16']:>9.2f}" for M in BATCHES if M in found))
+            print(
+                f"{'   over fp16':18}"
+                + "".join(f"{found[M]['over_fp16']:>9.2f}" for M in BATCHES if M in found)
+            )
     print(end="", flush=True)
 
 
 def on_cpu() -> list[dict]:
     """Rows for the CPU, milliseconds a product, a stack of weights gone through that no cache holds."""
-    return [row for side in (4096, 8192) for M in CPU_BATCHES for row in cpu_rows(side, M, stacks(side))]
+    return [
+        row for side in (4096, 8192) for M in CPU_BATCHES for row in cpu_rows(side, M, stacks(side))
+    ]
 
 
 @cache
 def stacks(side: int) -> dict[str, list]:
     """Copies of one weight in each format, each format more than CPU_STACK_NBYTES."""
     w = torch.randn(side, side, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    w4 = Int4Weight.from_quantized(quantize(w, 4, granularity=PerGroup(GROUP_SIZE), scale_dtype=torch.bfloat16))
+    w4 = Int4Weight.from_quantized(
+        quantize(w, 4, granularity=PerGroup(GROUP_SIZE), scale_dtype=torch.bfloat16)
+    )
     codes = quantize(w, 8, granularity=PerChannel(0)).codes
     count = [CPU_STACK_NBYTES // (side * side * bits // 8) + 1 for bits in (32, 16, 8, 4)]
     return {
@@ -238,15 +270,23 @@ def cpu_rows(side: int, M: int, stack: dict[str, list]) -> list[dict]:
     contenders: dict[str, tuple[str, Callable]] = {
         "F.linear fp32": ("fp32", lambda w: F.linear(x32, w)),
         "F.linear bf16": ("bf16", lambda w: F.linear(x, w)),
-        "INT8 weights, torch's product": ("int8", lambda w: torch.ops.aten._weight_int8pack_mm(x, w, scale)),
+        "INT8 weights, torch's product": (
+            "int8",
+            lambda w: torch.ops.aten._weight_int8pack_mm(x, w, scale),
+        ),
         "INT4, int4_matmul": ("int4", lambda w: int4_matmul(x, w)),
-        "  torch's INT4 product alone": ("int4", lambda w: int4_cpu.multiply(x, w.packed, *w.extras, **only)),
+        "  torch's INT4 product alone": (
+            "int4",
+            lambda w: int4_cpu.multiply(x, w.packed, *w.extras, **only),
+        ),
         "  decoded, then dense": ("int4", lambda w: dense(x, w)),
     }
     rows, repeats = [], 7 if M <= 16 else 3
     for what, (kind, call) in contenders.items():
         weights = stack[kind] if M <= 16 else stack[kind][:1]  # a large batch waits for no memory
-        took = timed_ms(lambda call=call, weights=weights: [call(w) for w in weights], repeats=repeats)
+        took = timed_ms(
+            lambda call=call, weights=weights: [call(w) for w in weights], repeats=repeats
+        )
         took = {name: float(f"{value / len(weights):.4g}") for name, value in took.items()}
         rows.append({"what": f"{side}, batch {M}: {what}", "unit": "ms", **took, "target": None})
     plain = rows[1]["min"]
@@ -257,12 +297,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["cpu", "gpu"], help="one of the tables")
     parser.add_argument("--shapes", nargs="*", help="such as 8192x8192; all where none is named")
-    parser.add_argument("--seconds", type=float, default=480, help="begin no matrix on the GPU after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=480, help="begin no matrix on the GPU after so long"
+    )
     arguments = parser.parse_args()
     if arguments.only != "gpu":
         report("int4_kernel_cpu", on_cpu())
     if arguments.only != "cpu":
-        reason = available() if torch.cuda.is_available() else "there is no GPU that torch can use"
+        reason = (
+            unavailable_reason()
+            if torch.cuda.is_available()
+            else "there is no GPU that torch can use"
+        )
         if reason:
             print(f"No table for a GPU: {reason}")
         else:

@@ -31,7 +31,11 @@ def row(what: str, unit: str, values: dict[str, float], target: float | None = N
 def fresh(code: str) -> float:
     """The number that `code` prints in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return float(done.stdout)
 
@@ -42,18 +46,36 @@ def quantizing() -> list[dict]:
     rows = []
     for name, bits, options, target in (
         ("groups of 128, 4 bits", 4, {"granularity": PerGroup(128)}, 60),
-        ("groups of 128, 4 bits, asymmetric", 4, {"granularity": PerGroup(128), "symmetric": False}, None),
+        (
+            "groups of 128, 4 bits, asymmetric",
+            4,
+            {"granularity": PerGroup(128), "symmetric": False},
+            None,
+        ),
         ("groups of 32, 4 bits", 4, {"granularity": PerGroup(32)}, None),
         ("channels (rows), 8 bits", 8, {"granularity": PerChannel(0)}, None),
         ("channels (columns), 8 bits", 8, {"granularity": PerChannel(1)}, None),
         ("tensor, 8 bits", 8, {"granularity": PerTensor()}, None),
     ):
         q = quantize(x, bits, **options)
-        rows.append(row(f"quantize, {name}", "ms", timed_ms(lambda b=bits, o=options: quantize(x, b, **o)), target))
+        rows.append(
+            row(
+                f"quantize, {name}",
+                "ms",
+                timed_ms(lambda b=bits, o=options: quantize(x, b, **o)),
+                target,
+            )
+        )
         rows.append(row(f"dequantize, {name}", "ms", timed_ms(q.dequantize)))
     strip = x[: SIDE // 16]
     options = {"granularity": PerGroup(128), "scale_rule": "mse"}
-    rows.append(row("quantize, mse, 256 rows alone", "ms", timed_ms(lambda: quantize(strip, 4, **options), repeats=3)))
+    rows.append(
+        row(
+            "quantize, mse, 256 rows alone",
+            "ms",
+            timed_ms(lambda: quantize(strip, 4, **options), repeats=3),
+        )
+    )
     return rows
 
 
@@ -65,13 +87,17 @@ def packing() -> list[dict]:
         generator = torch.Generator().manual_seed(bits)
         codes = torch.randint(-half, half, (SIDE, SIDE), generator=generator, dtype=torch.int8)
         packed, count, target = pack(codes, bits), codes.numel(), 25 if bits == 4 else None
-        rows.append(row(f"pack, {bits} bits", "ms", timed_ms(lambda c=codes, b=bits: pack(c, b)), target))
+        rows.append(
+            row(f"pack, {bits} bits", "ms", timed_ms(lambda c=codes, b=bits: pack(c, b)), target)
+        )
         unpacking = timed_ms(lambda p=packed, b=bits, n=count: unpack(p, b, n))
         rows.append(row(f"unpack, {bits} bits", "ms", unpacking, target))
         if bits == 4:
             words = pack_int32(codes, bits)
             rows.append(row("pack_int32, 4 bits", "ms", timed_ms(lambda c=codes: pack_int32(c, 4))))
-            rows.append(row("unpack_int32, 4 bits", "ms", timed_ms(lambda w=words: unpack_int32(w, 4))))
+            rows.append(
+                row("unpack_int32, 4 bits", "ms", timed_ms(lambda w=words: unpack_int32(w, 4)))
+            )
     return rows
 
 
@@ -81,7 +107,10 @@ def memory() -> list[dict]:
         return []
     size_kib = SIDE * SIDE * 4 / 1024
     idle = f"{MAKE}; import qcourse; qcourse.quantize"  # all is imported in both
-    peaks = [1 + (fresh(f"{MAKE}; {QUANTIZE}; {PEAK}") - fresh(f"{idle}; {PEAK}")) / size_kib for _ in range(3)]
+    peaks = [
+        1 + (fresh(f"{MAKE}; {QUANTIZE}; {PEAK}") - fresh(f"{idle}; {PEAK}")) / size_kib
+        for _ in range(3)
+    ]
     return [row("peak memory of quantize, input included", "x", spread(peaks), 3)]
 
 

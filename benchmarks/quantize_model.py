@@ -18,8 +18,8 @@ from _stamp import peak_bytes, report, spread, timed_ms
 from qcourse import IntQuantizer, PerGroup
 from qcourse.models.llama import random_llama
 from qcourse.models.llama_config import LlamaConfig
-from qcourse.models.quantize import quantize_model
-from qcourse.models.report import nbytes
+from qcourse.recipes.quantize import quantize_model
+from qcourse.recipes.report import nbytes
 
 SMALL = LlamaConfig(4096, 256, 768, 6, 8, 4)
 METHOD = IntQuantizer(4, granularity=PerGroup(128), scale_dtype=torch.float16)
@@ -71,9 +71,14 @@ def small() -> list[dict]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=22, help="22 are TinyLlama's, 1.1 billion parameters")
     parser.add_argument(
-        "--vocabulary", type=int, default=32000, help="the embedding and the head, which stay in float32"
+        "--layers", type=int, default=22, help="22 are TinyLlama's, 1.1 billion parameters"
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=int,
+        default=32000,
+        help="the embedding and the head, which stay in float32",
     )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -21,13 +21,13 @@ from qcourse.kernels.triton_int4_configs import (
     BATCHES,
     LEAST_BLOCKS,
     MOST_SPLITS,
-    Config,
-    by_rule,
+    TileConfig,
     choose,
+    tile_by_rule,
     widths,
     write,
 )
-from qcourse.kernels.triton_int4_launch import available, decode, int4_mm
+from qcourse.kernels.triton_int4_launch import unavailable_reason, decode, int4_mm
 
 SERVES = {1: (1, 2, 4)}  # a batch that is tuned for others too
 TUNED = (1, 8, 16, 32, 64, 128, 256)
@@ -44,24 +44,31 @@ SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 FILE = RESULTS / "int4_tuning_gpu.json"
 
 
-def candidates(M: int, N: int, K: int) -> Iterator[Config]:
+def candidates(M: int, N: int, K: int) -> Iterator[TileConfig]:
     """The grid, less what would leave most of the GPU idle or cannot fit it."""
-    properties, (narrowest, widest) = torch.cuda.get_device_properties(0), widths(torch.device("cuda", 0))
+    properties, (narrowest, widest) = (
+        torch.cuda.get_device_properties(0),
+        widths(torch.device("cuda", 0)),
+    )
     width = 1 << (M - 1).bit_length()
     tried = {8: (8,), 128: (64, 128), 256: (128, 256)}.get(max(8, width), (width,))
-    for block_m in sorted({max(narrowest, min(each, widest if widest < 128 else 256)) for each in tried}):
+    for block_m in sorted(
+        {max(narrowest, min(each, widest if widest < 128 else 256)) for each in tried}
+    ):
         for block_n, warps in TILES[block_m]:
             if widest < 64 and warps > 2:
                 continue
             tiles = -(-N // block_n) * -(-M // block_m)
-            warps_at_once = 16 if block_m < 64 else 8  # of one multiprocessor, to hide waiting behind
+            warps_at_once = (
+                16 if block_m < 64 else 8
+            )  # of one multiprocessor, to hide waiting behind
             wanted = warps_at_once * properties.multi_processor_count / warps / tiles
             for splits in SPLITS:
                 fits = splits <= min(MOST_SPLITS, -(-K // 128) // LEAST_BLOCKS)
                 if splits > 1 and (not fits or not wanted / 3 <= splits <= 3 * wanted):
                     continue
                 for stages in STAGES[block_m]:
-                    config = Config(block_n, block_m, splits, warps, stages)
+                    config = TileConfig(block_n, block_m, splits, warps, stages)
                     if config.shared_nbytes <= properties.shared_memory_per_block_optin:
                         yield config
 
@@ -71,15 +78,17 @@ def weights(N: int, K: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [int4_weight(N, K) for _ in range(copies(N * K // 2))]
 
 
-def calls(x: torch.Tensor, packed: list, config: Config) -> list:
+def calls(x: torch.Tensor, packed: list, config: TileConfig) -> list:
     """The kernel on each copy."""
     return [
-        lambda words=words, scale=scale: int4_mm(x, words, scale, group_size=GROUP_SIZE, config=config)
+        lambda words=words, scale=scale: int4_mm(
+            x, words, scale, group_size=GROUP_SIZE, config=config
+        )
         for words, scale in packed
     ]
 
 
-def best(M: int, K: int, packed: list, grid: list[Config]) -> tuple[Config, float]:
+def best(M: int, K: int, packed: list, grid: list[TileConfig]) -> tuple[TileConfig, float]:
     """The fastest of the grid, and its microseconds."""
     x = torch.randn(M, K, device="cuda", dtype=torch.float16)
     graphs, first = {}, {}
@@ -87,14 +96,18 @@ def best(M: int, K: int, packed: list, grid: list[Config]) -> tuple[Config, floa
         name = str(astuple(config))
         try:
             graphs[name] = capture(calls(x, packed, config))
-        except Exception as error:  # a compiler or driver that refuses is no candidate; why is printed
+        except (
+            Exception
+        ) as error:  # a compiler or driver that refuses is no candidate; why is printed
             print(f"    {name}: {type(error).__name__}: {str(error)[:120]}", flush=True)
             continue
         first[name] = statistics.median(times_us({name: graphs[name]}, repeats=3)[name])
     leaders = sorted(first, key=first.__getitem__)[:4]
     again = times_us({name: graphs[name] for name in leaders}, repeats=11)
     winner = min(leaders, key=lambda name: statistics.median(again[name]))
-    return Config(*json.loads(winner.replace("(", "[").replace(")", "]"))), statistics.median(again[winner])
+    return TileConfig(*json.loads(winner.replace("(", "[").replace(")", "]"))), statistics.median(
+        again[winner]
+    )
 
 
 def crossover() -> int:
@@ -122,13 +135,17 @@ def crossover() -> int:
 def freeze(found: dict, *, crossover: int | None) -> None:
     """Write the table: what was found, the rest by rule."""
     count = torch.cuda.get_device_properties(0).multi_processor_count
-    table: dict[str, dict[str, Config]] = {}
+    table: dict[str, dict[str, TileConfig]] = {}
     for N, K in SHAPES:
         known = found.get(f"{N}x{K}", {})
         limits = widths(torch.device("cuda", 0))
-        entries = {str(M): by_rule(M, N, K, multiprocessors=count, widths=limits) for M in BATCHES}
+        entries = {
+            str(M): tile_by_rule(M, N, K, multiprocessors=count, widths=limits) for M in BATCHES
+        }
         for at, tuned in known.items():
-            entries |= {str(M): Config(*tuned["config"]) for M in SERVES.get(int(at), (int(at),))}
+            entries |= {
+                str(M): TileConfig(*tuned["config"]) for M in SERVES.get(int(at), (int(at),))
+            }
         table[f"{N}x{K}"] = entries
     missing = sum(len(TUNED) - len(found.get(f"{N}x{K}", {})) for N, K in SHAPES)
     source = f"benchmarks/tune_int4.py on {torch.cuda.get_device_name()}, {stamp()['date']}"
@@ -151,9 +168,16 @@ def main(seconds: float) -> None:
                 continue
             grid = list(candidates(M, N, K))
             config, us = best(M, K, packed, grid)
-            entries[str(M)] = {"config": list(astuple(config)), "us": round(us, 2), "tried": len(grid)}
+            entries[str(M)] = {
+                "config": list(astuple(config)),
+                "us": round(us, 2),
+                "tried": len(grid),
+            }
             spent, rate = time.perf_counter() - start, N * K / 2 / us / 1e6
-            print(f"{spent:4.0f} s  {N}x{K} batch {M}: {config}, {us:.1f} us, {rate:.2f} TB/s", flush=True)
+            print(
+                f"{spent:4.0f} s  {N}x{K} batch {M}: {config}, {us:.1f} us, {rate:.2f} TB/s",
+                flush=True,
+            )
             kept = {"stamp": stamp("cuda") | here, "found": found}
             FILE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         del packed
@@ -165,8 +189,10 @@ def main(seconds: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=420, help="begin nothing new after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=420, help="begin nothing new after so long"
+    )
     arguments = parser.parse_args()
-    if not torch.cuda.is_available() or available():
-        sys.exit(f"nothing to tune: {available() or 'triton interprets'}")
+    if not torch.cuda.is_available() or unavailable_reason():
+        sys.exit(f"nothing to tune: {unavailable_reason() or 'triton interprets'}")
     main(arguments.seconds)

@@ -19,26 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qcourse.course_files import FIRST_LESSON, find
 from qcourse.grading.commands import COMMANDS, add_commands
-from qcourse.lab.server import FIRST_LESSON, serve
+from qcourse.lab.server import serve
 
 if TYPE_CHECKING:  # heavy imports wait until they are needed, so that `--help` answers at once
     from nbformat import NotebookNode
 
 CELL_TIMEOUT_S = 120
 OF_CLUSTER = ("cryptography", "dask", "distributed")  # what the extra `cluster` brings
-
-
-def find(pattern: str) -> Path:
-    """The first path that matches in the current folder, those above, or the repository that qcourse runs from.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
-        for path in sorted(folder.glob(pattern)):
-            return path
-    raise FileNotFoundError(f"There is no {pattern} here; run this in the course's folder.")
 
 
 def progress_table() -> str:
@@ -83,13 +72,21 @@ def check_sheet(sheet_id: str) -> int:
     path = find(f"exercises/{sheet.id}_*.ipynb")
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (ValueError, AttributeError, nbformat.ValidationError) as error:  # no JSON, or JSON that is no notebook
+    except (
+        ValueError,
+        AttributeError,
+        nbformat.ValidationError,
+    ) as error:  # no JSON, or JSON that is no notebook
         raise ValueError(f"{path} is not a notebook that can be read.") from error
     print(path, flush=True)
     passed = set()
     for words in run_cells(notebook, path.parent):
         print(words, flush=True)
-        passed |= {exercise.id for exercise in sheet.exercises if words.startswith(f"{exercise.id} {PASSED}")}
+        passed |= {
+            exercise.id
+            for exercise in sheet.exercises
+            if words.startswith(f"{exercise.id} {PASSED}")
+        }
     print(f"{len(passed)} of {len(sheet.exercises)} exercises passed.")
     return int(len(passed) < len(sheet.exercises))
 
@@ -106,7 +103,9 @@ def run_cells(notebook: "NotebookNode", folder: Path) -> Iterator[str]:
         interrupt_on_timeout=True,
         allow_errors=True,
         resources={"metadata": {"path": str(folder)}},
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else a kernel warns that its loopback is not encrypted
+        extra_arguments=[
+            "--IPKernelApp.log_level=ERROR"
+        ],  # else a kernel warns that its loopback is not encrypted
     )
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
@@ -146,10 +145,16 @@ def parser() -> argparse.ArgumentParser:
         prog="qcourse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    lab = commands.add_parser("lab", help="open the lessons in JupyterLab; what is not named here is passed on to it")
-    lab.add_argument("--port", type=int, default=0, help="the port to use (default: a free one from 8888 up)")
+    lab = commands.add_parser(
+        "lab", help="open the lessons in JupyterLab; what is not named here is passed on to it"
+    )
+    lab.add_argument(
+        "--port", type=int, default=0, help="the port to use (default: a free one from 8888 up)"
+    )
     lab.add_argument("--no-browser", action="store_true", help="only print the address")
-    check = commands.add_parser("check", help="progress over all sheets, or one sheet run and checked")
+    check = commands.add_parser(
+        "check", help="progress over all sheets, or one sheet run and checked"
+    )
     check.add_argument("sheet", nargs="?", help="the number of a sheet, such as 01")
     add_commands(commands)
     return top
@@ -171,11 +176,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(progress_table())
     except KeyboardInterrupt:
         if options.command == "grade":
-            print("Stopped. What was graded is kept; the same command goes on from there.", file=sys.stderr)
+            print(
+                "Stopped. What was graded is kept; the same command goes on from there.",
+                file=sys.stderr,
+            )
         return 130
     except ImportError as error:
         extra = extra_with(error.name, options.command)
-        print(f"{error.name} is missing: install the course with pip install 'qcourse[{extra}]'.", file=sys.stderr)
+        print(
+            f"{error.name} is missing: install the course with pip install 'qcourse[{extra}]'.",
+            file=sys.stderr,
+        )
         return 2
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -9,7 +9,8 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,21 +35,28 @@ def least_time_s(work: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file aside, and rename it: whoever reads finds the old one or the new, whatever happens between.
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a path to write to beside the file, and rename it once all is written.
 
-    Folders are made where they are missing.
+    Whoever reads the file finds the old one or the new one, never half of it. Missing folders are
+    made. If the writing fails, the old file stays and nothing else does.
 
     Raises:
-        OSError: it cannot be written; what was there stays, and nothing else does.
+        OSError: the folder or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{secrets.token_hex(8)}.new")
     try:
-        with aside.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield aside
+        with aside.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in full or not at all, as ``written_aside`` does."""
+    with written_aside(path) as aside, aside.open("x", encoding="utf-8") as file:
+        file.write(text)

@@ -55,7 +55,9 @@ def thinned(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
 
 def enforce_some(function: Any, enforced: Any) -> Any:
     """Return a function that calls `enforced` for the first calls of a test and some after them."""
-    if isinstance(function, type) or not callable(function):  # a class; a property, whose calls are few
+    if isinstance(function, type) or not callable(
+        function
+    ):  # a class; a property, whose calls are few
         return enforced
     calls = 0
     counted_in = test_number

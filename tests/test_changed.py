@@ -55,7 +55,11 @@ def commit(root: Path) -> str:
     [
         (
             "qcourse/methods/gptq.py",
-            {"qcourse/methods/gptq.py", "tests/methods/test_gptq.py", "tests/methods/test_gptq_fast.py"},
+            {
+                "qcourse/methods/gptq.py",
+                "tests/methods/test_gptq.py",
+                "tests/methods/test_gptq_fast.py",
+            },
         ),
         ("qcourse/methods/ranges.py", {"tests/methods/test_calibration.py"}),
         ("tests/methods/test_gptq.py", {"tests/methods/test_gptq.py"}),
@@ -95,7 +99,9 @@ def test_on_a_branch_all_since_main(root: Path) -> None:
     assert changed.find_base(root) == first
 
 
-def test_with_an_upstream_all_since_it(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_with_an_upstream_all_since_it(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     clone = tmp_path_factory.mktemp("clone")
     run_git(root, "clone", "-q", str(root), str(clone))
     upstream = run_git(clone, "rev-parse", "HEAD")

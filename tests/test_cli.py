@@ -37,7 +37,12 @@ def test_help_needs_no_torch() -> None:
 
 def test_the_table_shows_every_exercise(progress: Path, capsys: pytest.CaptureFixture) -> None:
     progress.write_text(
-        json.dumps({"01.2": {"points": 3, "date": "2026-01-31"}, "01.3": {"points": 0, "date": "2026-02-01"}})
+        json.dumps(
+            {
+                "01.2": {"points": 3, "date": "2026-01-31"},
+                "01.3": {"points": 0, "date": "2026-02-01"},
+            }
+        )
     )
     assert cli.main(["check"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -51,7 +56,9 @@ def test_the_table_shows_every_exercise(progress: Path, capsys: pytest.CaptureFi
     assert len(lines) == 1 + sum(1 + len(sheet.exercises) for sheet in sheets)
 
 
-def test_a_sheet_is_run_past_its_broken_cells(progress: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_sheet_is_run_past_its_broken_cells(
+    progress: Path, capsys: pytest.CaptureFixture
+) -> None:
     write_sheet(
         progress.parent,
         "import torch\nfrom qcourse import check",
@@ -93,7 +100,9 @@ def test_a_file_that_is_no_notebook(progress: Path, capsys: pytest.CaptureFixtur
     for text in ("", "[]", "{}"):
         (progress.parent / "exercises" / "01_mine.ipynb").write_text(text)
         assert cli.main(["check", "01"]) == 2
-        assert capsys.readouterr().err.endswith("01_mine.ipynb is not a notebook that can be read.\n")
+        assert capsys.readouterr().err.endswith(
+            "01_mine.ipynb is not a notebook that can be read.\n"
+        )
 
 
 def test_an_unknown_sheet(capsys: pytest.CaptureFixture) -> None:
@@ -102,9 +111,13 @@ def test_an_unknown_sheet(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_what_is_found_where(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli.find("pyproject.toml") == Path(cli.__file__).parent.parent / "pyproject.toml"  # the repository
+    assert (
+        cli.find("pyproject.toml") == Path(cli.__file__).parent.parent / "pyproject.toml"
+    )  # the repository
     write_sheet(progress.parent)
-    assert cli.find("exercises/01_*.ipynb").name == "01_mine.ipynb"  # the current folder comes first
+    assert (
+        cli.find("exercises/01_*.ipynb").name == "01_mine.ipynb"
+    )  # the current folder comes first
     monkeypatch.chdir("exercises")
     assert cli.find("exercises/01_*.ipynb").name == "01_mine.ipynb"
     with pytest.raises(FileNotFoundError, match=r"no nothing/\* here"):
@@ -140,15 +153,25 @@ def test_lab_shows_the_course_around_the_current_folder_else_the_package_s_own(
 def test_lab_without_a_course_is_one_sentence(
     progress: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "__file__", str(progress.parent / "site-packages" / "qcourse" / "cli.py"))
+    monkeypatch.setattr(
+        cli, "__file__", str(progress.parent / "site-packages" / "qcourse" / "cli.py")
+    )
     assert cli.main(["lab"]) == 2
-    assert capsys.readouterr().err == f"There is no {cli.FIRST_LESSON} here; run this in the course's folder.\n"
+    assert (
+        capsys.readouterr().err
+        == f"There is no {cli.FIRST_LESSON} here; run this in the course's folder.\n"
+    )
 
 
-def test_lab_without_jupyterlab_is_one_sentence(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lab_without_jupyterlab_is_one_sentence(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["lab"]) == 2
-    assert capsys.readouterr().err == "jupyterlab is missing: install the course with pip install 'qcourse[lab]'.\n"
+    assert (
+        capsys.readouterr().err
+        == "jupyterlab is missing: install the course with pip install 'qcourse[lab]'.\n"
+    )
 
 
 def test_unknown_arguments(capsys: pytest.CaptureFixture) -> None:
@@ -161,10 +184,14 @@ def test_a_missing_package_of_the_cluster_names_its_extra(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    monkeypatch.setitem(cli.COMMANDS, "grade", lambda options: importlib.import_module("distributed"))
+    monkeypatch.setitem(
+        cli.COMMANDS, "grade", lambda options: importlib.import_module("distributed")
+    )
     assert cli.main(["grade", "submitted", "--scheduler", "tls://host:8786"]) == 2
     said = capsys.readouterr().err
-    assert said == "distributed is missing: install the course with pip install 'qcourse[cluster]'.\n"
+    assert (
+        said == "distributed is missing: install the course with pip install 'qcourse[cluster]'.\n"
+    )
 
 
 def test_a_missing_package_is_one_sentence(
@@ -173,4 +200,7 @@ def test_a_missing_package_is_one_sentence(
     write_sheet(progress.parent)
     monkeypatch.setitem(sys.modules, "nbformat", None)
     assert cli.main(["check", "01"]) == 2
-    assert capsys.readouterr().err == "nbformat is missing: install the course with pip install 'qcourse[lab]'.\n"
+    assert (
+        capsys.readouterr().err
+        == "nbformat is missing: install the course with pip install 'qcourse[lab]'.\n"
+    )

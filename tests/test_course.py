@@ -31,7 +31,11 @@ PIN = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
 
 def lines(name: str) -> list[str]:
     """The lines of a file of the repository that are neither empty nor comments."""
-    return [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    return [
+        line
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
+        if line and line[0] != "#"
+    ]
 
 
 def pins() -> dict[str, Version]:
@@ -77,7 +81,11 @@ def test_everything_that_comes_along_is_pinned() -> None:
 
 
 def test_what_is_installed_is_what_is_pinned() -> None:
-    found = {name: found for name in pins() for found in itertools.islice(metadata.distributions(name=name), 1)}
+    found = {
+        name: found
+        for name in pins()
+        for found in itertools.islice(metadata.distributions(name=name), 1)
+    }
     assert "pytest" in found
     assert {name: Version(installed.version).public for name, installed in found.items()} == {
         name: str(pins()[name]) for name in found
@@ -121,7 +129,8 @@ def test_make_knows_the_same_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "version", ["3.9.20", "3.11.4", "3.11.5", "3.13.0", "3.14.0", "3.14.1", "3.14.2", "3.15.0", "4.0.0"]
+    "version",
+    ["3.9.20", "3.11.4", "3.11.5", "3.13.0", "3.14.0", "3.14.1", "3.14.2", "3.15.0", "4.0.0"],
 )
 def test_a_python_out_of_range_is_told(version: str) -> None:
     numbers = venv_setup.numbers(version)
@@ -152,7 +161,10 @@ def test_a_place_where_nothing_can_be_made_is_told(tmp_path: Path) -> None:
     ("log", "sentence"),
     [
         ("ERROR: [Errno 28] No space left on device", "The disk is full"),
-        ("WARNING: Retrying (Retry(total=4\nERROR: No matching distribution", "The package index does not answer"),
+        (
+            "WARNING: Retrying (Retry(total=4\nERROR: No matching distribution",
+            "The package index does not answer",
+        ),
         (
             "Collecting x\nERROR: No matching distribution found for x==9\n",
             "(No matching distribution found for x==9).",
@@ -165,20 +177,29 @@ def test_what_pip_says_becomes_a_sentence(log: str, sentence: str) -> None:
     assert sentence in venv_setup.why_pip_failed(log)
 
 
-def test_a_pip_that_fails_is_told_and_its_words_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pip_that_fails_is_told_and_its_words_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / ".venv").mkdir()
     (tmp_path / "constraints.txt").write_text(f"torch=={pins()['torch']}", encoding="utf-8")
     monkeypatch.setattr(torch_build, "pip_arguments", lambda *_: [])
     sentence = r"^pip could not install the packages \(.* not appear to be a Python project.*install\.log\.$"
     with pytest.raises(SystemExit, match=sentence):
-        venv_setup.pip_install(Path(sys.executable), "lab", tmp_path)  # a folder with nothing to install
+        venv_setup.pip_install(
+            Path(sys.executable), "lab", tmp_path
+        )  # a folder with nothing to install
     assert "Python project" in (tmp_path / ".venv" / "install.log").read_text(encoding="utf-8")
 
 
 def test_the_end_of_a_failed_command_is_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "course.py"), "test", "no-such-step"]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, env={"CONDA_DEFAULT_ENV": "qcourse"}
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"CONDA_DEFAULT_ENV": "qcourse"},
     )
     assert done.returncode == 1
     assert done.stderr.startswith("No step is called no-such-step: the steps are lint, format")
@@ -208,7 +229,9 @@ def fake_venv(venv: Path) -> None:
     """What `python -m venv` leaves, as far as it is looked at."""
     (venv / venv_setup.PYTHON_IN_VENV).parent.mkdir(parents=True, exist_ok=True)
     (venv / venv_setup.PYTHON_IN_VENV).touch()
-    (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ncommand = python -m venv {venv}\n", encoding="utf-8")
+    (venv / "pyvenv.cfg").write_text(
+        f"home = /usr/bin\ncommand = python -m venv {venv}\n", encoding="utf-8"
+    )
     with (venv.parent / "asked").open("a", encoding="utf-8") as file:
         file.write("venv ")
 
@@ -217,7 +240,9 @@ def asked(repository: Path, *extras: str) -> str:
     """What getting these extras ready made and installed."""
     (repository / "asked").write_text("", encoding="utf-8")
     for extra in extras:
-        assert venv_setup.ready(extra, repository) == repository / ".venv" / venv_setup.PYTHON_IN_VENV
+        assert (
+            venv_setup.ready(extra, repository) == repository / ".venv" / venv_setup.PYTHON_IN_VENV
+        )
     return (repository / "asked").read_text(encoding="utf-8").strip()
 
 
@@ -238,20 +263,34 @@ def test_a_changed_file_installs_again(repository: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("installed", "asked_for", "again"),
-    [("9.1.0+cpu", "cuda", True), ("9.1.0", "cpu", True), ("9.1.0+cpu", "cpu", False), ("9.1.0", "auto", False)],
+    [
+        ("9.1.0+cpu", "cuda", True),
+        ("9.1.0", "cpu", True),
+        ("9.1.0+cpu", "cpu", False),
+        ("9.1.0", "auto", False),
+    ],
 )
 def test_another_build_of_torch_installs_again(
     repository: Path, monkeypatch: pytest.MonkeyPatch, installed: str, asked_for: str, again: bool
 ) -> None:
     monkeypatch.setattr(torch_build.platform, "system", lambda: "Linux")
     asked(repository, "lab")
-    (repository / ".venv" / "lib" / "python3.11" / "site-packages" / f"torch-{installed}.dist-info").mkdir(parents=True)
+    (
+        repository
+        / ".venv"
+        / "lib"
+        / "python3.11"
+        / "site-packages"
+        / f"torch-{installed}.dist-info"
+    ).mkdir(parents=True)
     (repository / "asked").write_text("", encoding="utf-8")
     venv_setup.ready("lab", repository, torch=asked_for)
     assert (repository / "asked").read_text(encoding="utf-8") == ("lab " if again else "")
 
 
-def test_an_interrupted_installation_is_done_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_installation_is_done_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked(repository, "lab")
     with monkeypatch.context() as patch:
         patch.setattr(venv_setup, "pip_install", interrupt)
@@ -282,7 +321,8 @@ def test_a_python_that_is_gone_gets_a_new_environment(repository: Path) -> None:
 
 def test_a_failed_step_stops_no_other(capfd: pytest.CaptureFixture[str]) -> None:
     commands = {
-        name: [sys.executable, "-c", f"print('{name} ran'); exit({code})"] for name, code in (("a", 1), ("b", 0))
+        name: [sys.executable, "-c", f"print('{name} ran'); exit({code})"]
+        for name, code in (("a", 1), ("b", 0))
     }
     assert course.run_steps(commands, {}) == 1
     said = capfd.readouterr().out
@@ -292,19 +332,32 @@ def test_a_failed_step_stops_no_other(capfd: pytest.CaptureFixture[str]) -> None
     assert course.run_steps({"b": commands["b"]}, {}) == 0
 
 
-def test_a_step_beside_the_others_prints_after_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_step_beside_the_others_prints_after_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     begun = tmp_path / "begun"
     types = f"open({str(begun)!r}, 'w'); print('types ran'); exit(1)"
     tests = f"import os, time\nwhile not os.path.exists({str(begun)!r}): time.sleep(0.01)\nprint('tests ran')"
     commands = {"types": [sys.executable, "-c", types], "tests": [sys.executable, "-c", tests]}
     assert course.run_steps(commands, {}) == 1
     said = capfd.readouterr().out
-    assert re.findall(r"=== \w+|\w+ ran", said) == ["=== tests", "tests ran", "=== types", "types ran"]
-    assert re.findall(r"^(\w+) +(ok|FAILED)", said, re.MULTILINE) == [("types", "FAILED"), ("tests", "ok")]
+    assert re.findall(r"=== \w+|\w+ ran", said) == [
+        "=== tests",
+        "tests ran",
+        "=== types",
+        "types ran",
+    ]
+    assert re.findall(r"^(\w+) +(ok|FAILED)", said, re.MULTILINE) == [
+        ("types", "FAILED"),
+        ("tests", "ok"),
+    ]
 
 
 def test_a_step_that_is_too_long_is_stopped(capfd: pytest.CaptureFixture[str]) -> None:
-    commands = {name: [sys.executable, "-c", "import time; time.sleep(60)"] for name in ("tests", "notebooks")}
+    commands = {
+        name: [sys.executable, "-c", "import time; time.sleep(60)"]
+        for name in ("tests", "notebooks")
+    }
     assert course.run_steps(commands, {}, limit_s=0.5) == 0
     said = capfd.readouterr().out
     assert re.findall(r"^(\w+) +(ok|FAILED|stopped)", said, re.MULTILINE) == [
@@ -347,12 +400,18 @@ def test_the_children_find_the_environments_programs_first(monkeypatch: pytest.M
     assert path.endswith("elsewhere")
 
 
-def test_lab_becomes_the_command_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lab_becomes_the_command_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     became: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(course, "ready", lambda extra, torch: Path("python"))
-    monkeypatch.setattr(os, "execv", lambda path, arguments: became.extend(arguments), raising=False)
-    monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 7))
+    monkeypatch.setattr(
+        os, "execv", lambda path, arguments: became.extend(arguments), raising=False
+    )
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 7)
+    )
     assert course.main(["lab", "--port", "9999", "--no-browser"]) == 7
     assert became == ["python", "-m", "qcourse.cli", "lab", "--port", "9999", "--no-browser"]
     assert Path.cwd() == ROOT

@@ -33,13 +33,17 @@ def notebook(folder: str, sheet_id: str) -> nbformat.NotebookNode:
     """A solution, or the sheet that is made from it; read only."""
     (path,) = (ROOT / "solutions").glob(f"{sheet_id}_*.ipynb")
     text = path.read_text(encoding="utf-8")
-    return nbformat.reads(make_exercises.make_exercise(text) if folder == "exercises" else text, as_version=4)
+    return nbformat.reads(
+        make_exercises.make_exercise(text) if folder == "exercises" else text, as_version=4
+    )
 
 
 def cell(folder: str, exercise: Exercise, kind: str) -> nbformat.NotebookNode:
     """The card, solution or check cell of an exercise."""
     sheet_id, number = exercise.id.split(".")
-    return next(one for one in notebook(folder, sheet_id).cells if one.id == f"{sheet_id}-{number}-{kind}")
+    return next(
+        one for one in notebook(folder, sheet_id).cells if one.id == f"{sheet_id}-{number}-{kind}"
+    )
 
 
 def names(folder: str, sheet_id: str) -> dict[str, Any]:
@@ -73,13 +77,17 @@ def test_the_stub_is_not_written_yet(exercise: Exercise) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @each_exercise
 def test_the_solution_passes(exercise: Exercise, seed: int) -> None:
-    assert repr(verdict("solutions", exercise, seed)).startswith(f"{exercise.id} passed, {exercise.points} of ")
+    assert repr(verdict("solutions", exercise, seed)).startswith(
+        f"{exercise.id} passed, {exercise.points} of "
+    )
 
 
 @each_exercise
 def test_the_worked_example_is_true(exercise: Exercise) -> None:
     defined = names("solutions", exercise.id[:2])
-    example = doctest.DocTestParser().get_doctest(defined[exercise.function].__doc__, defined, exercise.id, None, None)
+    example = doctest.DocTestParser().get_doctest(
+        defined[exercise.function].__doc__, defined, exercise.id, None, None
+    )
     assert len(example.examples) >= 1
     assert doctest.DocTestRunner().run(example).failed == 0
 
@@ -92,7 +100,9 @@ def test_the_card_says_what_the_check_does(exercise: Exercise) -> None:
     assert int(header[2]) == exercise.points
     assert f"`{exercise.function}(" in card
     assert "**Example.**" in card
-    hints = re.findall(r"<details><summary>Hint (\d)</summary>\n\n(.+?)\n\n</details>", card, re.DOTALL)
+    hints = re.findall(
+        r"<details><summary>Hint (\d)</summary>\n\n(.+?)\n\n</details>", card, re.DOTALL
+    )
     assert [int(number) for number, _ in hints] == [*range(1, len(hints) + 1)]
     assert len(hints) >= 2
     assert all("?" in hint for _, hint in hints)
@@ -103,7 +113,12 @@ def test_cells_are_marked_for_grading(exercise: Exercise) -> None:
     check, solution = (cell("exercises", exercise, kind) for kind in ("check", "solution"))
     assert check.source == f'check("{exercise.id}", {exercise.function})'
     marks = check.metadata.nbgrader
-    assert (marks.grade, marks.locked, marks.solution, marks.points) == (True, True, False, exercise.points)
+    assert (marks.grade, marks.locked, marks.solution, marks.points) == (
+        True,
+        True,
+        False,
+        exercise.points,
+    )
     assert check.metadata.editable is False
     marks = solution.metadata.nbgrader
     assert (marks.grade, marks.locked, marks.solution) == (False, False, True)
@@ -115,7 +130,11 @@ def test_cells_are_marked_for_grading(exercise: Exercise) -> None:
 def test_sheets_and_checks_are_the_same_exercises(folder: str) -> None:
     assert sorted(path.name[:2] for path in (ROOT / "solutions").glob("*.ipynb")) == sheet_ids()
     for sheet_id in sheet_ids():
-        checks = [one.source for one in notebook(folder, sheet_id).cells if one.source.startswith("check(")]
+        checks = [
+            one.source
+            for one in notebook(folder, sheet_id).cells
+            if one.source.startswith("check(")
+        ]
         exercises = load_sheet(sheet_id).exercises
         assert checks == [f'check("{exercise.id}", {exercise.function})' for exercise in exercises]
 
@@ -130,7 +149,11 @@ def test_exercises_hold_no_solution_and_no_output() -> None:
     for sheet_id in sheet_ids():
         text = nbformat.writes(notebook("exercises", sheet_id))
         assert "SOLUTION" not in text
-        assert all(not one.outputs for one in notebook("exercises", sheet_id).cells if one.cell_type == "code")
+        assert all(
+            not one.outputs
+            for one in notebook("exercises", sheet_id).cells
+            if one.cell_type == "code"
+        )
 
 
 @pytest.fixture
@@ -159,7 +182,9 @@ def test_drift_is_named_and_mended(copy: Path, capsys: pytest.CaptureFixture) ->
     before = sheets(copy)
     edited, gone = sorted(before)[:2]
     path = copy / "exercises" / edited
-    path.write_text(path.read_text(encoding="utf-8").replace("Hint 1", "Hint one", 1), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("Hint 1", "Hint one", 1), encoding="utf-8"
+    )
     (copy / "exercises" / gone).unlink()
     shutil.copy(path, copy / "exercises" / "99_left_over.ipynb")
     assert make_exercises.main(["--check"], copy) == 1
@@ -170,7 +195,10 @@ def test_drift_is_named_and_mended(copy: Path, capsys: pytest.CaptureFixture) ->
 
 def test_a_changed_solution_is_drift(copy: Path) -> None:
     path = sorted((copy / "solutions").glob("*.ipynb"))[0]
-    path.write_text(path.read_text(encoding="utf-8").replace("**Example.**", "**An example.**", 1), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("**Example.**", "**An example.**", 1),
+        encoding="utf-8",
+    )
     assert make_exercises.differing(copy / "solutions", copy / "exercises") == [path.name]
 
 
@@ -182,8 +210,12 @@ def answer(copy: Path, words: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("words", ["return 1", rf"return 1\n    {STUB}"])  # the stub may be left standing below
-def test_answers_are_never_written_over(copy: Path, capsys: pytest.CaptureFixture, words: str) -> None:
+@pytest.mark.parametrize(
+    "words", ["return 1", rf"return 1\n    {STUB}"]
+)  # the stub may be left standing below
+def test_answers_are_never_written_over(
+    copy: Path, capsys: pytest.CaptureFixture, words: str
+) -> None:
     path = answer(copy, words)
     answered = path.read_bytes()
     assert make_exercises.main([], copy) == 1
@@ -203,7 +235,9 @@ def test_answers_are_a_learner_s_own_business_and_drift_in_ci(
     assert path.name in capsys.readouterr().err
 
 
-def test_a_sheet_without_answers_is_drift_for_a_learner_too(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sheet_without_answers_is_drift_for_a_learner_too(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CI", raising=False)
     answer(copy, "return 1")
     untouched = sorted((copy / "exercises").glob("*.ipynb"))[1]
@@ -213,6 +247,8 @@ def test_a_sheet_without_answers_is_drift_for_a_learner_too(copy: Path, monkeypa
 
 def test_a_solution_that_does_not_end_is_refused(copy: Path) -> None:
     path = sorted((copy / "solutions").glob("*.ipynb"))[0]
-    path.write_text(path.read_text(encoding="utf-8").replace("### END SOLUTION", "", 1), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("### END SOLUTION", "", 1), encoding="utf-8"
+    )
     with pytest.raises(RuntimeError, match="end solution"):
         make_exercises.main(["--check"], copy)

@@ -15,15 +15,20 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "qcourse"
 FLOORS = {
     "machine": 0,
+    "course_files": 0,
     "numerics": 1,
     "methods": 2,
     "kernels": 2,
     "cost": 2,
     "models": 3,
-    "lab": 4,
-    "checks": 4,
-    "grading": 5,
-    "cli": 6,
+    "texts": 3,
+    "trace": 3,
+    "layers": 4,
+    "recipes": 5,
+    "lab": 6,
+    "checks": 6,
+    "grading": 7,
+    "cli": 8,
 }
 SHOWN = {"matplotlib", "ipywidgets", "IPython"}
 BARRED = {
@@ -32,6 +37,10 @@ BARRED = {
     "kernels": SHOWN,
     "cost": SHOWN | {"triton", "torch"},
     "models": SHOWN | {"triton"},
+    "texts": SHOWN | {"triton"},
+    "trace": SHOWN | {"triton"},
+    "layers": SHOWN | {"triton"},
+    "recipes": SHOWN | {"triton"},
 }
 IMPORT_ALL = """
 import importlib, importlib.util, json, pkgutil, sys
@@ -47,7 +56,11 @@ print(json.dumps(sorted(sys.modules)))
 def loaded_by(name: str, folder: Path = ROOT) -> set[str]:
     """The modules that a fresh process holds after it has imported `name` and every module inside it."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, name], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-c", IMPORT_ALL, name],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"importing {name} failed:\n{done.stderr}"
     return set(json.loads(done.stdout))
@@ -58,7 +71,9 @@ def broken_rules(
 ) -> list[str]:
     """What the floor has loaded and should not have: other floors at its height or above, and barred libraries."""
     loaded = loaded_by(f"{house}.{floor}", folder)
-    too_high = [other for other, level in floors.items() if other != floor and level >= floors[floor]]
+    too_high = [
+        other for other, level in floors.items() if other != floor and level >= floors[floor]
+    ]
     return sorted(loaded & ({f"{house}.{other}" for other in too_high} | barred.get(floor, set())))
 
 

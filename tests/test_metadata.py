@@ -69,7 +69,9 @@ def test_the_citation_has_what_its_format_requires() -> None:
 
 
 def test_the_changelog_reaches_this_version() -> None:
-    versions = re.findall(r"^## \[(.+?)\](?: - \d{4}-\d\d-\d\d)?$", text("CHANGELOG.md"), re.MULTILINE)
+    versions = re.findall(
+        r"^## \[(.+?)\](?: - \d{4}-\d\d-\d\d)?$", text("CHANGELOG.md"), re.MULTILINE
+    )
     assert versions[:2] == ["Unreleased", PROJECT["version"]]
     kinds = set(re.findall(r"^### (.+)$", text("CHANGELOG.md"), re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
@@ -81,7 +83,9 @@ def test_the_changelog_reaches_this_version() -> None:
 def test_an_extra_brings_what_its_command_imports() -> None:
     assert {"distributed", "cryptography"} <= names_in("cluster")
     assert not {"distributed", "cryptography"} & names_in("grading")
-    assert {"nbgrader", "sqlalchemy", "psycopg2-binary"} <= names_in("grading") <= names_in("cluster")
+    assert (
+        {"nbgrader", "sqlalchemy", "psycopg2-binary"} <= names_in("grading") <= names_in("cluster")
+    )
     assert {"jupyterlab", "matplotlib"} <= names_in("lab")
 
 

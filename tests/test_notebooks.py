@@ -39,13 +39,20 @@ def text_of(cell: nbformat.NotebookNode) -> str:
     """What a cell shows in words: printed text, and results as text or HTML, but neither pictures nor widgets."""
     kinds = ("text/plain", "text/html", "text/markdown")
     shown = [output.get("text", "") for output in cell.outputs]
-    shown += ["".join(output.data.get(kind, "")) for output in cell.outputs if "data" in output for kind in kinds]
+    shown += [
+        "".join(output.data.get(kind, ""))
+        for output in cell.outputs
+        if "data" in output
+        for kind in kinds
+    ]
     return "\n".join(shown)
 
 
 def check_form(path: Path) -> None:
     """Assert what holds for every notebook: small, valid, with cell ids, for the kernel that everyone has."""
-    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)  # as the file is; repairs would come as warnings
+    notebook = nbformat.read(
+        path, as_version=nbformat.NO_CONVERT
+    )  # as the file is; repairs would come as warnings
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec == KERNEL
@@ -59,7 +66,9 @@ def check_execution(path: Path) -> None:
     for number, cell in enumerate(code, start=1):
         kinds = {output.get("name", output.output_type) for output in cell.outputs}
         assert not kinds & {"error", "stderr"}, f"code cell {number} shows {kinds}"
-        assert not (found := UNWANTED.search(text_of(cell))), f"code cell {number} shows {found[0]!r}"
+        assert not (found := UNWANTED.search(text_of(cell))), (
+            f"code cell {number} shows {found[0]!r}"
+        )
 
 
 def check_lengths(path: Path) -> None:
@@ -97,7 +106,9 @@ def test_header_and_footer(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def executed_sheets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[nbformat.NotebookNode]]:
+def executed_sheets(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, list[nbformat.NotebookNode]]:
     """The code cells of each sheet, run in one kernel that forgets every name before the next sheet.
 
     A kernel for each would import torch again and again.
@@ -134,12 +145,19 @@ def test_the_first_lessons_and_sheets_are_here() -> None:
 # --- the rules can fail ----------------------------------------------------------------------------------------------
 
 
-def lesson(*, source: str = "1 + 1", count: int = 1, output: dict | None = None, header: str = "You will be able to"):
+def lesson(
+    *,
+    source: str = "1 + 1",
+    count: int = 1,
+    output: dict | None = None,
+    header: str = "You will be able to",
+):
     """A small lesson that keeps every rule unless told otherwise."""
     outputs = [output] if output else []
     code = new_code_cell(source, execution_count=count, outputs=outputs)
     return new_notebook(
-        cells=[new_markdown_cell(header), code, new_markdown_cell("Sources")], metadata={"kernelspec": KERNEL}
+        cells=[new_markdown_cell(header), code, new_markdown_cell("Sources")],
+        metadata={"kernelspec": KERNEL},
     )
 
 
@@ -177,13 +195,17 @@ def test_a_bad_lesson_is_refused(bad: nbformat.NotebookNode, tmp_path: Path) -> 
 def test_a_failing_cell_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.ipynb"
     nbformat.write(lesson(source="1 / 0"), path)
-    with pytest.raises(RuntimeError, match=r"^broken\.ipynb, cell 2: ZeroDivisionError: division by zero$"):
+    with pytest.raises(
+        RuntimeError, match=r"^broken\.ipynb, cell 2: ZeroDivisionError: division by zero$"
+    ):
         execute(path)
 
 
 def test_what_is_printed_at_once_is_one_output(tmp_path: Path) -> None:
     path = tmp_path / "printing.ipynb"
-    source = "import time\nfor number in range(3):\n    print(number, flush=True)\n    time.sleep(0.3)"
+    source = (
+        "import time\nfor number in range(3):\n    print(number, flush=True)\n    time.sleep(0.3)"
+    )
     nbformat.write(lesson(source=source), path)
     (output,) = execute(path).cells[1].outputs
     assert output.text == "0\n1\n2\n"
@@ -191,7 +213,9 @@ def test_what_is_printed_at_once_is_one_output(tmp_path: Path) -> None:
 
 def test_running_twice_gives_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "slider.ipynb"
-    nbformat.write(lesson(source="import ipywidgets\nipywidgets.VBox([ipywidgets.IntSlider(value=4)])"), path)
+    nbformat.write(
+        lesson(source="import ipywidgets\nipywidgets.VBox([ipywidgets.IntSlider(value=4)])"), path
+    )
     run(path)
     first = path.read_bytes()
     assert b"IntSliderModel" in first  # the widget's state is there for a reader without a kernel

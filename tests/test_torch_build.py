@@ -49,8 +49,12 @@ def write_wheel(folder: Path, version: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(folder / f"torch-{version}-py3-none-any.whl", "w") as wheel:
         about = f"torch-{version}.dist-info"
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"
+        )
+        wheel.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{about}/RECORD", "")
 
 
@@ -107,10 +111,14 @@ def install(root: Path, python: Path, torch: str = "auto") -> str:
     return torch_build.installed_version(root / ".venv")
 
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux are there two builds to choose from")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only on Linux are there two builds to choose from"
+)
 
 
-def test_the_cpu_build_then_the_other_then_the_cpu_build_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cpu_build_then_the_other_then_the_cpu_build_again(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     python = python_of(root)
     assert install(root, python) == CPU_WHEEL
     said = capsys.readouterr().out
@@ -125,24 +133,40 @@ def test_the_cpu_build_then_the_other_then_the_cpu_build_again(root: Path, capsy
 def test_an_index_that_cannot_be_reached(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch_build, "CPU_INDEX", "http://127.0.0.1:1/cpu")  # nobody listens at port 1
+    monkeypatch.setattr(
+        torch_build, "CPU_INDEX", "http://127.0.0.1:1/cpu"
+    )  # nobody listens at port 1
     assert install(root, python_of(root), "cpu") == VERSION
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "PyTorch's own CPU index does not answer, so PyTorch comes from the default index."
-    assert re.fullmatch(r"It loads \S+ GB \(PyTorch with CUDA\) and takes .* minutes at 50 Mbit/s\.", said[1])
+    assert (
+        said[0]
+        == "PyTorch's own CPU index does not answer, so PyTorch comes from the default index."
+    )
+    assert re.fullmatch(
+        r"It loads \S+ GB \(PyTorch with CUDA\) and takes .* minutes at 50 Mbit/s\.", said[1]
+    )
     assert re.fullmatch(r"Installed in \d+ s\.", said[-1])
 
 
-def test_an_index_that_lacks_the_version(root: Path, indexes: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_that_lacks_the_version(
+    root: Path, indexes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (wheel,) = (root.parent / "served" / "cpu" / "torch").iterdir()
     wheel.rename(wheel.with_name("torch-8.0.0+cpu-py3-none-any.whl"))
     assert install(root, python_of(root)) == VERSION
     said = capsys.readouterr().out
-    assert "PyTorch's own CPU index lacks this version, so PyTorch comes from the default index." in said
-    assert "No matching distribution" in (root / ".venv" / "install.log").read_text(encoding="utf-8")
+    assert (
+        "PyTorch's own CPU index lacks this version, so PyTorch comes from the default index."
+        in said
+    )
+    assert "No matching distribution" in (root / ".venv" / "install.log").read_text(
+        encoding="utf-8"
+    )
 
 
-def test_an_index_that_breaks_off_stops_and_loads_nothing_larger(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_breaks_off_stops_and_loads_nothing_larger(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (wheel,) = (root.parent / "served" / "cpu" / "torch").iterdir()
     wheel.write_bytes(b"cut off")
     with pytest.raises(SystemExit, match=r"^pip could not install the packages .*install\.log\.$"):
@@ -187,7 +211,9 @@ def test_the_build_is_chosen(
 
 
 @pytest.mark.parametrize("system", ["Darwin", "Windows"])
-def test_elsewhere_the_default_index_has_the_cpu_build(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_the_default_index_has_the_cpu_build(
+    system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch_build.platform, "system", lambda: system)
     assert torch_build.build_to_install("cpu", "") == "cpu"
     assert torch_build.pip_arguments("cpu", "", VERSION) == []
@@ -197,7 +223,9 @@ def test_elsewhere_the_default_index_has_the_cpu_build(system: str, monkeypatch:
 
 
 @pytest.mark.parametrize("code", [0, 9])
-def test_a_gpu_is_there_when_its_program_runs(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_there_when_its_program_runs(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch_build.Path, "exists", lambda self: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not torch_build.has_nvidia_gpu()
@@ -214,7 +242,12 @@ def test_a_gpu_is_there_when_its_device_is(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_choice_that_there_is_not_is_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, str(venv_setup.ROOT / "tools" / "course.py"), "lab", "--torch=nonsense"]
+    command = [
+        sys.executable,
+        str(venv_setup.ROOT / "tools" / "course.py"),
+        "lab",
+        "--torch=nonsense",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "TORCH=nonsense is unknown: choose cpu, cuda or auto.\n"

@@ -55,7 +55,9 @@ def load_ipython_extension(shell: object) -> None:
 
     def loaded(result: object) -> None:
         files = [
-            getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("qcourse")
+            getattr(module, "__file__", None)
+            for name, module in sys.modules.items()
+            if name.startswith("qcourse")
         ]
         write(modules=sorted(filter(None, files)))
 

@@ -88,4 +88,6 @@ def tests_of(root: Path, path: Path) -> set:
         imports = re.compile(rf"^ *(?:from|import) .*\b{re.escape(path.stem)}\b", re.MULTILINE)
         tests = (root / "tests").rglob("test_*.py")
         named = [test for test in tests if imports.search(test.read_text(encoding="utf-8"))]
-    return inside | {test.relative_to(root).as_posix() for test in named if "browser" not in test.parts}
+    return inside | {
+        test.relative_to(root).as_posix() for test in named if "browser" not in test.parts
+    }

@@ -147,7 +147,9 @@ def run_steps(commands: dict, env: dict, cwd: Path = ROOT, limit_s: float = floa
     return report({name: results[name] for name in commands}, time.monotonic() - started)
 
 
-def run_step(command: list, env: dict, cwd: Path, output: "IO | None" = None, left_s: float = float("inf")) -> tuple:
+def run_step(
+    command: list, env: dict, cwd: Path, output: "IO | None" = None, left_s: float = float("inf")
+) -> tuple:
     """Run one step, into a file where one is given: how it ended, and how long it took in seconds."""
     if left_s <= 0:
         return "stopped", 0.0
@@ -186,7 +188,9 @@ def report(results: dict, total_s: float) -> int:
     if failed:
         say(f"Failed: {', '.join(failed)} ({total_s:.0f} s).")
     elif stopped:
-        say(f"Nothing failed so far, and the time is up in: {', '.join(stopped)}. `make test` runs all.")
+        say(
+            f"Nothing failed so far, and the time is up in: {', '.join(stopped)}. `make test` runs all."
+        )
     else:
         say(f"All is well ({total_s:.0f} s).")
     return int(bool(failed))
@@ -236,12 +240,16 @@ def bench(torch: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="course.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    top = argparse.ArgumentParser(
+        prog="course.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
-        command.add_argument("--torch", default="auto", metavar="BUILD", help="cpu, cuda or auto (default)")
+        command.add_argument(
+            "--torch", default="auto", metavar="BUILD", help="cpu, cuda or auto (default)"
+        )
         return command
 
     add("lab", "open JupyterLab, with the options of `qcourse lab`: --port, --no-browser, its own")
@@ -250,7 +258,9 @@ def parser() -> argparse.ArgumentParser:
     add("exercises", "write exercises/ from solutions/")
     add("bench", "run benchmarks/")
     add("notebooks", "execute the notebooks in place").add_argument("paths", nargs="*")
-    add("portability", "run all notebooks on other instruction sets and threads").add_argument("parts", nargs="*")
+    add("portability", "run all notebooks on other instruction sets and threads").add_argument(
+        "parts", nargs="*"
+    )
     return top
 
 

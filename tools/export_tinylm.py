@@ -26,10 +26,10 @@ from tinylm_card import card
 from torch import Tensor
 from train_tinylm import Recipe
 
-from qcourse.models.corpus import SEPARATOR, encode_documents, stdlib_corpus
 from qcourse.models.evaluate import perplexity
 from qcourse.models.generate import generate
 from qcourse.models.tinylm import CHECKSUMS, FILES, TinyLM, load_tinylm
+from qcourse.texts.corpus import SEPARATOR, encode_documents, stdlib_corpus
 
 CURVE_POINTS = 40
 PROMPTS = ("Return a list of", "class Queue", "The following functions are")
@@ -53,7 +53,9 @@ def export(run: Path, folder: Path) -> dict[str, Any]:
         "minutes": round(state["elapsed_s"] / 60, 1),
         "loss": thinned(state["curve"]),
         "held_out": {
-            kind: [evaluate_kind(tinylm, kind, stride=recipe.context // overlap) for overlap in (1, 4)]
+            kind: [
+                evaluate_kind(tinylm, kind, stride=recipe.context // overlap) for overlap in (1, 4)
+            ]
             for kind in ("docs", "code")
         },
         "samples": {prompt: sample(tinylm, prompt) for prompt in PROMPTS},
@@ -62,7 +64,9 @@ def export(run: Path, folder: Path) -> dict[str, Any]:
     (folder / "MODEL_CARD.md").write_text(card(report), encoding="utf-8")
     size_bytes = sum(path.stat().st_size for path in folder.iterdir())
     if size_bytes > SIZE_LIMIT_BYTES:
-        raise ValueError(f"the folder must stay below {SIZE_LIMIT_BYTES:,} bytes, got {size_bytes:,}")
+        raise ValueError(
+            f"the folder must stay below {SIZE_LIMIT_BYTES:,} bytes, got {size_bytes:,}"
+        )
     return report
 
 
@@ -72,7 +76,9 @@ def _write_model(weights: dict[str, Tensor], recipe: Recipe, run: Path, folder: 
     save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(run / "tokenizer.json", folder)
     _write_configs(recipe, folder)
-    sums = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in FILES)
+    sums = "".join(
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in FILES
+    )
     (folder / CHECKSUMS).write_text(sums, encoding="ascii")
 
 
@@ -98,7 +104,9 @@ def evaluate_kind(tinylm: TinyLM, kind: str, *, stride: int) -> dict[str, float]
     documents = [document for document in stdlib_corpus("held_out") if document.kind == kind]
     text = "\n\n".join(document.text for document in documents).encode()
     tokens = encode_documents(documents, tinylm.tokenizer)
-    found = perplexity(tinylm.model, tokens, tinylm.model.config.max_position_embeddings, stride=stride)
+    found = perplexity(
+        tinylm.model, tokens, tinylm.model.config.max_position_embeddings, stride=stride
+    )
     return asdict(found) | {
         "bytes": len(text),
         "perplexity": found.perplexity,
@@ -135,7 +143,9 @@ def _read_json(path: Path) -> Any:
 
 def main() -> None:
     """Export, and print the card."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()

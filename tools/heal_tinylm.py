@@ -7,7 +7,7 @@ The idea: for each grid, the same number of steps on the same batches, once on t
 itself as the teacher. What comes out is measured on text that neither has seen, and written with the losses of every
 step to notebooks/data/heal_tinylm.json, which the lesson reads and plots.
 
-Source: the recipe is ``qcourse.models.heal``'s; learned scales (LSQ) for integers, absmean and 8-bit activations for
+Source: the recipe is ``qcourse.recipes.heal``'s; learned scales (LSQ) for integers, absmean and 8-bit activations for
 ternary weights (BitNet b1.58).
 
 How it differs from ``train_tinylm.py``: there a model is trained from nothing, here one that was rounded.
@@ -27,11 +27,11 @@ from torch import nn
 from qcourse import IntQuantizer, PerChannel, PerGroup, load_tinylm, quantize_model
 from qcourse.methods.gptq import Gptq
 from qcourse.methods.ternary import TernaryQuantizer
-from qcourse.models.batches import random_windows, windows
-from qcourse.models.corpus import encode_documents, stdlib_corpus
 from qcourse.models.evaluate import agreement
-from qcourse.models.heal import convert, heal, prepare
 from qcourse.numerics.quantized import Quantizer
+from qcourse.recipes.heal import convert_qat, heal, prepare_qat
+from qcourse.texts.corpus import encode_documents, stdlib_corpus
+from qcourse.trace.batches import random_windows, windows
 
 LOG = Path(__file__).resolve().parent.parent / "notebooks" / "data" / "heal_tinylm.json"
 GROUP = PerGroup(32)
@@ -83,9 +83,11 @@ class Course:
             every = torch.cat(windows(self.train, recipe.context))
             calibration = every[:: len(every) // 32][:32].split(8)
             method = quantizer if way == "PTQ" else Gptq(quantizer, act_order=True)
-            model = quantize_model(self.model, method, calibration=calibration, progress=False).model
+            model = quantize_model(
+                self.model, method, calibration=calibration, progress=False
+            ).model
         else:
-            student = prepare(self.model, quantizer, **options)
+            student = prepare_qat(self.model, quantizer, **options)
             losses = heal(
                 student,
                 random_windows(
@@ -98,7 +100,7 @@ class Course:
                 teacher=None if way == "QAT" else self.model,
                 learning_rate=recipe.learning_rate,
             ).losses
-            model = convert(student)
+            model = convert_qat(student)
         return {
             **self.judged(model),
             "losses": [round(x, 4) for x in losses],
@@ -114,11 +116,17 @@ class Course:
 def main(wanted: list[str]) -> None:
     """Do what the log lacks, one run after another, and write each as it ends."""
     recipe = Recipe()
-    log = json.loads(LOG.read_text(encoding="utf-8")) if LOG.exists() else {"recipe": asdict(recipe), "runs": {}}
+    log = (
+        json.loads(LOG.read_text(encoding="utf-8"))
+        if LOG.exists()
+        else {"recipe": asdict(recipe), "runs": {}}
+    )
     if log["recipe"] != asdict(recipe):
         raise SystemExit(f"{LOG} is of another recipe: {log['recipe']}; delete it first")
     names = [(f"{grid}, {way}", grid, way) for grid in GRIDS for way in WAYS]
-    todo = [each for each in names if each[0] not in log["runs"] and (not wanted or each[0] in wanted)]
+    todo = [
+        each for each in names if each[0] not in log["runs"] and (not wanted or each[0] in wanted)
+    ]
     course = Course(recipe)
     log["original"] = course.judged(course.model)
     for name, grid, way in todo:
@@ -126,10 +134,16 @@ def main(wanted: list[str]) -> None:
         log |= {"date": date.today().isoformat(), "torch": torch.__version__}
         LOG.parent.mkdir(exist_ok=True)
         LOG.write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
-        print(name, {key: value for key, value in log["runs"][name].items() if key != "losses"}, flush=True)
+        print(
+            name,
+            {key: value for key, value in log["runs"][name].items() if key != "losses"},
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="*", help='such as "2 bits, QAT"; by default all')
     main(parser.parse_args().runs)

@@ -14,13 +14,28 @@ from nbclient import NotebookClient
 from numpy._core._multiarray_umath import __cpu_features__ as numpy_features
 
 THREADS = (1, 2, 4)
-NEWER = {"default": ("X86_V3", "X86_V4", "AVX512_ICL", "AVX512_SPR"), "avx2": ("X86_V4", "AVX512_ICL", "AVX512_SPR")}
+NEWER = {
+    "default": ("X86_V3", "X86_V4", "AVX512_ICL", "AVX512_SPR"),
+    "avx2": ("X86_V4", "AVX512_ICL", "AVX512_SPR"),
+}
 
 # MKL_ENABLE_INSTRUCTIONS is obeyed on Intel's processors alone; MKL_CBWR=COMPATIBLE (SSE2) everywhere
 LIBRARIES = {
-    "default": {"ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE", "OPENBLAS_CORETYPE": "Nehalem"},
-    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
-    "avx512": {"ONEDNN_MAX_CPU_ISA": "ALL", "MKL_ENABLE_INSTRUCTIONS": "AVX512", "OPENBLAS_CORETYPE": "SkylakeX"},
+    "default": {
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+        "OPENBLAS_CORETYPE": "Nehalem",
+    },
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    },
+    "avx512": {
+        "ONEDNN_MAX_CPU_ISA": "ALL",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "OPENBLAS_CORETYPE": "SkylakeX",
+    },
 }
 MOST_DIFFERENT_FIRST = ("default-1", "avx2-4", "avx2-1", "avx512-4")
 
@@ -28,8 +43,13 @@ MOST_DIFFERENT_FIRST = ("default-1", "avx2-4", "avx2-1", "avx512-4")
 def environments() -> dict[str, dict[str, str]]:
     """The settings of every environment that this processor has, by name."""
     best = torch.backends.cpu.get_cpu_capability().lower()
-    capabilities = list(LIBRARIES)[: list(LIBRARIES).index(best) + 1] if best in LIBRARIES else ["default"]
-    names = [f"{capability}-{threads}" for capability, threads in itertools.product(capabilities, THREADS)]
+    capabilities = (
+        list(LIBRARIES)[: list(LIBRARIES).index(best) + 1] if best in LIBRARIES else ["default"]
+    )
+    names = [
+        f"{capability}-{threads}"
+        for capability, threads in itertools.product(capabilities, THREADS)
+    ]
     ordered = sorted(names, key=lambda name: (*MOST_DIFFERENT_FIRST, *names).index(name))
     return {name: settings(*name.split("-")) for name in ordered}
 

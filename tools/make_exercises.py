@@ -59,21 +59,29 @@ def make_exercise(solution: str) -> str:
 
 def wanted(solutions: Path) -> dict[str, str]:
     """What exercises/ should hold: names and texts."""
-    return {path.name: make_exercise(path.read_text(encoding="utf-8")) for path in sorted(solutions.glob("*.ipynb"))}
+    return {
+        path.name: make_exercise(path.read_text(encoding="utf-8"))
+        for path in sorted(solutions.glob("*.ipynb"))
+    }
 
 
 def differing(solutions: Path, exercises: Path) -> list[str]:
     """The names of the sheets that are missing, not as they would be written, or left over."""
     sheets = wanted(solutions)
     found = {path.name: path.read_text(encoding="utf-8") for path in exercises.glob("*.ipynb")}
-    return sorted(name for name in sheets.keys() | found.keys() if sheets.get(name) != found.get(name))
+    return sorted(
+        name for name in sheets.keys() | found.keys() if sheets.get(name) != found.get(name)
+    )
 
 
 def answered(path: Path) -> bool:
     """Whether someone has written into a sheet: a solution cell whose checksum is not the one it was written with."""
     cells = nbformat.read(path, as_version=4).cells if path.exists() else []
     marked = [(cell, cell.metadata.get("nbgrader", {})) for cell in cells]
-    return any(marks.get("solution") and marks.get("checksum") != compute_checksum(cell) for cell, marks in marked)
+    return any(
+        marks.get("solution") and marks.get("checksum") != compute_checksum(cell)
+        for cell, marks in marked
+    )
 
 
 def is_learners(path: Path) -> bool:
@@ -98,13 +106,18 @@ def write(solutions: Path, exercises: Path) -> list[str]:
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Write or compare; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     folders = root / "solutions", root / "exercises"
     if not parser.parse_args(arguments).check:
         kept = write(*folders)
         if kept:
-            print(f"Not written, for answers would be lost: {', '.join(kept)}. Move them away first.", file=sys.stderr)
+            print(
+                f"Not written, for answers would be lost: {', '.join(kept)}. Move them away first.",
+                file=sys.stderr,
+            )
         return int(bool(kept))
     names = differing(*folders)
     learners = [name for name in names if is_learners(folders[1] / name)]
@@ -112,7 +125,10 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         print(f"Skipped, for answers are in them: {', '.join(learners)}.")
     names = [name for name in names if name not in learners]
     if names:
-        print(f"Not what solutions/ would make: {', '.join(names)}. Run `make exercises`.", file=sys.stderr)
+        print(
+            f"Not what solutions/ would make: {', '.join(names)}. Run `make exercises`.",
+            file=sys.stderr,
+        )
     return int(bool(names))
 
 

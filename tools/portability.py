@@ -47,7 +47,10 @@ def code_of(source: str) -> str:
     except SyntaxError:  # a magic command
         return source
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             node.body[0] = ast.Pass()
     return ast.dump(tree)
 
@@ -58,7 +61,11 @@ def notebook_key(path: Path) -> str:
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             tags = cell.metadata.get("tags", [])
-            outputs = [] if "nbval-ignore-output" in tags else [o for o in cell.outputs if "image/png" not in str(o)]
+            outputs = (
+                []
+                if "nbval-ignore-output" in tags
+                else [o for o in cell.outputs if "image/png" not in str(o)]
+            )
             parts += [code_of(cell.source), str(tags), str(outputs)]
     return digest("\n".join(parts))
 
@@ -81,12 +88,26 @@ def key(notebook_hash: str, modules: str) -> str:
 def run(notebook: Path, env: dict[str, str]) -> dict:
     """Execute a notebook under nbval in one environment: modules, seconds, failures, and the values of each assert."""
     with tempfile.TemporaryDirectory() as folder:
-        log, junit, profile = Path(folder, "log"), Path(folder, "junit.xml"), Path(folder, "profile_default")
+        log, junit, profile = (
+            Path(folder, "log"),
+            Path(folder, "junit.xml"),
+            Path(folder, "profile_default"),
+        )
         profile.mkdir()
-        profile.joinpath("ipython_kernel_config.py").write_text("c.IPKernelApp.extensions = ['assert_values']\n")
+        profile.joinpath("ipython_kernel_config.py").write_text(
+            "c.IPKernelApp.extensions = ['assert_values']\n"
+        )
         own = {"IPYTHONDIR": folder, "PYTHONPATH": str(ROOT / "tools"), LOG: str(log)}
         offline = {"HF_HUB_OFFLINE": "1", "QCOURSE_PROGRESS": str(Path(folder, "progress.json"))}
-        command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--color=no", str(notebook)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval",
+            "--nbval-current-env",
+            "--color=no",
+            str(notebook),
+        ]
         started = time.monotonic()
         done = subprocess.run(
             [*command, f"--junitxml={junit}", "-p", "no:cacheprovider"],
@@ -94,9 +115,15 @@ def run(notebook: Path, env: dict[str, str]) -> dict:
         )  # fmt: skip
         time_s = time.monotonic() - started
         if done.returncode not in (0, 1):
-            raise RuntimeError(f"pytest ended with {done.returncode} for {notebook}: {done.stdout}{done.stderr}")
+            raise RuntimeError(
+                f"pytest ended with {done.returncode} for {notebook}: {done.stdout}{done.stderr}"
+            )
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        failures = [f"{case.get('name')}\n{case[0].text}" for case in ET.parse(junit).iter("testcase") if len(case)]
+        failures = [
+            f"{case.get('name')}\n{case[0].text}"
+            for case in ET.parse(junit).iter("testcase")
+            if len(case)
+        ]
     loaded = {name for row in rows for name in row.get("modules", [])}
     return {
         "modules": " ".join(sorted(str(Path(name).relative_to(ROOT)) for name in loaded)),
@@ -119,7 +146,9 @@ def record(results: dict, notebook: str, name: str, outcome: dict) -> None:
     entry = results["notebooks"].setdefault(notebook, {"runs": {}, "asserts": {}})
     asserts = entry["asserts"]
     for place, values in list(asserts.items()):
-        others = {text: [other for other in names if other != name] for text, names in values.items()}
+        others = {
+            text: [other for other in names if other != name] for text, names in values.items()
+        }
         asserts[place] = {text: names for text, names in others.items() if names}
     for row in outcome.pop("asserts"):
         place = f"cell {row['cell']}, line {row['line']}: {row['source']}"
@@ -132,13 +161,21 @@ def record(results: dict, notebook: str, name: str, outcome: dict) -> None:
 
 def read() -> dict:
     """The results so far."""
-    return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"stamp": {}, "notebooks": {}}
+    return (
+        json.loads(RESULT.read_text(encoding="utf-8"))
+        if RESULT.exists()
+        else {"stamp": {}, "notebooks": {}}
+    )
 
 
 def write(results: dict) -> None:
     """Write the results whole, stamped with the commit as well."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     results["stamp"] = {**stamp(), "commit": commit.stdout.strip()}
     results["notebooks"] = dict(sorted(results["notebooks"].items()))
@@ -148,7 +185,9 @@ def write(results: dict) -> None:
 def is_done(results: dict, notebook: Path, name: str) -> bool:
     """Whether this run is among the results, and nothing that it depends on has changed."""
     run_before = results["notebooks"].get(label(notebook), {"runs": {}})["runs"].get(name)
-    return run_before is not None and run_before["key"] == key(notebook_key(notebook), run_before["modules"])
+    return run_before is not None and run_before["key"] == key(
+        notebook_key(notebook), run_before["modules"]
+    )
 
 
 def label(notebook: Path) -> str:
@@ -160,7 +199,9 @@ def show(results: dict, notebooks: list[Path], names: list[str]) -> int:
     """Print each failed cell in each environment; returns how many there are."""
     count, nothing = 0, {"runs": {}, "failures": []}
     for notebook, name in itertools.product(map(label, notebooks), names):
-        for failure in results["notebooks"].get(notebook, nothing)["runs"].get(name, nothing)["failures"]:
+        for failure in (
+            results["notebooks"].get(notebook, nothing)["runs"].get(name, nothing)["failures"]
+        ):
             count += 1
             print(f"\n{notebook}, {failure['cell']}, {name}\n{failure['said']}", flush=True)
     print(f"\n{count} failed cells in {len(notebooks)} notebooks and {len(names)} environments.")
@@ -170,15 +211,25 @@ def show(results: dict, notebooks: list[Path], names: list[str]) -> int:
 def main() -> int:
     """Run what was asked for and has not been run yet; returns 1 where a cell failed."""
     known = environments()
-    everything = [path for folder in ("notebooks", "solutions") for path in sorted((ROOT / folder).glob("*.ipynb"))]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"notebooks, and environments among {', '.join(known)}")
+    everything = [
+        path
+        for folder in ("notebooks", "solutions")
+        for path in sorted((ROOT / folder).glob("*.ipynb"))
+    ]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts", nargs="*", help=f"notebooks, and environments among {', '.join(known)}"
+    )
     parser.add_argument("--fresh", action="store_true", help="run again also what has not changed")
     options = parser.parse_args()
     names = [part for part in options.parts if part in known] or list(known)
     notebooks = [Path(part) for part in options.parts if part not in known] or everything
     if missing := [str(path) for path in notebooks if not path.is_file()]:
-        parser.error(f"neither a notebook nor an environment of this processor: {', '.join(missing)}")
+        parser.error(
+            f"neither a notebook nor an environment of this processor: {', '.join(missing)}"
+        )
 
     for name in names:
         env = os.environ | known[name]
@@ -196,8 +247,13 @@ def main() -> int:
             results = read()  # another run of this tool may have written meanwhile
             record(results, label(notebook), name, outcome)
             write(results)
-            failed = ", ".join(failure["cell"].rpartition("::")[2] for failure in outcome["failures"])
-            print(f"{name:10} {label(notebook):48} {outcome['time_s']:6.1f} s  {failed or 'ok'}", flush=True)
+            failed = ", ".join(
+                failure["cell"].rpartition("::")[2] for failure in outcome["failures"]
+            )
+            print(
+                f"{name:10} {label(notebook):48} {outcome['time_s']:6.1f} s  {failed or 'ok'}",
+                flush=True,
+            )
     return int(show(read(), notebooks, names) > 0)
 
 

@@ -41,28 +41,41 @@ def execute(path: Path) -> nbformat.NotebookNode:
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
         coalesce_streams=True,  # else what is printed at once arrives in one piece or in several, by chance
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns that its loopback is not encrypted
+        extra_arguments=[
+            "--IPKernelApp.log_level=ERROR"
+        ],  # else each kernel warns that its loopback is not encrypted
         on_cell_start=lambda cell, cell_index: started.append(cell_index),
     )
     with tempfile.TemporaryDirectory() as folder:
         settings = {"HF_HUB_OFFLINE": "1", "QCOURSE_PROGRESS": str(Path(folder, "progress.json"))}
         try:
             client.execute(env=os.environ | settings)
-        except (CellControlSignal, DeadKernelError) as error:  # a failed cell or a timeout; a kernel that died
-            words = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error).strip()
+        except (
+            CellControlSignal,
+            DeadKernelError,
+        ) as error:  # a failed cell or a timeout; a kernel that died
+            words = (
+                f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error).strip()
+            )
             raise RuntimeError(f"{path.name}, cell {started[-1] + 1}: {words}") from error
     return notebook
 
 
 def tidy(notebook: nbformat.NotebookNode) -> str:
     """The text of a notebook's file, without what differs between two equal runs."""
-    kept = {key: notebook.metadata[key] for key in ("language_info", "widgets") if key in notebook.metadata}
+    kept = {
+        key: notebook.metadata[key]
+        for key in ("language_info", "widgets")
+        if key in notebook.metadata
+    }
     kept.get("language_info", {}).pop("version", None)
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, **kept})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     text = nbformat.writes(notebook)
-    for number, model in enumerate(notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})):
+    for number, model in enumerate(
+        notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
+    ):
         text = text.replace(model, f"{number:032x}")
     return nbformat.writes(nbformat.reads(text, as_version=4)) + "\n"  # sorted by the new names
 
@@ -80,9 +93,15 @@ def run(path: Path) -> None:
 
 def main() -> int:
     """Execute the notebooks named on the command line, or all; returns the number that failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("paths", nargs="*", type=Path)
-    everything = [path for folder in ("notebooks", "solutions") for path in sorted((ROOT / folder).glob("*.ipynb"))]
+    everything = [
+        path
+        for folder in ("notebooks", "solutions")
+        for path in sorted((ROOT / folder).glob("*.ipynb"))
+    ]
     failures = 0
     for path in parser.parse_args().paths or everything:
         try:

@@ -16,7 +16,16 @@ from train_tinylm import Recipe
 
 def card(report: dict[str, Any]) -> str:
     """Write the card, in Markdown, from the report of ``export_tinylm.export``."""
-    return "\n\n".join([_what(report), _read(report), _made(report), _good(report), _writes(report), _again(report)])
+    return "\n\n".join(
+        [
+            _what(report),
+            _read(report),
+            _made(report),
+            _good(report),
+            _writes(report),
+            _again(report),
+        ]
+    )
 
 
 def _what(report: dict[str, Any]) -> str:
@@ -48,7 +57,7 @@ def _read(report: dict[str, Any]) -> str:
 The standard library of Python {corpus["python"]}: help topics and docstrings ("docs"), and source without its
 docstrings ("code"); no tests. A twentieth is held out, by the SHA-256 of the qualified name: classes and functions of a
 package's top level with their docstrings, source and C twin, and help topics. Every paragraph of 40 characters that
-they share with other texts is cut out of those (`qcourse/models/corpus.py`). CPython is copyright of the Python
+they share with other texts is cut out of those (`qcourse/texts/corpus.py`). CPython is copyright of the Python
 Software Foundation, under the PSF License.
 
 | kind | documents | bytes | tokens |
@@ -111,5 +120,11 @@ def _options(recipe: dict[str, Any]) -> list[str]:
     for field in fields(Recipe):
         value, option = recipe[field.name], f"--{field.name.replace('_', '-')}"
         if value != field.default:
-            options.append(f"{option} {value}" if field.type is not bool else option if value else f"--no{option[1:]}")
+            options.append(
+                f"{option} {value}"
+                if field.type is not bool
+                else option
+                if value
+                else f"--no{option[1:]}"
+            )
     return options

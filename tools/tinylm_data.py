@@ -7,7 +7,7 @@ run that was stopped go on exactly.
 
 Source: Sennrich et al. 2016 (byte-pair encoding), Radford et al. 2019 (on bytes); the tokenizers library.
 
-How it differs from ``qcourse.models.corpus``: there text is chosen, here it becomes numbers.
+How it differs from ``qcourse.texts.corpus``: there text is chosen, here it becomes numbers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from qcourse.models.corpus import SEPARATOR
-from qcourse.models.corpus_sources import Document
+from qcourse.texts.corpus import SEPARATOR
+from qcourse.texts.corpus_sources import Document
 
 # A word with the space before it; up to three digits; signs; line breaks with the white space before them; indentation.
 PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -41,7 +41,15 @@ def train_tokenizer(documents: Iterable[Document], *, vocabulary: int) -> Tokeni
     return tokenizer
 
 
-def batch(streams: Mapping[str, Tensor], step: int, *, seed: int, size: int, context: int, docs_share: float) -> Tensor:
+def batch(
+    streams: Mapping[str, Tensor],
+    step: int,
+    *,
+    seed: int,
+    size: int,
+    context: int,
+    docs_share: float,
+) -> Tensor:
     """Draw the ids (size, context + 1) of one step: windows at random places, a share of them from "docs"."""
     generator = torch.Generator().manual_seed(1_000_003 * seed + step)  # only 32 bits of it count
     from_docs = torch.rand(size, generator=generator) < docs_share

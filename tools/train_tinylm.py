@@ -30,10 +30,10 @@ from tinylm_data import batch, train_tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from qcourse.models.corpus import encode_documents, stdlib_corpus
-from qcourse.models.corpus_sources import Document
 from qcourse.models.llama import Llama, random_llama
 from qcourse.models.llama_config import LlamaConfig
+from qcourse.texts.corpus import encode_documents, stdlib_corpus
+from qcourse.texts.corpus_sources import Document
 
 CHECKPOINT_EVERY_S = 180
 
@@ -69,7 +69,11 @@ class Recipe:
 
     def llama(self) -> LlamaConfig:
         """The model's sizes: the head is the embedding, and it is meant for the context that it was trained on."""
-        sizes = {name: value for name, value in asdict(self).items() if name in LlamaConfig.__dataclass_fields__}
+        sizes = {
+            name: value
+            for name, value in asdict(self).items()
+            if name in LlamaConfig.__dataclass_fields__
+        }
         return LlamaConfig(**sizes, max_position_embeddings=self.context, tie_word_embeddings=True)
 
     def share_done(self, step: int, elapsed_s: float) -> float:
@@ -85,7 +89,10 @@ class Recipe:
 def make_optimizer(model: Llama, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW, in which matrices decay and the norms' weights do not."""
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": recipe.weight_decay},
+        {
+            "params": [p for p in model.parameters() if p.ndim == 2],
+            "weight_decay": recipe.weight_decay,
+        },
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
@@ -98,18 +105,28 @@ def loss_of(model: Llama, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
 
-def train(recipe: Recipe, streams: Mapping[str, Tensor], folder: Path, *, stop_at: float = math.inf) -> Llama:
+def train(
+    recipe: Recipe, streams: Mapping[str, Tensor], folder: Path, *, stop_at: float = math.inf
+) -> Llama:
     """Train to the recipe's end, going on from the folder's checkpoint if there is one; stop_at cuts it short."""
     model = random_llama(recipe.llama(), seed=recipe.seed).to(recipe.device)
     optimizer = make_optimizer(model, recipe)
     step, elapsed_s, curve = _resume(folder, model, optimizer)
-    loss_fn: Callable[[Llama, Tensor], Tensor] = torch.compile(loss_of) if recipe.compile else loss_of
+    loss_fn: Callable[[Llama, Tensor], Tensor] = (
+        torch.compile(loss_of) if recipe.compile else loss_of
+    )
     sample = {"seed": recipe.seed, "size": recipe.batch_size, "context": recipe.context}
     started, saved = time.monotonic() - elapsed_s, time.monotonic()
     with tqdm(total=recipe.steps, initial=step, unit="step", mininterval=10) as bar:
-        while step < stop_at and recipe.share_done(step, elapsed_s := time.monotonic() - started) < 1:
+        while (
+            step < stop_at and recipe.share_done(step, elapsed_s := time.monotonic() - started) < 1
+        ):
             ids = batch(streams, step, docs_share=recipe.docs_share, **sample).to(recipe.device)
-            curve.append(_update(loss_fn(model, ids), optimizer, recipe, recipe.learning_rate_at(step, elapsed_s)))
+            curve.append(
+                _update(
+                    loss_fn(model, ids), optimizer, recipe, recipe.learning_rate_at(step, elapsed_s)
+                )
+            )
             step += 1
             bar.set_postfix(loss=f"{sum(curve[-50:]) / len(curve[-50:]):.3f}", refresh=False)
             bar.update()
@@ -120,29 +137,44 @@ def train(recipe: Recipe, streams: Mapping[str, Tensor], folder: Path, *, stop_a
     return model
 
 
-def _update(loss: Tensor, optimizer: torch.optim.Optimizer, recipe: Recipe, learning_rate: float) -> float:
+def _update(
+    loss: Tensor, optimizer: torch.optim.Optimizer, recipe: Recipe, learning_rate: float
+) -> float:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     loss.backward()
-    torch.nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), recipe.clip)
+    torch.nn.utils.clip_grad_norm_(
+        (p for group in optimizer.param_groups for p in group["params"]), recipe.clip
+    )
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
 
 
 def _save(
-    folder: Path, model: Llama, optimizer: torch.optim.Optimizer, step: int, elapsed_s: float, curve: list[float]
+    folder: Path,
+    model: Llama,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    elapsed_s: float,
+    curve: list[float],
 ) -> None:
     # Aside, then renamed: a stop while writing leaves the old one whole.
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state | {"step": step, "elapsed_s": elapsed_s, "curve": curve}, folder / "checkpoint.new")
+    torch.save(
+        state | {"step": step, "elapsed_s": elapsed_s, "curve": curve}, folder / "checkpoint.new"
+    )
     (folder / "checkpoint.new").replace(folder / "checkpoint.pt")
 
 
-def _resume(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> tuple[int, float, list[float]]:
+def _resume(
+    folder: Path, model: Llama, optimizer: torch.optim.Optimizer
+) -> tuple[int, float, list[float]]:
     if not (folder / "checkpoint.pt").is_file():
         return 0, 0.0, []
-    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
+    state: dict[str, Any] = torch.load(
+        folder / "checkpoint.pt", weights_only=True, map_location="cpu"
+    )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["elapsed_s"], state["curve"]
@@ -170,10 +202,18 @@ def prepare(documents: tuple[Document, ...], recipe: Recipe, folder: Path) -> di
 
 def main(arguments: list[str] | None = None) -> None:
     """Take the recipe from the command line, and the streams from the folder if an earlier run left them there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where checkpoints go, and where a stopped run goes on from")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, help="where checkpoints go, and where a stopped run goes on from"
+    )
     for field in fields(Recipe):
-        options = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": _parser_of(field.type)}
+        options = (
+            {"action": argparse.BooleanOptionalAction}
+            if field.type is bool
+            else {"type": _parser_of(field.type)}
+        )
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **options)
     given = vars(parser.parse_args(arguments))
     folder = given.pop("folder")
@@ -184,8 +224,14 @@ def main(arguments: list[str] | None = None) -> None:
     if recipe.steps is None and recipe.minutes is None:
         parser.error("say when to end: --steps or --minutes")
     prepared = folder / "streams.safetensors"
-    streams = load_file(prepared) if prepared.is_file() else prepare(stdlib_corpus("train"), recipe, folder)
-    (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
+    streams = (
+        load_file(prepared)
+        if prepared.is_file()
+        else prepare(stdlib_corpus("train"), recipe, folder)
+    )
+    (folder / "recipe.json").write_text(
+        json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8"
+    )
     print(*(f"{kind}: {len(ids):,} tokens" for kind, ids in streams.items()), sep=", ")
     train(recipe, streams, folder)
 

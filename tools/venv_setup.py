@@ -95,20 +95,31 @@ def stamp_text(extra: str, root: Path) -> str:
 
 def stands_where_made(venv: Path) -> bool:
     """Whether the folder was not moved or copied since: the scripts inside name the place they were made for."""
-    lines = (venv / "pyvenv.cfg").read_text(encoding="utf-8").splitlines() if (venv / "pyvenv.cfg").is_file() else []
+    lines = (
+        (venv / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+        if (venv / "pyvenv.cfg").is_file()
+        else []
+    )
     made = [line for line in lines if line.startswith("command = ")]
     return not made or made[0].endswith(str(venv))
 
 
 def has_pip(python: Path) -> bool:
     """Whether making the environment went on to its end, which is pip."""
-    return subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            [str(python), "-m", "pip", "--version"], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 def make_venv(venv: Path) -> None:
     """Make an environment, or stop with a sentence."""
     if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
-        sys.exit("This Python cannot make environments: install its venv module (Debian: apt install python3-venv).")
+        sys.exit(
+            "This Python cannot make environments: install its venv module (Debian: apt install python3-venv)."
+        )
     command = [sys.executable, "-m", "venv", "--clear", str(venv)]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
@@ -135,7 +146,9 @@ def install_torch(pip: list, extra: str, root: Path, torch: str) -> None:
     arguments = torch_build.pip_arguments(build, installed, torch_build.pinned_version(root))
     from_cpu_index = "--index-url" in arguments
     if from_cpu_index and not torch_build.cpu_index_answers():
-        say("      PyTorch's own CPU index does not answer, so PyTorch comes from the default index.")
+        say(
+            "      PyTorch's own CPU index does not answer, so PyTorch comes from the default index."
+        )
         arguments, build = [], "cuda"
     if not installed:
         say(f"      {torch_build.announcement(extra, build)}")
@@ -145,7 +158,9 @@ def install_torch(pip: list, extra: str, root: Path, torch: str) -> None:
     # A Python or a processor for which that index has no wheel is no reason to stop.
     if not (from_cpu_index and "No matching distribution" in read(log)):
         sys.exit(f"{why_pip_failed(read(log))} All that pip said is in {log}.")
-    say("      PyTorch's own CPU index lacks this version, so PyTorch comes from the default index.")
+    say(
+        "      PyTorch's own CPU index lacks this version, so PyTorch comes from the default index."
+    )
     if not installed:
         say(f"      {torch_build.announcement(extra, 'cuda')}")
 
@@ -155,14 +170,21 @@ def follow(command: list, log: Path, cwd: Path) -> int:
     terminal, started = sys.stdout.isatty(), time.monotonic()
     period_s = 0.5 if terminal else 10.0
     shown_s = 0.0
-    with log.open("ab") as out, subprocess.Popen(command, cwd=cwd, stdout=out, stderr=subprocess.STDOUT) as pip:
+    with (
+        log.open("ab") as out,
+        subprocess.Popen(command, cwd=cwd, stdout=out, stderr=subprocess.STDOUT) as pip,
+    ):
         while pip.poll() is None:
             time.sleep(0.1)
             elapsed_s = time.monotonic() - started
             if elapsed_s - shown_s > period_s:
                 shown_s = elapsed_s
                 line = f"      {elapsed_s:4.0f} s  {condense(read(log))}"
-                print(f"\r{line[:WIDTH]:{WIDTH}}" if terminal else line, end="" if terminal else "\n", flush=True)
+                print(
+                    f"\r{line[:WIDTH]:{WIDTH}}" if terminal else line,
+                    end="" if terminal else "\n",
+                    flush=True,
+                )
     if terminal:
         print(f"\r{'':{WIDTH}}", end="\r")
     return pip.returncode
@@ -179,7 +201,9 @@ def condense(log: str) -> str:
     >>> condense("Collecting torch==2.13.0\n  Downloading torch-2.13.0-cp311-cp311-linux_x86_64.whl (190.2 MB)\n")
     'package 1: torch-2.13.0 (190.2 MB)'
     """
-    doing = re.findall(r"^ *((?:Collecting|Downloading|Using cached|Building|Installing) .*)$", log, re.MULTILINE)
+    doing = re.findall(
+        r"^ *((?:Collecting|Downloading|Using cached|Building|Installing) .*)$", log, re.MULTILINE
+    )
     if doing and doing[-1].startswith("Installing collected packages"):
         return f"unpacking {doing[-1].count(',') + 1} packages"
     count = sum(line.startswith("Collecting") for line in doing)
@@ -203,7 +227,9 @@ def why_pip_failed(log: str) -> str:
 
 def last_line(text: str) -> str:
     """The last line that says something."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it gave no reason")
+    return next(
+        (line.strip() for line in reversed(text.splitlines()) if line.strip()), "it gave no reason"
+    )
 
 
 def child_environment(python: Path) -> dict:

@@ -36,7 +36,9 @@ def check(exercise_id: Any, function: Any) -> "Verdict":
 
     exercise = find_exercise(exercise_id)
     if not callable(function):
-        raise TypeError(f"function={function!r} must be your function {exercise.function}: its name, not called")
+        raise TypeError(
+            f"function={function!r} must be your function {exercise.function}: its name, not called"
+        )
     cases = exercise.cases(torch.Generator().manual_seed(SEED))
     verdict = judge(exercise, cases, [capture(function, case.args) for case in cases])
     record(verdict)

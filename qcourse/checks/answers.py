@@ -20,7 +20,10 @@ import torch
 STUB = "not written yet"  # what a stub's NotImplementedError says
 LONGEST = 300  # characters kept of an error's message
 DEEPEST = 16  # lists within lists
-MOST = {"lists": 2_000, "arrays": 100_000}  # values of an answer, those of all its lists, and of all its arrays
+MOST = {
+    "lists": 2_000,
+    "arrays": 100_000,
+}  # values of an answer, those of all its lists, and of all its arrays
 
 
 class UnreadableError(TypeError):
@@ -66,7 +69,9 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """
     given = tuple(map(_copied, args))
     answer = called(function, given)
-    changed = [number for number, pair in enumerate(zip(args, given, strict=True)) if not _same(*pair)]
+    changed = [
+        number for number, pair in enumerate(zip(args, given, strict=True)) if not _same(*pair)
+    ]
     if changed and not isinstance(answer, Failure):
         return changed_argument(function, changed[0])
     return answer
@@ -78,7 +83,9 @@ def called(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return plain(function(*args))
     except KeyboardInterrupt:  # the learner's own stop button
         raise
-    except BaseException as error:  # exit() too: a learner's error ends the answer, not the notebook
+    except (
+        BaseException
+    ) as error:  # exit() too: a learner's error ends the answer, not the notebook
         return _failure(error)
 
 
@@ -132,7 +139,9 @@ def _plain(value: Any, depth: int, left: dict[str, int]) -> Any:
         array = np.array(value)  # a copy: the function may go on writing into what it gave back
         if array.dtype.kind in "biuf":
             return array
-    raise UnreadableError(f"returned {_described(kind)}; give back numbers, lists, NumPy arrays or plain tensors")
+    raise UnreadableError(
+        f"returned {_described(kind)}; give back numbers, lists, NumPy arrays or plain tensors"
+    )
 
 
 def _is_one_of(kind: type, *kinds: type) -> bool:
@@ -160,7 +169,11 @@ def _described(kind: type) -> str:
     """What a value of this type is, which stands for no numbers."""
     if kind is type(None):
         return "None (is a `return` missing?)"
-    return f"a {kind.__name__}" if _is_one_of(kind, set, frozenset, dict) else f"a value of type {kind.__name__}"
+    return (
+        f"a {kind.__name__}"
+        if _is_one_of(kind, set, frozenset, dict)
+        else f"a value of type {kind.__name__}"
+    )
 
 
 _NUMPY_SCALARS = frozenset(np.sctypeDict.values())
@@ -168,7 +181,11 @@ _NUMPY_SCALARS = frozenset(np.sctypeDict.values())
 
 def _to_numpy(value: torch.Tensor) -> np.ndarray:
     value = torch.Tensor.detach(value).cpu()
-    if value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64):
+    if value.is_floating_point() and value.dtype not in (
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    ):
         value = value.float()  # bfloat16 and the 8-bit floats, which NumPy does not have
     return value.numpy()
 
@@ -200,7 +217,9 @@ def _name(function: Callable[..., Any], number: int) -> str:
 
 
 def _failure(error: BaseException) -> Failure:
-    said = traceback.TracebackException.from_exception(error, limit=0)  # also where its __str__ is broken
+    said = traceback.TracebackException.from_exception(
+        error, limit=0
+    )  # also where its __str__ is broken
     kinds = tuple(kind.__name__ for kind in type(error).__mro__)
     line, raised_in = _place(error)
     return Failure(kinds, str(said)[:LONGEST], line[:LONGEST], raised_in[:LONGEST])
@@ -208,6 +227,8 @@ def _failure(error: BaseException) -> Failure:
 
 def _place(error: BaseException) -> tuple[str, str]:
     """The innermost line of the file (or cell) that the learner's function is written in, and who raised the error."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__
+    ]
     own = [frame for frame in frames if frame.filename == frames[0].filename]
     return (f"line {own[-1].lineno}: {own[-1].line}", frames[-1].name) if own else ("", "")

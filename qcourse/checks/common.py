@@ -16,7 +16,9 @@ T = TypeVar("T")
 MOST_DRAWS = 10_000
 
 
-def make_cases(by_hand: Iterable[Any], drawn: Iterable[Any], dtype: torch.dtype | None = None) -> list[Case]:
+def make_cases(
+    by_hand: Iterable[Any], drawn: Iterable[Any], dtype: torch.dtype | None = None
+) -> list[Case]:
     """The cases of an exercise, the hand-made ones first, from the arguments of each: a tuple, or a single one.
 
     Args:
@@ -45,13 +47,17 @@ def until_told(exercise: Exercise, draw: Callable[[], list[Any]]) -> list[Any]:
         expected = [capture(exercise.reference, case.args) for case in cases]
         if all(_is_told(exercise, mistake, cases, expected) for mistake in exercise.mistakes):
             return drawn
-    raise RuntimeError(f"{exercise.id}: {MOST_DRAWS} draws do not tell its mistakes from the reference")
+    raise RuntimeError(
+        f"{exercise.id}: {MOST_DRAWS} draws do not tell its mistakes from the reference"
+    )
 
 
 def _is_told(exercise: Exercise, mistake: Mistake, cases: list[Case], expected: list[Any]) -> bool:
     pairs = zip(cases, expected, strict=True)
     answers = ((capture(mistake.function, case.args), right) for case, right in pairs)
-    return any(difference(answer, right, 10 * exercise.tolerance) is not None for answer, right in answers)
+    return any(
+        difference(answer, right, 10 * exercise.tolerance) is not None for answer, right in answers
+    )
 
 
 def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
@@ -83,13 +89,18 @@ def qmax(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def found(exercise: Exercise, args: tuple[Any, ...], besides: Collection[str] = ()) -> list[tuple[str, np.ndarray]]:
+def found(
+    exercise: Exercise, args: tuple[Any, ...], besides: Collection[str] = ()
+) -> list[tuple[str, np.ndarray]]:
     """The numbers that the reference (named "") and the mistakes give, all of an answer in one row.
 
     Args:
         besides: names of mistakes that are left out.
     """
-    functions = [("", exercise.reference), *((mistake.name, mistake.function) for mistake in exercise.mistakes)]
+    functions = [
+        ("", exercise.reference),
+        *((mistake.name, mistake.function) for mistake in exercise.mistakes),
+    ]
     return [
         (name, np.hstack([*map(np.ravel, _parts(function(*args)))]))
         for name, function in functions
@@ -98,7 +109,12 @@ def found(exercise: Exercise, args: tuple[Any, ...], besides: Collection[str] = 
 
 
 def telling(
-    exercise: Exercise, args: tuple[Any, ...], *, apart: float, besides: Collection[str] = (), pairs: bool = True
+    exercise: Exercise,
+    args: tuple[Any, ...],
+    *,
+    apart: float,
+    besides: Collection[str] = (),
+    pairs: bool = True,
 ) -> bool:
     """Whether on one case no mistake answers as the reference does.
 
@@ -134,13 +150,20 @@ def telling_rows(told: np.ndarray, suits: np.ndarray, count: int) -> np.ndarray:
         left &= ~told[best]
     order += [row for row in np.flatnonzero(suits).tolist() if row not in order]
     taken = np.sort(order[:count])
-    return taken if len(taken) == count and told[taken].any(axis=0).all() else np.empty(0, dtype=np.int64)
+    return (
+        taken
+        if len(taken) == count and told[taken].any(axis=0).all()
+        else np.empty(0, dtype=np.int64)
+    )
 
 
 def _as_arguments(args: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
     """The arguments of a call; lists and arrays become tensors, on the top level only."""
     numbers = list | np.ndarray | Tensor
-    return tuple(torch.as_tensor(arg, dtype=dtype) if isinstance(arg, numbers) else arg for arg in _parts(args))
+    return tuple(
+        torch.as_tensor(arg, dtype=dtype) if isinstance(arg, numbers) else arg
+        for arg in _parts(args)
+    )
 
 
 def _parts(answer: Any) -> tuple[Any, ...]:

@@ -33,7 +33,9 @@ class Difference:
     expected: str
 
 
-def difference(answer: Any, expected: Any, tolerance: float, *, kinds: bool = True) -> Difference | None:
+def difference(
+    answer: Any, expected: Any, tolerance: float, *, kinds: bool = True
+) -> Difference | None:
     """How the answer differs from what is expected; None where it does not.
 
     Args:
@@ -57,7 +59,11 @@ def difference(answer: Any, expected: Any, tolerance: float, *, kinds: bool = Tr
 
 
 def _failure_difference(answer: Any, expected: Any, kinds: bool) -> Difference | None:
-    refused = isinstance(answer, Failure) and isinstance(expected, Failure) and expected.kinds[0] in answer.kinds
+    refused = (
+        isinstance(answer, Failure)
+        and isinstance(expected, Failure)
+        and expected.kinds[0] in answer.kinds
+    )
     if refused and (not kinds or _names(answer, _numbers(expected))):
         return None
     wanted = _wanted(expected, kinds)
@@ -93,13 +99,17 @@ def _wanted(expected: Any, kinds: bool) -> str:
     return f"a {expected.kinds[0]}{naming}"
 
 
-def _tuple_difference(answer: Any, expected: tuple, tolerance: float, kinds: bool) -> Difference | None:
+def _tuple_difference(
+    answer: Any, expected: tuple, tolerance: float, kinds: bool
+) -> Difference | None:
     if not isinstance(answer, tuple):
         what = "array" if getattr(answer, "shape", ()) else "value"
         return Difference(f"returned one {what}: {show(answer)}", _wanted(expected, kinds))
     if len(answer) != len(expected):
         many = f": {show(answer)}" if is_small(answer) else ""
-        return Difference(f"returned a tuple of {len(answer)} values{many}", _wanted(expected, kinds))
+        return Difference(
+            f"returned a tuple of {len(answer)} values{many}", _wanted(expected, kinds)
+        )
     for number, (part, wanted) in enumerate(zip(answer, expected, strict=True), start=1):
         found = difference(part, wanted, tolerance, kinds=kinds)
         if found:
@@ -107,7 +117,9 @@ def _tuple_difference(answer: Any, expected: tuple, tolerance: float, kinds: boo
     return None
 
 
-def _array_difference(answer: Any, expected: np.ndarray, tolerance: float, kinds: bool) -> Difference | None:
+def _array_difference(
+    answer: Any, expected: np.ndarray, tolerance: float, kinds: bool
+) -> Difference | None:
     shape = _shape(answer)
     if shape is None:
         return Difference("returned lists that make no array", f"shape {expected.shape}")
@@ -147,14 +159,22 @@ def _array(value: Any) -> np.ndarray:
 
 def _width_difference(answer: Any, expected: np.ndarray) -> Difference | None:
     """Bytes must be uint8, and words int32: a wider dtype gives away what packing saves. A list has no dtype."""
-    if expected.dtype not in WIDTHS or not isinstance(answer, np.ndarray) or answer.dtype == expected.dtype:
+    if (
+        expected.dtype not in WIDTHS
+        or not isinstance(answer, np.ndarray)
+        or answer.dtype == expected.dtype
+    ):
         return None
-    return Difference(f"returned {answer.dtype}: {answer.itemsize} bytes per value", str(expected.dtype))
+    return Difference(
+        f"returned {answer.dtype}: {answer.itemsize} bytes per value", str(expected.dtype)
+    )
 
 
 def _wrong(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarray:
     """Where the answer is off: integers are right exactly, floats within the tolerance, NaN only for NaN."""
-    with np.errstate(invalid="ignore", over="ignore"):  # infinities, which == settles, and NaNs as torch.empty has them
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # infinities, which == settles, and NaNs as torch.empty has them
         right = answer == expected
         if answer.dtype.kind not in INTEGER or expected.dtype.kind not in INTEGER:
             answer = answer.astype(np.float64)
@@ -163,7 +183,9 @@ def _wrong(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> np.nda
             size = np.abs(np.where(finite, expected, 0.0))
 
             # Relative to the value itself, or to a hundredth of the largest one where that is more.
-            allowed = tolerance * np.maximum(size, size.max(initial=0.0) / 100) if size.any() else NOTHING
+            allowed = (
+                tolerance * np.maximum(size, size.max(initial=0.0) / 100) if size.any() else NOTHING
+            )
             near = np.abs(answer - expected) <= allowed
             right |= (near & finite) | (np.isnan(answer) & np.isnan(expected))
     return np.asarray(~right)

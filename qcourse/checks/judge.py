@@ -82,7 +82,9 @@ def judge(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]) -> 
         ValueError: not one output for each case, or no case.
     """
     if not cases or len(cases) != len(outputs):
-        raise ValueError(f"outputs has {len(outputs)} answers for {len(cases)} cases; each of 1 or more needs one")
+        raise ValueError(
+            f"outputs has {len(outputs)} answers for {len(cases)} cases; each of 1 or more needs one"
+        )
     outputs = [read(output) for output in outputs]
     expected = [_made_by(exercise.reference, case, ValueError) for case in cases]
     found = [difference(*pair, exercise.tolerance) for pair in zip(outputs, expected, strict=True)]
@@ -93,8 +95,14 @@ def judge(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]) -> 
     points = earned(exercise.points, cases, expected, right)
     if all(right):
         return Verdict(exercise.id, PASSED, points, *counts)
-    known = _known_mistake(exercise, cases, outputs) if _is_wrong_in_value(outputs, expected, exercise) else ("", "")
-    case, first = next((case, one) for case, one in zip(cases, found, strict=True) if one is not None)
+    known = (
+        _known_mistake(exercise, cases, outputs)
+        if _is_wrong_in_value(outputs, expected, exercise)
+        else ("", "")
+    )
+    case, first = next(
+        (case, one) for case, one in zip(cases, found, strict=True) if one is not None
+    )
     reason = f"{call(exercise.function, case.args)} {first.got}"
     return Verdict(exercise.id, FAILED, points, *counts, reason, first.expected, *known)
 
@@ -107,12 +115,17 @@ def _is_wrong_in_value(outputs: Sequence[Any], expected: Sequence[Any], exercise
     )
 
 
-def _known_mistake(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]) -> tuple[str, str]:
+def _known_mistake(
+    exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]
+) -> tuple[str, str]:
     """The name and advice of the mistake that gives these outputs on every case; kinds of number aside."""
     for mistake in exercise.mistakes:
         made = (_made_by(mistake.function, case, ValueError, RuntimeError) for case in cases)
         pairs = zip(outputs, made, strict=True)
-        if all(difference(output, wrong, exercise.tolerance, kinds=False) is None for output, wrong in pairs):
+        if all(
+            difference(output, wrong, exercise.tolerance, kinds=False) is None
+            for output, wrong in pairs
+        ):
             return mistake.name, mistake.advice
     return "", ""
 

@@ -11,7 +11,9 @@ from qcourse.checks.compare import difference
 from qcourse.checks.exercise import Case
 
 
-def earned(points: int, cases: Sequence[Case], expected: Sequence[Any], right: Sequence[bool]) -> float:
+def earned(
+    points: int, cases: Sequence[Case], expected: Sequence[Any], right: Sequence[bool]
+) -> float:
     """All points where every case is right; else points / 2 * (drawn cases right / drawn cases), in full hundredths.
 
     An answer that is the same whatever the arguments earns nothing: two of the drawn cases that are right must have
@@ -37,4 +39,6 @@ def earned(points: int, cases: Sequence[Case], expected: Sequence[Any], right: S
 
 
 def _differ(answers: Sequence[Any]) -> bool:
-    return any(difference(answer, answers[0], 0.0, kinds=False) is not None for answer in answers[1:])
+    return any(
+        difference(answer, answers[0], 0.0, kinds=False) is not None for answer in answers[1:]
+    )

@@ -23,7 +23,11 @@ from qcourse.machine import write_whole
 def progress_file() -> Path:
     """Where progress is kept."""
     named = os.environ.get("QCOURSE_PROGRESS")
-    return Path(named) if named else Path(platformdirs.user_data_dir("qcourse", appauthor=False), "progress.json")
+    return (
+        Path(named)
+        if named
+        else Path(platformdirs.user_data_dir("qcourse", appauthor=False), "progress.json")
+    )
 
 
 def read_progress(path: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -39,7 +43,10 @@ def read_progress(path: Path | None = None) -> dict[str, dict[str, Any]]:
         return found
     aside = _free_name(path)
     path.replace(aside)
-    warnings.warn(f"{path} could not be read; it is kept as {aside.name} and progress starts anew", stacklevel=2)
+    warnings.warn(
+        f"{path} could not be read; it is kept as {aside.name} and progress starts anew",
+        stacklevel=2,
+    )
     return {}
 
 
@@ -50,12 +57,17 @@ def record(verdict: Verdict, path: Path | None = None) -> None:
     """
     path = path or progress_file()
     try:
-        if verdict.status == NOT_WRITTEN or Path.cwd().name == "solutions":  # a solution sheet is nobody's progress
+        if (
+            verdict.status == NOT_WRITTEN or Path.cwd().name == "solutions"
+        ):  # a solution sheet is nobody's progress
             return
         results = read_progress(path)
         best = results.get(verdict.exercise_id)
         if best is None or verdict.points > best["points"]:
-            results[verdict.exercise_id] = {"points": verdict.points, "date": date.today().isoformat()}
+            results[verdict.exercise_id] = {
+                "points": verdict.points,
+                "date": date.today().isoformat(),
+            }
             write_whole(path, json.dumps(results, indent=1, sort_keys=True))
     except OSError as error:
         warnings.warn(f"progress was not saved: {error.strerror}: {path}", stacklevel=3)

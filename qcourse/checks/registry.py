@@ -16,7 +16,9 @@ def sheet_ids() -> list[str]:
     >>> sheet_ids()[:2]
     ['01', '02']
     """
-    return sorted(path.stem.removeprefix("sheet_") for path in Path(__file__).parent.glob("sheet_*.py"))
+    return sorted(
+        path.stem.removeprefix("sheet_") for path in Path(__file__).parent.glob("sheet_*.py")
+    )
 
 
 def known_id(sheet_id: str) -> str:
@@ -53,10 +55,18 @@ def find_exercise(exercise_id: object) -> Exercise:
     ValueError: exercise_id='01.22' is unknown; did you mean '01.2', '01.5', '01.4'?
     """
     if not isinstance(exercise_id, str):
-        raise TypeError(f'exercise_id={exercise_id!r} must be a string such as "01.2", then the function')
+        raise TypeError(
+            f'exercise_id={exercise_id!r} must be a string such as "01.2", then the function'
+        )
     its_sheet = [name for name in sheet_ids() if name == exercise_id.partition(".")[0]]
-    known = {exercise.id: exercise for name in its_sheet or sheet_ids() for exercise in load_sheet(name).exercises}
+    known = {
+        exercise.id: exercise
+        for name in its_sheet or sheet_ids()
+        for exercise in load_sheet(name).exercises
+    }
     if exercise_id not in known:
         near = get_close_matches(exercise_id.zfill(4), known, n=3, cutoff=0.0)
-        raise ValueError(f"exercise_id={exercise_id!r} is unknown; did you mean {', '.join(map(repr, near))}?")
+        raise ValueError(
+            f"exercise_id={exercise_id!r} is unknown; did you mean {', '.join(map(repr, near))}?"
+        )
     return known[exercise_id]

@@ -102,7 +102,9 @@ def _half_up(steps: np.ndarray) -> np.ndarray:
     return np.floor(steps + 0.5)
 
 
-def _quantizer(rounding: Callable[..., Any], ending: Callable[..., Any]) -> Callable[..., np.ndarray]:
+def _quantizer(
+    rounding: Callable[..., Any], ending: Callable[..., Any]
+) -> Callable[..., np.ndarray]:
     """ending(rounding(x / scale)) as a function of x, scale and bits."""
     return lambda x, scale, bits: ending(rounding(f64(x) / scale), bits)
 
@@ -116,7 +118,12 @@ def _quantize_cases(generator: Generator) -> list[Case]:
         ([-300.0, -129.0, 90.7, 128.0, 200.0], 1.0, 8),
     ]
     drawn = []
-    for bits in (2, 3, 5, 6):  # codes as far out as twice the range still fit int8, so a cast alone does not wrap them
+    for bits in (
+        2,
+        3,
+        5,
+        6,
+    ):  # codes as far out as twice the range still fit int8, so a cast alone does not wrap them
         steps = whole(generator, -(2**bits), 2**bits - 1, 3, 5)
         scale = float(uniform(generator, 0.01, 2.0))
         drawn.append(((steps + uniform(generator, -0.45, 0.45, 3, 5)) * scale, scale, bits))
@@ -139,7 +146,13 @@ def _ties_case(generator: Generator) -> tuple[Tensor, float, int]:
 def _far_case(generator: Generator) -> tuple[Tensor, float, int]:
     """Values that a cast to int8 turns into codes on the other side of 0, or far from either end."""
     scale = float(uniform(generator, 0.01, 2.0))
-    far = torch.cat([whole(generator, 160, 240, 3), whole(generator, -240, -160, 3), whole(generator, -100, 100, 3)])
+    far = torch.cat(
+        [
+            whole(generator, 160, 240, 3),
+            whole(generator, -240, -160, 3),
+            whole(generator, -100, 100, 3),
+        ]
+    )
     return (far + uniform(generator, -0.45, 0.45, 9)) * scale, scale, 8
 
 
@@ -200,8 +213,14 @@ def _range_case(generator: Generator, bits: int, zero_point: int, *, size: int =
     shift = 0.0 if one_sided else float(uniform(generator, -0.35, 0.35))
     inner = whole(generator, 1, last - 1, size) + uniform(generator, -0.1, 0.1, size)
     ends = torch.tensor([-shift, last - shift])
-    steps = torch.cat([ends, inner]) if not one_sided else torch.cat([ends[1:] if zero_point == 0 else ends[:1], inner])
-    return (steps - zero_point) * (_power_of_two(generator) if one_sided else float(uniform(generator, 0.05, 2.0)))
+    steps = (
+        torch.cat([ends, inner])
+        if not one_sided
+        else torch.cat([ends[1:] if zero_point == 0 else ends[:1], inner])
+    )
+    return (steps - zero_point) * (
+        _power_of_two(generator) if one_sided else float(uniform(generator, 0.05, 2.0))
+    )
 
 
 def _affine_cases(generator: Generator) -> list[Case]:
@@ -211,7 +230,10 @@ def _affine_cases(generator: Generator) -> list[Case]:
         ([1.0, 2.0, 5.0], 4),
         ([-7.5, -3.0, -1.5], 4),
     ]
-    drawn = [(_range_case(generator, bits, int(whole(generator, 1, 2**bits - 2))), bits) for bits in (2, 3, 4, 6, 8)]
+    drawn = [
+        (_range_case(generator, bits, int(whole(generator, 1, 2**bits - 2))), bits)
+        for bits in (2, 3, 4, 6, 8)
+    ]
     return make_cases(by_hand, [*drawn, *_one_sided_cases(generator), *_tied_zero_cases(generator)])
 
 
@@ -223,7 +245,10 @@ def _one_sided_cases(generator: Generator) -> list[tuple[Tensor, int]]:
 def _tied_zero_cases(generator: Generator) -> list[tuple[Tensor, int]]:
     """Values whose zero point lies half-way between two codes; the even one is once the lower and once the upper."""
     cases = []
-    for bits, lower in ((3, 2 * int(whole(generator, 0, 2))), (4, 1 + 2 * int(whole(generator, 0, 5)))):
+    for bits, lower in (
+        (3, 2 * int(whole(generator, 0, 2))),
+        (4, 1 + 2 * int(whole(generator, 0, 5))),
+    ):
         last = 2**bits - 1
         inner = whole(generator, 1, last - 2, 4) - lower + 0.1
         steps = torch.cat([torch.tensor([-lower - 0.5, last - lower - 0.5]), inner])
@@ -231,7 +256,9 @@ def _tied_zero_cases(generator: Generator) -> list[tuple[Tensor, int]]:
     return cases
 
 
-def _affine(x: Any, bits: int, *, steps: int = -1, widened: bool = True, sign: int = -1) -> tuple[float, float]:
+def _affine(
+    x: Any, bits: int, *, steps: int = -1, widened: bool = True, sign: int = -1
+) -> tuple[float, float]:
     """The scale, and the zero point before it is rounded."""
     low, high = f64(x).min(), f64(x).max()
     if widened:
@@ -305,9 +332,15 @@ def _fake_cases(generator: Generator) -> list[Case]:
         ([-1.0, 0.0, 0.6, 2.0], 2),
         ([1.2, 2.2, 6.0], 2),
         ([-7.0, -2.8, -1.2], 3),
-        ([-1.5, 1.5], 2),  # both ends are ties, and the upper one rounds to code 4: all that ever needs saturation
+        (
+            [-1.5, 1.5],
+            2,
+        ),  # both ends are ties, and the upper one rounds to code 4: all that ever needs saturation
     ]
-    drawn = [(_range_case(generator, bits, int(whole(generator, 0, 2**bits - 1))), bits) for bits in (2, 3, 4, 6, 8)]
+    drawn = [
+        (_range_case(generator, bits, int(whole(generator, 0, 2**bits - 1))), bits)
+        for bits in (2, 3, 4, 6, 8)
+    ]
     tied = [*_tied_zero_cases(generator), _tied_values_case(generator)]
     return make_cases(by_hand, [*drawn, *_one_sided_cases(generator), *tied])
 
@@ -321,7 +354,9 @@ def _tied_values_case(generator: Generator) -> tuple[Tensor, int]:
     return torch.cat([ends, steps])[order] * _power_of_two(generator), 4
 
 
-def _there_and_back(x: Any, bits: int, grid: tuple[float, float], rounding: Any = np.rint) -> np.ndarray:
+def _there_and_back(
+    x: Any, bits: int, grid: tuple[float, float], rounding: Any = np.rint
+) -> np.ndarray:
     scale, zero_point = grid
     codes = np.clip(rounding(f64(x) / scale) + zero_point, 0, 2**bits - 1)
     return scale * (codes - zero_point)
@@ -388,7 +423,10 @@ FAKE = Exercise(
                 function,
                 "Is 0.0 on your grid? What comes back for an x of 0.0 should be 0.0.",
             )
-            for function in (_fake_fraction_inside, lambda x, bits: _there_and_back(x, bits, _affine(x, bits)))
+            for function in (
+                _fake_fraction_inside,
+                lambda x, bits: _there_and_back(x, bits, _affine(x, bits)),
+            )
         ),
     ),
 )

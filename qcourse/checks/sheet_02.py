@@ -76,9 +76,15 @@ def _on_grid(generator: Generator, rows: int, columns: int, group_size: int, bit
     """Weights (rows, columns) of which each group has a value on its top or bottom code and none near a tie."""
     groups = -(-columns // group_size)
     shape = rows, groups, group_size
-    steps = whole(generator, 1 - qmax(bits), qmax(bits) - 1, *shape) + uniform(generator, -0.45, 0.45, *shape)
+    steps = whole(generator, 1 - qmax(bits), qmax(bits) - 1, *shape) + uniform(
+        generator, -0.45, 0.45, *shape
+    )
     steps[:, :, 0] = qmax(bits) * (2 * whole(generator, 0, 1, rows, groups) - 1)
-    return (steps * uniform(generator, 0.05, 1.0, rows, groups, 1)).reshape(rows, -1)[:, :columns].contiguous()
+    return (
+        (steps * uniform(generator, 0.05, 1.0, rows, groups, 1))
+        .reshape(rows, -1)[:, :columns]
+        .contiguous()
+    )
 
 
 def _group_cases(generator: Generator) -> list[Case]:
@@ -111,7 +117,9 @@ def _grouped(w: np.ndarray, group_size: int, bits: int) -> tuple[np.ndarray, np.
 
 def _groups(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     if w.shape[1] % group_size:
-        raise ValueError(f"group_size={group_size} does not divide {w.shape[1]}")  # an answer must name both numbers
+        raise ValueError(
+            f"group_size={group_size} does not divide {w.shape[1]}"
+        )  # an answer must name both numbers
     return _grouped(f64(w), group_size, bits)
 
 
@@ -139,7 +147,9 @@ def _groups_refused_by(error: type[Exception]) -> Callable[..., tuple[np.ndarray
     return groups
 
 
-def _scale_a_row(shaped: Callable[..., np.ndarray], refuse: bool) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+def _scale_a_row(
+    shaped: Callable[..., np.ndarray], refuse: bool
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """With one scale a row, its shape made of (out, 1) and the number of groups."""
 
     def groups(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +201,11 @@ GROUPS = Exercise(
                 _scale_a_row(shaped, refuse),
                 "Over how many values does your amax run? In a row of 4 with groups of 2 there are two scales to find.",
             )
-            for shaped in (lambda s, groups: s, lambda s, groups: s[:, 0], lambda s, groups: s.repeat(groups, axis=1))
+            for shaped in (
+                lambda s, groups: s,
+                lambda s, groups: s[:, 0],
+                lambda s, groups: s.repeat(groups, axis=1),
+            )
             for refuse in (True, False)
         ),
         Mistake(
@@ -227,9 +241,7 @@ def _pack_halves(codes: Any) -> np.ndarray:
     return _bytes(low, high)
 
 
-_NEGATIVE_BITS = (
-    "The upper bits of a negative code are all ones. What of them reaches the neighbour's half of the byte?"
-)
+_NEGATIVE_BITS = "The upper bits of a negative code are all ones. What of them reaches the neighbour's half of the byte?"
 
 PACK = Exercise(
     id="02.3",
@@ -338,9 +350,20 @@ UNPACK = Exercise(
 
 
 def _bits_cases(generator: Generator) -> list[Case]:
-    by_hand = [(4, 128, 2, True), (4, 32, 2, True), (4, 128, 2, False), (8, 4096, 4, False), (3, 64, 1, True)]
+    by_hand = [
+        (4, 128, 2, True),
+        (4, 32, 2, True),
+        (4, 128, 2, False),
+        (8, 4096, 4, False),
+        (3, 64, 1, True),
+    ]
     drawn = [
-        (pick(generator, 2, 3, 4, 8), pick(generator, 16, 64, 256), pick(generator, 2, 4), symmetric)
+        (
+            pick(generator, 2, 3, 4, 8),
+            pick(generator, 16, 64, 256),
+            pick(generator, 2, 4),
+            symmetric,
+        )
         for symmetric in (True, False, False)
     ]
     return make_cases(by_hand, drawn)

@@ -61,10 +61,19 @@ def _beyond_values(x: Any, threshold: float) -> np.ndarray:
     return np.nonzero(np.abs(f64(x)) > threshold)[1]
 
 
-WAYS = (_beyond, _beyond_deviations(0), _beyond_on_average, _beyond_above, _beyond_rows, _beyond_values)
+WAYS = (
+    _beyond,
+    _beyond_deviations(0),
+    _beyond_on_average,
+    _beyond_above,
+    _beyond_rows,
+    _beyond_values,
+)
 
 
-def _column_case(generator: Generator, tokens: int, inputs: int, threshold: float) -> tuple[Tensor, float]:
+def _column_case(
+    generator: Generator, tokens: int, inputs: int, threshold: float
+) -> tuple[Tensor, float]:
     """Activations of size one with some louder columns, drawn until each way to choose is a way of its own."""
     while True:
         x = _normal(generator, tokens, inputs) * uniform(generator, 0.3, 1.2 * threshold, inputs)
@@ -78,7 +87,10 @@ def _column_cases(generator: Generator) -> list[Case]:
         ([[6.0, 0.5, -6.5], [-1.0, 2.0, 0.5]], 6.0),  # at the threshold, and beyond it below 0
         ([[0.5, 0.25, -1.5, 1.25, 0.125], [0.25, -0.5, 1.0, 0.5, -0.25]], 1.0),
     ]
-    drawn = [_column_case(generator, tokens, 8, threshold) for tokens, threshold in ((5, 6.0), (12, 2.0), (3, 4.0))]
+    drawn = [
+        _column_case(generator, tokens, 8, threshold)
+        for tokens, threshold in ((5, 6.0), (12, 2.0), (3, 4.0))
+    ]
     return make_cases(by_hand, [*drawn, *_column_edges(generator)])
 
 
@@ -147,7 +159,9 @@ def _in_every(ranking: Callable[[Any], np.ndarray]) -> Callable[..., np.ndarray]
     """The channels among the k first of every layer."""
 
     def common(layers: Sequence[Any], k: int) -> np.ndarray:
-        return np.array(sorted(set.intersection(*(_top(ranking(x), k) for x in layers))), dtype=np.int64)
+        return np.array(
+            sorted(set.intersection(*(_top(ranking(x), k) for x in layers))), dtype=np.int64
+        )
 
     return common
 
@@ -174,7 +188,9 @@ RANKED = (
 )
 
 
-def _layers_case(generator: Generator, layers: int, inputs: int, k: int) -> tuple[tuple[Tensor, ...], int]:
+def _layers_case(
+    generator: Generator, layers: int, inputs: int, k: int
+) -> tuple[tuple[Tensor, ...], int]:
     """Layers of different loudness that share two habits, drawn until each way to choose is a way of its own."""
     while True:
         habit = torch.ones(inputs)
@@ -193,8 +209,14 @@ def _layers_cases(generator: Generator) -> list[Case]:
     first = [[0.1, -9.0, 0.3, 2.0], [0.2, 1.0, 0.4, -2.5]]
     second = [[0.5, 4.0, -0.2, 0.3], [0.1, -3.0, 0.6, 5.0], [0.7, 0.2, 0.3, 0.1]]
     third = [[-1.0, 1.5, 9.5, 0.2], [1.2, -8.0, 7.0, 0.4]]
-    by_hand = [(tuple(map(torch.as_tensor, layers)), 2) for layers in ((first, second, third), (first, second))]
-    drawn = [_layers_case(generator, layers, inputs, k) for layers, inputs, k in ((2, 6, 2), (3, 8, 3), (4, 10, 4))]
+    by_hand = [
+        (tuple(map(torch.as_tensor, layers)), 2)
+        for layers in ((first, second, third), (first, second))
+    ]
+    drawn = [
+        _layers_case(generator, layers, inputs, k)
+        for layers, inputs, k in ((2, 6, 2), (3, 8, 3), (4, 10, 4))
+    ]
     return make_cases(by_hand, [*drawn, *_layers_edges(generator)])
 
 
@@ -204,7 +226,11 @@ def _layers_edges(generator: Generator) -> list[tuple[tuple[Tensor, ...], int]]:
     apart[torch.randperm(6, generator=generator)[:3]] = 20
     quiet = uniform(generator, 0.5, 1, 4, 6)
     three = tuple(_normal(generator, tokens, 5) for tokens in (2, 3, 4))
-    return [((quiet * apart, quiet * (21 - apart)), 3), (three, 5), ((_normal(generator, 4, 6),), 2)]
+    return [
+        ((quiet * apart, quiet * (21 - apart)), 3),
+        (three, 5),
+        ((_normal(generator, 4, 6),), 2),
+    ]
 
 
 COMMON = Exercise(
@@ -340,7 +366,12 @@ def _product_case(
         x = x[:, order]
         beyond = np.abs(f64(x)).max(axis=0) > 6.0
         quiet = (np.abs(f64(x)) <= 6.0)[:, beyond]
-        if beyond.sum() == loud and quiet.any() and _clear(x, w, 6.0) and (edge != "at" or _threshold_told(x, w)):
+        if (
+            beyond.sum() == loud
+            and quiet.any()
+            and _clear(x, w, 6.0)
+            and (edge != "at" or _threshold_told(x, w))
+        ):
             return x, w, 6.0
 
 
@@ -355,7 +386,11 @@ def _product_cases(generator: Generator) -> list[Case]:
         ([[12.7, 40.0, -5.08]], [[1.27, 0.5, 0.381], [-0.254, 2.0, 0.1]], 20.0),
         ([[1.27, -8.0, 0.334], [0.127, 0.5, -0.0508]], [[0.3, 0.77, -1.27]], 6.0),
         ([[0.4, -0.82, 1.26], [2.54, 0.12, -0.5]], [[0.61, -1.27, 0.33]], 6.0),  # no outlier at all
-        ([[0.0, 7.0, 0.0], [0.5, 0.0, 1.27]], [[0.3, -0.4, 1.27], [0.0, 0.5, 0.0]], 6.0),  # rows of zeros remain
+        (
+            [[0.0, 7.0, 0.0], [0.5, 0.0, 1.27]],
+            [[0.3, -0.4, 1.27], [0.0, 0.5, 0.0]],
+            6.0,
+        ),  # rows of zeros remain
         ([[7.0, -8.0], [0.5, 9.0]], [[0.3, -0.2], [1.1, 0.4]], 6.0),  # nothing remains
     ]
     sizes = ((4, 6, 3, 1), (5, 8, 4, 2), (3, 10, 5, 2))
@@ -440,13 +475,17 @@ def _planted(gain_power: int, w_power: int) -> Callable[..., tuple[np.ndarray, n
     return plant
 
 
-def _planted_rows(gain: Any, w: Any, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
+def _planted_rows(
+    gain: Any, w: Any, channels: Tensor, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
     by, rows = np.ones(len(f64(gain))), np.ones((len(f64(w)), 1))
     by[channels] = rows[channels] = factor
     return f64(gain) * by, f64(w) / rows
 
 
-def _planted_everywhere(gain: Any, w: Any, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
+def _planted_everywhere(
+    gain: Any, w: Any, channels: Tensor, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
     by = np.ones(len(f64(gain)))
     by[channels] = factor
     return f64(gain) * by, f64(w) / factor

@@ -32,11 +32,16 @@ def _range_cases(generator: Generator) -> list[Case]:
     ]
     shapes = ((3, 4), (5,), (2, 1, 3), (1, 2))
     drawn = [
-        [uniform(generator, -1, 1, *shape) * float(uniform(generator, 0.5, 2)) + centre for shape in shapes]
+        [
+            uniform(generator, -1, 1, *shape) * float(uniform(generator, 0.5, 2)) + centre
+            for shape in shapes
+        ]
         for centre in (-3, 0, 3)  # all negative, both, all positive
     ]
     drawn.append([uniform(generator, -2, 1, 2, 3)])
-    return make_cases(((_batches(*batches),) for batches in by_hand), ((_batches(*batches),) for batches in drawn))
+    return make_cases(
+        ((_batches(*batches),) for batches in by_hand), ((_batches(*batches),) for batches in drawn)
+    )
 
 
 def _extremes(batches: Sequence[Any]) -> np.ndarray:
@@ -95,7 +100,10 @@ def _percentile_cases(generator: Generator) -> list[Case]:
         ([-4.0, 1.0, 3.0, -2.0], 50.0),
         ([[-3.0, -1.0], [2.0, -5.0]], 75.0),
     ]
-    drawn = [(torch.randn(5, 8, generator=generator) - 0.5, percent) for percent in (90.0, 95.0, 99.0, 100.0)]
+    drawn = [
+        (torch.randn(5, 8, generator=generator) - 0.5, percent)
+        for percent in (90.0, 95.0, 99.0, 100.0)
+    ]
     drawn.append((uniform(generator, -3, -1, 1), 70.0))  # a single value is every percentile
     return make_cases(by_hand, drawn)
 
@@ -194,14 +202,22 @@ def _two_dips_case(generator: Generator, misled: int) -> tuple[Tensor, tuple[flo
         sizes = uniform(generator, 0.15, 1.0, 3)
         signs = 2 * whole(generator, 0, 1, 24) - 1
         x = sizes[whole(generator, 0, 2, 24)] * signs * uniform(generator, 0.95, 1.05, 24)
-        clips = [round(share * x.abs().max().item(), 3) for share in np.linspace(0.1, 1, 8).tolist()]
+        clips = [
+            round(share * x.abs().max().item(), 3) for share in np.linspace(0.1, 1, 8).tolist()
+        ]
         errors = [_mean_square(x, clip, 2) for clip in clips]
         order = torch.randperm(8, generator=generator).tolist()
         shuffled = [errors[i] for i in order]
         best, second = sorted(errors)[:2]
         in_order = _dips(errors)
-        sorted_misses = errors[in_order[misled]] > best and (misled == 1 or errors[in_order[2]] > best)
-        if second > MARGIN * best and sorted_misses and all(shuffled[i] > best for i in _dips(shuffled)):
+        sorted_misses = errors[in_order[misled]] > best and (
+            misled == 1 or errors[in_order[2]] > best
+        )
+        if (
+            second > MARGIN * best
+            and sorted_misses
+            and all(shuffled[i] > best for i in _dips(shuffled))
+        ):
             return x, tuple(clips[i] for i in order), 2
 
 
@@ -219,7 +235,11 @@ def _clip_case(generator: Generator, bits: int) -> tuple[Tensor, tuple[float, ..
 def _clip_cases(generator: Generator) -> list[Case]:
     by_hand = [
         ([0.4, -0.5, 0.6, 0.5, 1.0], (0.25, 0.5, 1.0), 2),
-        ([0.93, -1.18, 0.62, -1.21, 0.28], (0.45, 0.9, 1.2), 3),  # the lowest code reaches further than the clip
+        (
+            [0.93, -1.18, 0.62, -1.21, 0.28],
+            (0.45, 0.9, 1.2),
+            3,
+        ),  # the lowest code reaches further than the clip
         ([1.0, -3.0, 2.0, -2.9, 0.1], (3.0, 2.0, 1.0), 3),  # nothing is worth clipping
         ([-0.7, 0.6, -0.5, 0.4, -9.0], (0.6, 2.0, 9.0), 4),  # nor here, outlier or not
     ]

@@ -20,8 +20,12 @@ from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 MARGIN = 0.02  # of a step, from a tie
 NUDGE = 1e-4  # a relative change of the weights that no answer should hang on
-CANDIDATES = 32  # rows that are drawn at once; those are taken that suit, for each row is swept by itself
-Answers = list[tuple[str, np.ndarray]]  # of the reference, named "", and of mistakes: (rows, numbers)
+CANDIDATES = (
+    32  # rows that are drawn at once; those are taken that suit, for each row is swept by itself
+)
+Answers = list[
+    tuple[str, np.ndarray]
+]  # of the reference, named "", and of mistakes: (rows, numbers)
 
 
 def _hessian(generator: Generator, inputs: int) -> Tensor:
@@ -42,7 +46,10 @@ def _moment_cases(generator: Generator) -> list[Case]:
         ([[1.0, -1.0], [0.5, 2.0], [-2.0, 1.0]], 0.5),
     ]
     shapes = ((6, 3, 0.01), (3, 5, 0.1), (8, 4, 1.0))
-    drawn = [(torch.randn(tokens, inputs, generator=generator) + 0.5, damp) for tokens, inputs, damp in shapes]
+    drawn = [
+        (torch.randn(tokens, inputs, generator=generator) + 0.5, damp)
+        for tokens, inputs, damp in shapes
+    ]
     return make_cases(by_hand, drawn)
 
 
@@ -111,7 +118,11 @@ def _step_cases(generator: Generator) -> list[Case]:
     by_hand = [
         ([0.4, 0.4], [[2.0, 1.0], [1.0, 1.0]], 1),
         ([1.7, -0.6, 2.0], [[1.0, 0.0, 0.5], [0.0, 2.0, 0.0], [0.5, 0.0, 1.5]], 0),
-        ([-1.7, 0.25, 3.5], [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]], 0),  # nobody can answer
+        (
+            [-1.7, 0.25, 3.5],
+            [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]],
+            0,
+        ),  # nobody can answer
     ]
     drawn = [_step_case(generator, inputs) for inputs in (2, 3, 4, 6)]
     return make_cases(by_hand, drawn)
@@ -157,7 +168,9 @@ STEP = Exercise(
         *(
             Mistake(
                 "H in the place of its inverse",
-                lambda w, hessian, i, factor=factor: _round_one(w, hessian, i, inverse=False, factor=factor),
+                lambda w, hessian, i, factor=factor: _round_one(
+                    w, hessian, i, inverse=False, factor=factor
+                ),
                 "At a minimum the gradient 2 H d points along one axis. What has to be done to H to get d alone?",
             )
             for factor in (1, -1)
@@ -168,7 +181,10 @@ STEP = Exercise(
                 function,
                 "By how much does your step move weight i itself, and by how much should it?",
             )
-            for function in (lambda w, hessian, i: _round_one(w, hessian, i, divided=False), _undivided)
+            for function in (
+                lambda w, hessian, i: _round_one(w, hessian, i, divided=False),
+                _undivided,
+            )
         ),
         *(
             Mistake(
@@ -176,7 +192,10 @@ STEP = Exercise(
                 function,
                 "δ is what rounding ADDS: is it w less its code, or the code less w? And what has weight i become?",
             )
-            for function in (lambda w, hessian, i: _round_one(w, hessian, i, factor=-1), _all_the_wrong_way)
+            for function in (
+                lambda w, hessian, i: _round_one(w, hessian, i, factor=-1),
+                _all_the_wrong_way,
+            )
         ),
         Mistake(
             "the others do not move",
@@ -220,7 +239,12 @@ ENDS = "the ends of the grid"
 
 
 def _sweep(
-    w: Any, hessian: Any, grid: Callable[[np.ndarray, int], Any], top: int, row: Row, rounding: _Rounding = RIGHT
+    w: Any,
+    hessian: Any,
+    grid: Callable[[np.ndarray, int], Any],
+    top: int,
+    row: Row,
+    rounding: _Rounding = RIGHT,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each column its steps (w / scale, when its turn comes) and codes; afterwards w moves along a row.
 
@@ -317,7 +341,11 @@ def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 def _answers(exercise: Exercise, args: tuple[Any, ...], besides: Collection[str]) -> Answers:
     """What the reference and the mistakes give, row by row; but for mistakes of these names."""
     functions = [("", exercise.reference)]
-    functions += [(mistake.name, mistake.function) for mistake in exercise.mistakes if mistake.name not in besides]
+    functions += [
+        (mistake.name, mistake.function)
+        for mistake in exercise.mistakes
+        if mistake.name not in besides
+    ]
     return [(name, _rows(function(*args))) for name, function in functions]
 
 
@@ -326,7 +354,9 @@ def _rows(answer: Any) -> np.ndarray:
     return np.hstack(answer) if isinstance(answer, tuple) else answer
 
 
-def _steady(exercise: Exercise, w: Tensor, *others: Any, besides: Collection[str] = ()) -> tuple[np.ndarray, Answers]:
+def _steady(
+    exercise: Exercise, w: Tensor, *others: Any, besides: Collection[str] = ()
+) -> tuple[np.ndarray, Answers]:
     """In which rows neither the reference nor a mistake hangs on the last digits of w, (rows,); and their answers."""
     turn = NUDGE * (-1.0) ** torch.arange(w.shape[1])
     answers = _answers(exercise, (w, *others), besides)
@@ -350,7 +380,9 @@ def _ends_told(answers: Answers) -> bool:
     return all(np.abs(a - right).max() > MARGIN for name, a in wrong if name == ENDS)
 
 
-def _codes_case(generator: Generator, out: int, inputs: int, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
+def _codes_case(
+    generator: Generator, out: int, inputs: int, bits: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """Rows that suit, drawn until they tell all mistakes apart; the largest of a row may be beyond its grid."""
     while True:
         w, h = torch.randn(CANDIDATES, inputs, generator=generator), _hessian(generator, inputs)
@@ -370,16 +402,27 @@ def _fixed(scale: Any) -> Callable[[np.ndarray, int], np.ndarray]:
 def _codes_cases(generator: Generator) -> list[Case]:
     pair, ones = [[2.0, 1.0], [1.0, 1.0]], [[1.0]]
     four = [[2.0, 1.8, 1.6, 1.6], [1.8, 2.2, 2.0, 1.6], [1.6, 2.0, 2.2, 1.6], [1.6, 1.6, 1.6, 1.6]]
-    handed_on = [[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 1.0]]  # each error goes to the next column, in full
+    handed_on = [
+        [3.0, 2.0, 1.0],
+        [2.0, 2.0, 1.0],
+        [1.0, 1.0, 1.0],
+    ]  # each error goes to the next column, in full
     by_hand = [
         ([[0.4, 0.4]], pair, ones, 4),
         ([[1.4, 0.4, -0.6, 2.4]], four, ones, 4),  # the lesson's
         ([[7.3, 7.4], [0.3, -0.7]], pair, [[1.0], [0.25]], 4),  # pushed beyond the last code
-        ([[7.4, 7.3, 5.0], [-4.2, -4.15, -1.5]], handed_on, [[1.0], [0.5]], 4),  # beyond either end, and one more
+        (
+            [[7.4, 7.3, 5.0], [-4.2, -4.15, -1.5]],
+            handed_on,
+            [[1.0], [0.5]],
+            4,
+        ),  # beyond either end, and one more
     ]
     shapes = ((3, 4, 4), (4, 5, 3), (2, 8, 4), (4, 6, 3))
     drawn = [_codes_case(generator, *shape) for shape in shapes]
-    return make_cases(by_hand, [*drawn, _pushed_codes_case(generator, 3), _pushed_codes_case(generator, 4)])
+    return make_cases(
+        by_hand, [*drawn, _pushed_codes_case(generator, 3), _pushed_codes_case(generator, 4)]
+    )
 
 
 def _pushed_codes_case(generator: Generator, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -387,7 +430,9 @@ def _pushed_codes_case(generator: Generator, bits: int) -> tuple[Tensor, Tensor,
     handed_on = torch.tensor([[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
     first = qmax(bits) + torch.tensor([[0.0], [1.0]])  # how far out either end lies
     while True:
-        steps = torch.cat([first + uniform(generator, 0.25, 0.45, 2, 2), uniform(generator, 1, 2, 2, 1)], dim=1)
+        steps = torch.cat(
+            [first + uniform(generator, 0.25, 0.45, 2, 2), uniform(generator, 1, 2, 2, 1)], dim=1
+        )
         scale = uniform(generator, 0.1, 2.0, 2, 1)
         w = steps * scale * torch.tensor([[1.0], [-1.0]])
         clear = _clear(_sweep(w, handed_on, _fixed(scale), qmax(bits), _by_inverse))
@@ -454,8 +499,15 @@ class _Groups:
         every_column: fit anew at each column, not only at a group's first.
     """
 
-    def __init__(self, group_size: int, top: float, *, before: Any = None, every_column: bool = False) -> None:
-        self.group_size, self.top, self.before, self.every_column = group_size, top, before, every_column
+    def __init__(
+        self, group_size: int, top: float, *, before: Any = None, every_column: bool = False
+    ) -> None:
+        self.group_size, self.top, self.before, self.every_column = (
+            group_size,
+            top,
+            before,
+            every_column,
+        )
         self.scales: dict[int, np.ndarray] = {}
 
     def __call__(self, w: np.ndarray, j: int) -> np.ndarray:
@@ -468,18 +520,31 @@ class _Groups:
 
 
 def _groups_by(
-    row: Row, rounding: _Rounding = RIGHT, *, before: bool = False, within: bool = False, **fitted: bool
+    row: Row,
+    rounding: _Rounding = RIGHT,
+    *,
+    before: bool = False,
+    within: bool = False,
+    **fitted: bool,
 ) -> Callable[..., Any]:
     """The sweep in groups, scales fitted as `_Groups` says; `within`: an error is answered in its own group alone."""
 
-    def codes_and_scales(w: Any, hessian: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    def codes_and_scales(
+        w: Any, hessian: Any, group_size: int, bits: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         groups = _Groups(group_size, qmax(bits), before=w if before else None, **fitted)
 
         def cut(h: np.ndarray, j: int) -> np.ndarray:
             full = row(h, j)
-            return np.where(np.arange(len(h)) // group_size == j // group_size, full, 0) if within else full
+            return (
+                np.where(np.arange(len(h)) // group_size == j // group_size, full, 0)
+                if within
+                else full
+            )
 
-        codes = np.stack([codes for _, codes in _sweep(w, hessian, groups, qmax(bits), cut, rounding)], axis=1)
+        codes = np.stack(
+            [codes for _, codes in _sweep(w, hessian, groups, qmax(bits), cut, rounding)], axis=1
+        )
         return codes.astype(np.int64), np.stack(list(groups.scales.values()), axis=1)
 
     return codes_and_scales
@@ -500,13 +565,33 @@ def _groups_case(
 
 
 def _groups_cases(generator: Generator) -> list[Case]:
-    far_pair = [[2.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0]]
-    four_times = [[33.0, 8.0, 4.0, 0.0], [8.0, 2.0, 1.0, 0.0], [4.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
-    near_pairs = [[2.0, 1.0, 0.0, 0.5], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.5], [0.5, 0.0, 0.5, 2.0]]
+    far_pair = [
+        [2.0, 0.0, 0.0, 1.0],
+        [0.0, 1.0, 0.0, 0.0],
+        [0.0, 0.0, 1.0, 0.0],
+        [1.0, 0.0, 0.0, 1.0],
+    ]
+    four_times = [
+        [33.0, 8.0, 4.0, 0.0],
+        [8.0, 2.0, 1.0, 0.0],
+        [4.0, 1.0, 1.0, 0.0],
+        [0.0, 0.0, 0.0, 1.0],
+    ]
+    near_pairs = [
+        [2.0, 1.0, 0.0, 0.5],
+        [1.0, 1.0, 0.0, 0.0],
+        [0.0, 0.0, 1.0, 0.5],
+        [0.5, 0.0, 0.5, 2.0],
+    ]
     by_hand = [
         ([[2.4, 7.0, 3.1, 6.6]], far_pair, 2, 4),
         ([[0.4, 3.0, -1.2, 2.0], [-2.7, 1.6, 0.2, 3.0]], near_pairs, 2, 3),
-        ([[6.4, 7.0, 3.0, 2.0], [-6.4, -7.0, -3.0, 2.0]], four_times, 2, 4),  # pushed beyond either end
+        (
+            [[6.4, 7.0, 3.0, 2.0], [-6.4, -7.0, -3.0, 2.0]],
+            four_times,
+            2,
+            4,
+        ),  # pushed beyond either end
     ]
     shapes = ((4, 6, 2, 3), (2, 6, 3, 3), (3, 8, 4, 4), (4, 6, 3, 4))
     drawn = [_groups_case(generator, *shape) for shape in shapes]
@@ -517,10 +602,14 @@ def _groups_cases(generator: Generator) -> list[Case]:
 
 def _pushed_groups_case(generator: Generator) -> tuple[Any, ...]:
     """A row pushed beyond the last code and one beyond the first, by a Hessian that hands on four times each error."""
-    four_times = torch.tensor([[33.0, 8.0, 4.0, 0.0], [8.0, 2.0, 1.0, 0.0], [4.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    four_times = torch.tensor(
+        [[33.0, 8.0, 4.0, 0.0], [8.0, 2.0, 1.0, 0.0], [4.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    )
     while True:
         first = torch.cat([6 + uniform(generator, 0.3, 0.45, 2, 1), torch.full((2, 1), 7.0)], dim=1)
-        steps = torch.cat([first, uniform(generator, 1, 6, 2, 2)], dim=1) * torch.tensor([[1.0], [-1.0]])
+        steps = torch.cat([first, uniform(generator, 1, 6, 2, 2)], dim=1) * torch.tensor(
+            [[1.0], [-1.0]]
+        )
         w = steps * uniform(generator, 0.1, 2.0, 2, 1)
         clear = _clear(_sweep(w, four_times, _Groups(2, 7), 7, _by_inverse))
         steady, answers = _steady(GROUPS, w, four_times, 2, 4)

@@ -45,7 +45,9 @@ def _clear(steps: np.ndarray) -> bool:
 # 06.1 -------------------------------------------------------------------------------------------------------------
 
 
-Ranking = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # from w, w_hat and x, how salient each input is
+Ranking = Callable[
+    [np.ndarray, np.ndarray, np.ndarray], np.ndarray
+]  # from w, w_hat and x, how salient each input is
 
 NAMED: dict[str, Ranking] = {
     "weights": lambda w, w_hat, x: np.linalg.norm(w, axis=0),
@@ -64,7 +66,9 @@ def _channels(ranking: Ranking, w: Any, w_hat: Any, x: Any, count: int) -> froze
     return frozenset(np.argsort(-ranking(f64(w), f64(w_hat), f64(x)))[:count].tolist())
 
 
-def _salient_case(generator: Generator, inputs: int, count: int) -> tuple[Tensor, Tensor, Tensor, int]:
+def _salient_case(
+    generator: Generator, inputs: int, count: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """Activations that lean to one side in some channels, drawn until the loudest are so by a margin, and in no way but
     the right one."""
     while True:
@@ -82,7 +86,9 @@ def _salient_case(generator: Generator, inputs: int, count: int) -> tuple[Tensor
 def _salient_drawn(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor, int]]:
     """Drawn until the mistakes that have a name are told from one another as well."""
     while True:
-        drawn = [_salient_case(generator, inputs, count) for inputs, count in ((6, 1), (8, 2), (12, 3))]
+        drawn = [
+            _salient_case(generator, inputs, count) for inputs, count in ((6, 1), (8, 2), (12, 3))
+        ]
         chosen = [tuple(_channels(ranking, *case) for case in drawn) for ranking in NAMED.values()]
         if all(one != other for one, other in combinations(chosen, 2)):
             return drawn
@@ -182,7 +188,10 @@ def _folded(gain: float, shift: float, w: float) -> Callable[..., tuple[np.ndarr
     powers = gain, shift, w
 
     def fold(gain: Any, shift: Any, w: Any, s: Any) -> tuple[np.ndarray, ...]:
-        return tuple(f64(part) * f64(s) ** power for part, power in zip((gain, shift, w), powers, strict=True))
+        return tuple(
+            f64(part) * f64(s) ** power
+            for part, power in zip((gain, shift, w), powers, strict=True)
+        )
 
     return fold
 
@@ -233,7 +242,9 @@ def _gram_cases(generator: Generator) -> list[Case]:
     drawn = []
     for tokens, outputs, inputs in ((6, 2, 4), (8, 5, 3), (40, 4, 6)):
         w = _normal(generator, outputs, inputs)
-        x = f64(_normal(generator, tokens, inputs) + uniform(generator, -2, 2, inputs))  # correlated: a common mean
+        x = f64(
+            _normal(generator, tokens, inputs) + uniform(generator, -2, 2, inputs)
+        )  # correlated: a common mean
         drawn.append((w, w + uniform(generator, -0.2, 0.2, outputs, inputs), x.T @ x))
     return make_cases(by_hand, drawn, torch.float32)
 
@@ -389,7 +400,9 @@ def _alpha_case(generator: Generator, bits: int, loud: int) -> tuple[Tensor, Ten
         w = _normal(generator, 4, 6)
         x = _normal(generator, 8, 6) * uniform(generator, 0.3, 2, 6)
         x[:, loud] *= 12
-        errors = np.array([_relative(f64(w), _awq(f64(w), f64(x), alpha, bits), f64(x)) for alpha in ALPHAS])
+        errors = np.array(
+            [_relative(f64(w), _awq(f64(w), f64(x), alpha, bits), f64(x)) for alpha in ALPHAS]
+        )
         best, by_weights = ALPHAS[errors.argmin()], _search_on_weights(w, x, ALPHAS, bits)[0]
         clear = all(_clear(_steps(f64(w) * _magnitude(x) ** alpha, bits)[0]) for alpha in ALPHAS)
         likely = _apart(errors) and clear and best in (0.25, 0.75) and best != by_weights
@@ -401,9 +414,17 @@ def _alpha_cases(generator: Generator) -> list[Case]:
     w = [[0.7, -0.13, 0.33, 0.18]]
     by_hand = [
         (w, [[1.5, 16.0, 1.0, -0.5], [-0.5, 16.0, 1.0, 1.5]], (0.0, 0.5, 1.0), 4),
-        (w, [[1.5, 1.0, 20.0, -0.5], [-0.5, 1.0, -12.0, 1.5]], (0.25, 0.5, 1.0), 3),  # without 0, which does no harm
+        (
+            w,
+            [[1.5, 1.0, 20.0, -0.5], [-0.5, 1.0, -12.0, 1.5]],
+            (0.25, 0.5, 1.0),
+            3,
+        ),  # without 0, which does no harm
     ]
-    drawn = [(*_alpha_case(generator, bits, loud), ALPHAS, bits) for bits, loud in ((4, 1), (3, 4), (3, 0), (5, 2))]
+    drawn = [
+        (*_alpha_case(generator, bits, loud), ALPHAS, bits)
+        for bits, loud in ((4, 1), (3, 4), (3, 0), (5, 2))
+    ]
     return make_cases(by_hand, drawn)
 
 
@@ -530,10 +551,14 @@ def _clip_row(generator: Generator, x: Tensor, group_size: int, bits: int) -> Te
             return w
 
 
-def _clip_case(generator: Generator, outputs: int, groups: int, group_size: int, bits: int) -> tuple[Any, ...]:
+def _clip_case(
+    generator: Generator, outputs: int, groups: int, group_size: int, bits: int
+) -> tuple[Any, ...]:
     """Drawn until every mistake chooses another share somewhere."""
     while True:
-        seen = _normal(generator, 6, groups * group_size) * uniform(generator, 0.2, 3, groups * group_size)
+        seen = _normal(generator, 6, groups * group_size) * uniform(
+            generator, 0.2, 3, groups * group_size
+        )
         w = torch.cat([_clip_row(generator, seen, group_size, bits) for _ in range(outputs)])
         if telling(CLIP, (w, seen, group_size, SHARES, bits), apart=APART, pairs=False):
             return w, seen, group_size, SHARES, bits
@@ -545,7 +570,13 @@ def _clip_cases(generator: Generator) -> list[Case]:
     by_hand = [
         (w, x, 4, (1.0, 0.5), 2),
         (w, [[9.0, 0.1, 0.2, 0.1], [9.0, -0.1, 0.2, 0.1], [9.0, 0.1, -0.3, 0.2]], 4, (1.0, 0.5), 2),
-        ([[-0.9, 0.31, -0.28, 0.33]], [[4.0, 1.0, -1.0, 1.0]], 4, (1.0, 0.5), 2),  # both ends have a code
+        (
+            [[-0.9, 0.31, -0.28, 0.33]],
+            [[4.0, 1.0, -1.0, 1.0]],
+            4,
+            (1.0, 0.5),
+            2,
+        ),  # both ends have a code
     ]
     drawn = []
     for outputs, groups, group_size, bits in ((2, 2, 4, 3), (3, 2, 6, 3), (4, 3, 8, 4)):

@@ -15,7 +15,9 @@ from torch import Generator, Tensor
 from qcourse.checks.common import f64, make_cases, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
-CANCELLING = 1e-3  # of a hundredth of the largest value, where that is more than of the value itself
+CANCELLING = (
+    1e-3  # of a hundredth of the largest value, where that is more than of the value itself
+)
 
 
 def _normal(generator: Generator, *shape: int) -> Tensor:
@@ -36,8 +38,18 @@ def _product_cases(generator: Generator) -> list[Case]:
         ([[100, -100, 50], [7, 90, -3]], 30, [[100, 60, 80], [20, -30, 110]], -5),
     ]
     drawn = [
-        (whole(generator, low, 127, tokens, k), int(whole(generator, 1, 40)), whole(generator, low, 127, 2, k), z_w)
-        for tokens, k, z_w, low in ((2, 5, 7, -60), (3, 40, -21, -60), (2, 400, 30, -60), (5, 5000, -30, 80))
+        (
+            whole(generator, low, 127, tokens, k),
+            int(whole(generator, 1, 40)),
+            whole(generator, low, 127, 2, k),
+            z_w,
+        )
+        for tokens, k, z_w, low in (
+            (2, 5, 7, -60),
+            (3, 40, -21, -60),
+            (2, 400, 30, -60),
+            (5, 5000, -30, 80),
+        )
     ]  # the last ones reach 2^25, where float32 has every fourth whole number
     return make_cases(by_hand, drawn, torch.int8)
 
@@ -46,10 +58,17 @@ def _i64(codes: Any) -> np.ndarray:
     return np.asarray(codes).astype(np.int64)
 
 
-def _terms(q_x: Any, z_x: int, q_w: Any, z_w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def _terms(
+    q_x: Any, z_x: int, q_w: Any, z_w: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """The four sums of the lesson, with the signs that they have."""
     x, w = _i64(q_x), _i64(q_w)
-    return x @ w.T, -z_x * w.sum(axis=1)[None], -z_w * x.sum(axis=1)[:, None], x.shape[1] * z_x * z_w
+    return (
+        x @ w.T,
+        -z_x * w.sum(axis=1)[None],
+        -z_w * x.sum(axis=1)[:, None],
+        x.shape[1] * z_x * z_w,
+    )
 
 
 def _centred(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
@@ -142,7 +161,9 @@ def _amax(x: Any) -> np.ndarray:
     return np.abs(f64(x)).max(axis=0)
 
 
-def _smoothed(scale: Callable[[Any, Any, float], Any]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+def _smoothed(
+    scale: Callable[[Any, Any, float], Any],
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """x / s and w s with such a scale."""
 
     def smoothed(x: Any, w: Any, alpha: float) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +212,9 @@ SMOOTH = Exercise(
         ),
         Mistake(
             "one range for the whole weight",
-            _smoothed(lambda x, w, alpha: _s(_amax(x), np.abs(f64(w)).max(keepdims=True)[0], alpha)),
+            _smoothed(
+                lambda x, w, alpha: _s(_amax(x), np.abs(f64(w)).max(keepdims=True)[0], alpha)
+            ),
             "Each channel of x has a column of w that it meets: how large is that one?",
         ),
     ),
@@ -207,7 +230,9 @@ def _hadamard_cases(generator: Generator) -> list[Case]:
     return make_cases(by_hand, drawn)
 
 
-def _transformed(two: list[list[float]], norm: Callable[[int], float]) -> Callable[[Any], np.ndarray]:
+def _transformed(
+    two: list[list[float]], norm: Callable[[int], float]
+) -> Callable[[Any], np.ndarray]:
     """x times the Kronecker power of a 2 x 2 matrix, divided by norm(n)."""
 
     def transformed(x: Any) -> np.ndarray:
@@ -264,12 +289,28 @@ TRANSFORM = Exercise(
 
 def _fuse_cases(generator: Generator) -> list[Case]:
     half = 0.5**0.5
-    by_hand = [([2.0, 0.5], [[1.0, 2.0], [-2.0, 1.0]], [[0.4, 1.0], [-1.0, 2.0]], [[0.6, 0.8], [-0.8, 0.6]])]
-    by_hand.append(([1.5, -1.0], [[1.0, 2.0], [0.5, 3.0]], [[1.0, -2.0], [3.0, 1.0]], [[half, half], [-half, half]]))
+    by_hand = [
+        (
+            [2.0, 0.5],
+            [[1.0, 2.0], [-2.0, 1.0]],
+            [[0.4, 1.0], [-1.0, 2.0]],
+            [[0.6, 0.8], [-0.8, 0.6]],
+        )
+    ]
+    by_hand.append(
+        (
+            [1.5, -1.0],
+            [[1.0, 2.0], [0.5, 3.0]],
+            [[1.0, -2.0], [3.0, 1.0]],
+            [[half, half], [-half, half]],
+        )
+    )
     drawn = []
     for n in (3, 4, 8):
         gain = uniform(generator, 0.3, 2, n)
-        drawn.append((gain, _normal(generator, n, n), _normal(generator, n, n), _rotation(generator, n)))
+        drawn.append(
+            (gain, _normal(generator, n, n), _normal(generator, n, n), _rotation(generator, n))
+        )
     return make_cases(by_hand, drawn)
 
 
@@ -329,11 +370,16 @@ def _cayley_cases(generator: Generator) -> list[Case]:
         ([[0.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], 1.0),
         ([[1.0, 2.0], [-3.0, 0.5]], [[0.6, 0.8], [-0.8, 0.6]], 0.25),
     ]
-    drawn = [(_normal(generator, n, n), _rotation(generator, n), lr) for n, lr in ((3, 0.5), (4, 0.3), (6, 0.2))]
+    drawn = [
+        (_normal(generator, n, n), _rotation(generator, n), lr)
+        for n, lr in ((3, 0.5), (4, 0.3), (6, 0.2))
+    ]
     return make_cases(by_hand, drawn)
 
 
-def _cayley(g: Any, r: Any, lr: float, *, skew: bool = True, sign: float = 1.0, part: float = 0.5) -> np.ndarray:
+def _cayley(
+    g: Any, r: Any, lr: float, *, skew: bool = True, sign: float = 1.0, part: float = 0.5
+) -> np.ndarray:
     g, r = f64(g), f64(r)
     a = sign * lr * part * (g @ r.T - (r @ g.T if skew else 0))
     eye = np.eye(len(r))

@@ -21,7 +21,9 @@ from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 SIGN = 0b1_0000_000
 NAN = 0b0_1111_111
 # Steps of 2^-9 up to 2^-5, then eight steps in each power of two; the code of the last would be that of NaN.
-E4M3 = np.concatenate([np.arange(16) * 2.0**-9, *(np.arange(8, 16) * 2.0 ** (e - 3) for e in range(-5, 9))])[:NAN]
+E4M3 = np.concatenate(
+    [np.arange(16) * 2.0**-9, *(np.arange(8, 16) * 2.0 ** (e - 3) for e in range(-5, 9))]
+)[:NAN]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
@@ -29,7 +31,9 @@ def _nearest(magnitudes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """The places of the magnitudes nearest to size; half-way between two, the even place."""
     halves = (magnitudes[1:] + magnitudes[:-1]) / 2
     below, above = np.searchsorted(halves, size, "left"), np.searchsorted(halves, size, "right")
-    return np.where(below % 2, above, below)  # these differ at a tie alone, and then one of them is odd
+    return np.where(
+        below % 2, above, below
+    )  # these differ at a tie alone, and then one of them is odd
 
 
 # 08.1 -------------------------------------------------------------------------------------------------------------
@@ -43,7 +47,12 @@ def _decode_cases(generator: Generator) -> list[Case]:
     )
     drawn = [
         pick(generator, 0, SIGN) | int(whole(generator, low, high))
-        for low, high in ((8, 0b0_0110_111), (0b0_1000_001, 0b0_1110_111), (2, 7), (0b0_1111_001, 0b0_1111_101))
+        for low, high in (
+            (8, 0b0_0110_111),
+            (0b0_1000_001, 0b0_1110_111),
+            (2, 7),
+            (0b0_1111_001, 0b0_1111_101),
+        )
         for _ in range(2)
     ]
     return make_cases(by_hand, drawn)
@@ -58,7 +67,9 @@ def _fields(code: int) -> tuple[int, int, int]:
     return code >> 7, code >> 3 & 0b1111, code & 0b111
 
 
-def _number(sign: int, e: int, m: int, *, bias: int = 7, subnormal: float | None = 2.0**-9) -> float:
+def _number(
+    sign: int, e: int, m: int, *, bias: int = 7, subnormal: float | None = 2.0**-9
+) -> float:
     """What the fields stand for by the formula, without NaN; subnormal is the step where e = 0, None for none."""
     size = subnormal * m if e == 0 and subnormal is not None else 2.0 ** (e - bias) * (1 + m / 8)
     return -size if sign else size
@@ -69,7 +80,9 @@ def _by_formula(number: Callable[..., float] = _number, **wrong: Any) -> Callabl
     return lambda code: np.nan if code % SIGN == NAN else number(*_fields(code), **wrong)
 
 
-def _misread(fields: Callable[[int], tuple[int, int, int]], *, nan_first: bool) -> Callable[[int], float]:
+def _misread(
+    fields: Callable[[int], tuple[int, int, int]], *, nan_first: bool
+) -> Callable[[int], float]:
     """The formula on wrong fields; whether a code is NaN is seen from all its bits, or from these fields."""
 
     def decode(code: int) -> float:
@@ -134,7 +147,10 @@ DECODE = Exercise(
         *(
             Mistake(
                 "the sign as two's complement",
-                _misread(lambda code: _fields(code if code < SIGN else SIGN + 256 - code), nan_first=nan_first),
+                _misread(
+                    lambda code: _fields(code if code < SIGN else SIGN + 256 - code),
+                    nan_first=nan_first,
+                ),
                 "Codes 1 and 129 differ in one bit. Do their numbers differ in more than the sign?",
             )
             for nan_first in (True, False)
@@ -155,7 +171,9 @@ def _sizes(generator: Generator) -> Tensor:
 def _ties(generator: Generator) -> Tensor:
     """Numbers half-way between two, (8,)."""
     codes = whole(generator, 0, len(E4M3) - 2, 8)
-    return torch.tensor([(E4M3[code] + E4M3[code + 1]) / 2 for code in codes.tolist()], dtype=torch.float32)
+    return torch.tensor(
+        [(E4M3[code] + E4M3[code + 1]) / 2 for code in codes.tolist()], dtype=torch.float32
+    )
 
 
 def _encode_cases(generator: Generator) -> list[Case]:
@@ -163,7 +181,14 @@ def _encode_cases(generator: Generator) -> list[Case]:
         [1.0, -3.0, 0.0, 3.3, -0.3],
         [1.0625, 1.1875, -1.9375, 13.5, 304.0],  # ties, one of them between two powers of two
         [15.9, -1.97, 0.0156, 0.12],  # rounded up into the next power of two
-        [0.01, -0.002, 0.0009765625, 0.0029296875, -0.00001, 0.014],  # below the smallest normal number
+        [
+            0.01,
+            -0.002,
+            0.0009765625,
+            0.0029296875,
+            -0.00001,
+            0.014,
+        ],  # below the smallest normal number
         [448.0, 460.0, -470.0, 1000.0, -100000.0],
     ]
     drawn = until_told(ENCODE, lambda: [*(_sizes(generator) for _ in range(3)), _ties(generator)])
@@ -255,9 +280,13 @@ ENCODE = Exercise(
             )
             for function in (
                 _by_steps(last=np.inf),
-                _by_steps(last=np.inf, signed=lambda codes, negative: codes + SIGN * negative & 0xFF),
+                _by_steps(
+                    last=np.inf, signed=lambda codes, negative: codes + SIGN * negative & 0xFF
+                ),
                 _by_steps(last=np.inf, signed=lambda codes, negative: codes | SIGN * negative),
-                _by_steps(last=np.inf, signed=lambda codes, negative: codes & NAN | SIGN * negative),
+                _by_steps(
+                    last=np.inf, signed=lambda codes, negative: codes & NAN | SIGN * negative
+                ),
             )
         ),
         *(
@@ -297,12 +326,15 @@ def _limits_cases(generator: Generator) -> list[Case]:
     sizes = ((2, 4), (3, 3), (4, 2), (5, 2), (4, 1))
     biases = [2 ** (e - 1) - 1 + pick(generator, -1, 1, 2, 3) for e, _ in sizes]
     drawn = [
-        (e, m, bias, SPECIALS[number % 3]) for number, ((e, m), bias) in enumerate(zip(sizes, biases, strict=True))
+        (e, m, bias, SPECIALS[number % 3])
+        for number, ((e, m), bias) in enumerate(zip(sizes, biases, strict=True))
     ]
     return make_cases(by_hand, drawn)
 
 
-def _limits(exponent_bits: int, mantissa_bits: int, bias: int, specials: str) -> tuple[float, float]:
+def _limits(
+    exponent_bits: int, mantissa_bits: int, bias: int, specials: str
+) -> tuple[float, float]:
     steps = 2**mantissa_bits
     left_off = {"ieee": steps, "nan": 1, "none": 0}[specials]
     e, m = divmod(2**exponent_bits * steps - 1 - left_off, steps)
@@ -348,7 +380,10 @@ LIMITS = Exercise(
                 function,
                 "With 'nan' one code is no number. Which numbers of the topmost exponent are left?",
             )
-            for function in (_read_as({**AS_IS, "nan": "ieee"}), _read_as(dict.fromkeys(SPECIALS, "ieee")))
+            for function in (
+                _read_as({**AS_IS, "nan": "ieee"}),
+                _read_as(dict.fromkeys(SPECIALS, "ieee")),
+            )
         ),
         *(
             Mistake(
@@ -404,7 +439,10 @@ def _block_cases(generator: Generator) -> list[Case]:
         [-26.0, 3.0, 10.0, -7.0, 5.0, 14.0],  # ties
     ]
     ranges = ((1.05, 1.4), (1.6, 1.7), (1.8, 2 - FREE), (1.05, 2 - FREE), (1.005, 1.05))
-    drawn = [_block_case(generator, count, *ends) for count, ends in zip((8, 8, 32, 32, 4), ranges, strict=True)]
+    drawn = [
+        _block_case(generator, count, *ends)
+        for count, ends in zip((8, 8, 32, 32, 4), ranges, strict=True)
+    ]
     return make_cases(by_hand, [*drawn, _tied_block(generator)])
 
 
@@ -508,8 +546,12 @@ HALF_WAY = 1e-4  # relative: how near to half-way between two numbers of E4M3 no
 def _scales_case(generator: Generator, rows: int, groups: int, size: int) -> tuple[Tensor, int]:
     """Weights of blocks that are not equally loud, the loudest value negative."""
     while True:
-        loud = torch.exp2(uniform(generator, -5, 0, rows, groups, 1)) * 2.0 ** int(whole(generator, -6, 3))
-        x = (torch.randn(rows, groups, size, generator=generator) * loud).reshape(rows, groups * size)
+        loud = torch.exp2(uniform(generator, -5, 0, rows, groups, 1)) * 2.0 ** int(
+            whole(generator, -6, 3)
+        )
+        x = (torch.randn(rows, groups, size, generator=generator) * loud).reshape(
+            rows, groups * size
+        )
         x = -x if x.max() > -x.min() else x
         exact = f64(_blocks(x, size)) * 448 / _amax(x)
         halves = (E4M3[1:] + E4M3[:-1]) / 2
@@ -597,7 +639,10 @@ SCALES = Exercise(
         *(
             Mistake(
                 "x, not |x|",
-                _two_scales(blocks=lambda x, size: f64(x).reshape(len(x), -1, size).max(axis=-1), largest=largest),
+                _two_scales(
+                    blocks=lambda x, size: f64(x).reshape(len(x), -1, size).max(axis=-1),
+                    largest=largest,
+                ),
                 "Which value of a block lies farthest from 0, if that one is negative?",
             )
             for largest in (_amax, lambda x: f64(x).max())

@@ -23,7 +23,9 @@ def _draw(generator: Generator, low: float, high: float) -> float:
     return float(f"{float(uniform(generator, low, high)):.3g}")
 
 
-def _wanted(draw: Callable[[], Numbers], good: Callable[..., bool], count: int) -> Iterator[Numbers]:
+def _wanted(
+    draw: Callable[[], Numbers], good: Callable[..., bool], count: int
+) -> Iterator[Numbers]:
     """The arguments of so many drawn cases of which good holds."""
     while count:
         args = draw()
@@ -56,10 +58,19 @@ def _layer_cases(generator: Generator) -> list[Case]:
 
 
 def _moved(
-    outputs: int, inputs: int, batch: int, bits: float, group_size: int, *, scale_bytes: float = 2, reads: int = 1
+    outputs: int,
+    inputs: int,
+    batch: int,
+    bits: float,
+    group_size: int,
+    *,
+    scale_bytes: float = 2,
+    reads: int = 1,
 ) -> float:
     """Bytes of the weights, so often read, and of inputs and outputs."""
-    return outputs * inputs * (bits / 8 + scale_bytes / group_size) * reads + 2 * batch * (inputs + outputs)
+    return outputs * inputs * (bits / 8 + scale_bytes / group_size) * reads + 2 * batch * (
+        inputs + outputs
+    )
 
 
 def _done(outputs: int, inputs: int, batch: int) -> float:
@@ -72,17 +83,26 @@ COUNT = Exercise(
     function="layer_work",
     points=1,
     cases=_layer_cases,
-    reference=lambda n, k, batch, bits, group: (_moved(n, k, batch, bits, group), _done(n, k, batch)),
+    reference=lambda n, k, batch, bits, group: (
+        _moved(n, k, batch, bits, group),
+        _done(n, k, batch),
+    ),
     mistakes=(
         Mistake(
             "a multiplication and an addition counted as one operation",
-            lambda n, k, batch, bits, group: (_moved(n, k, batch, bits, group), _done(n, k, batch) / 2),
+            lambda n, k, batch, bits, group: (
+                _moved(n, k, batch, bits, group),
+                _done(n, k, batch) / 2,
+            ),
             "What happens to each product once it has been worked out? Is that no operation?",
         ),
         *(
             Mistake("bits taken for bytes", function, "A code of 4 bits: how many bytes is that?")
             for function in (
-                lambda n, k, batch, bits, group: (_moved(n, k, batch, 8 * bits, group), _done(n, k, batch)),
+                lambda n, k, batch, bits, group: (
+                    _moved(n, k, batch, 8 * bits, group),
+                    _done(n, k, batch),
+                ),
                 lambda n, k, batch, bits, group: (
                     _moved(n, k, batch, 8 * bits, group, scale_bytes=16) + 14 * batch * (n + k),
                     _done(n, k, batch),
@@ -91,12 +111,18 @@ COUNT = Exercise(
         ),
         Mistake(
             "the scales are left out",
-            lambda n, k, batch, bits, group: (_moved(n, k, batch, bits, group, scale_bytes=0), _done(n, k, batch)),
+            lambda n, k, batch, bits, group: (
+                _moved(n, k, batch, bits, group, scale_bytes=0),
+                _done(n, k, batch),
+            ),
             "A code alone is no weight: what else has to come from memory, once for each group?",
         ),
         Mistake(
             "the weights are read anew for each token",
-            lambda n, k, batch, bits, group: (_moved(n, k, batch, bits, group, reads=batch), _done(n, k, batch)),
+            lambda n, k, batch, bits, group: (
+                _moved(n, k, batch, bits, group, reads=batch),
+                _done(n, k, batch),
+            ),
             "All tokens of a batch meet the same weights: how often does a weight have to come from memory?",
         ),
         *(
@@ -106,8 +132,14 @@ COUNT = Exercise(
                 "Two things besides the weights cross the wires for each token: which, and how long is each?",
             )
             for function in (
-                lambda n, k, batch, bits, group: (_moved(n, k, batch, bits, group) - 2 * batch * n, _done(n, k, batch)),
-                lambda n, k, batch, bits, group: (_moved(n, k, batch, bits, group) - 2 * batch * k, _done(n, k, batch)),
+                lambda n, k, batch, bits, group: (
+                    _moved(n, k, batch, bits, group) - 2 * batch * n,
+                    _done(n, k, batch),
+                ),
+                lambda n, k, batch, bits, group: (
+                    _moved(n, k, batch, bits, group) - 2 * batch * k,
+                    _done(n, k, batch),
+                ),
                 lambda n, k, batch, bits, group: (_moved(n, k, 0, bits, group), _done(n, k, batch)),
                 lambda n, k, batch, bits, group: (_moved(n, k, 1, bits, group), _done(n, k, batch)),
             )
@@ -120,7 +152,11 @@ COUNT = Exercise(
 
 
 def _roof_cases(generator: Generator) -> list[Case]:
-    by_hand = [(200.0, 100.0, 100.0, 1000.0), (200.0, 8000.0, 100.0, 1000.0), (33.6e6, 33.5e6, 3.35e12, 989e12)]
+    by_hand = [
+        (200.0, 100.0, 100.0, 1000.0),
+        (200.0, 8000.0, 100.0, 1000.0),
+        (33.6e6, 33.5e6, 3.35e12, 989e12),
+    ]
     drawn = _wanted(
         lambda: (
             _draw(generator, 1e6, 1e9),
@@ -140,7 +176,9 @@ def _by_memory(size: float, operations: float, bandwidth: float, peak: float) ->
     return size / bandwidth > operations / peak
 
 
-def _two_times(size: float, operations: float, bandwidth: float, peak: float) -> tuple[float, float]:
+def _two_times(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[float, float]:
     return size / bandwidth, operations / peak
 
 
@@ -182,7 +220,14 @@ ROOF = Exercise(
 # 09.3 -------------------------------------------------------------------------------------------------------------
 
 
-JUST_LARGE_ENOUGH = (608, 576, 4, 32, 3.35e12, 989e12)  # 43,864 tokens: one adds hardly more work than waiting
+JUST_LARGE_ENOUGH = (
+    608,
+    576,
+    4,
+    32,
+    3.35e12,
+    989e12,
+)  # 43,864 tokens: one adds hardly more work than waiting
 
 
 def _ridge_cases(generator: Generator) -> list[Case]:
@@ -203,20 +248,32 @@ def _ridge_cases(generator: Generator) -> list[Case]:
             _draw(generator, 5e13, 5e14),
         )
 
-    drawn = _wanted(lambda: layer(512), lambda *of: 2 < _batch(*of) < 2000 and _between(_batch(*of)), 4)
+    drawn = _wanted(
+        lambda: layer(512), lambda *of: 2 < _batch(*of) < 2000 and _between(_batch(*of)), 4
+    )
     nowhere = _wanted(lambda: layer(128), lambda *of: _batch(*of) < -2 and _between(_batch(*of)), 1)
     return make_cases(by_hand, [*drawn, *nowhere])
 
 
 def _batch(
-    n: int, k: int, bits: float, group: int, bandwidth: float, peak: float, *, per_weight: float = 2, moved: float = 2
+    n: int,
+    k: int,
+    bits: float,
+    group: int,
+    bandwidth: float,
+    peak: float,
+    *,
+    per_weight: float = 2,
+    moved: float = 2,
 ) -> float:
     """Where operations and bytes take the same time: of each token, and of the weights; below 0 for nowhere."""
     of_a_token = per_weight * n * k / peak - moved * (n + k) / bandwidth
     return _moved(n, k, 0, bits, group) / bandwidth / of_a_token
 
 
-def _least(round_off: Callable[[float], int], *, per_weight: float = 2, moved: float = 2) -> Callable[..., int]:
+def _least(
+    round_off: Callable[[float], int], *, per_weight: float = 2, moved: float = 2
+) -> Callable[..., int]:
     return lambda *layer: max(round_off(_batch(*layer, per_weight=per_weight, moved=moved)), 0)
 
 
@@ -245,7 +302,9 @@ RIDGE = Exercise(
         ),
         Mistake(
             "16 bits, whatever the weights have",
-            lambda n, k, bits, group, *device: max(math.ceil(_batch(n, k, 16 - 16 / group, group, *device)), 0),
+            lambda n, k, bits, group, *device: max(
+                math.ceil(_batch(n, k, 16 - 16 / group, group, *device)), 0
+            ),
             "If the weights had half the bits, would your answer be another one?",
         ),
         *(
@@ -377,7 +436,9 @@ def _fleet_cases(generator: Generator) -> list[Case]:
             pick(generator, 2, 4, 8),
         )
 
-    def fits_nowhere(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> bool:
+    def fits_nowhere(
+        weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
+    ) -> bool:
         whole_service = _shares(weights, cache, gpu, reserve)
         shares = (whole_service, whole_service * replicas, _shares(weights, 0.0, gpu, reserve))
         return all(_between(share / unit) for share in shares for unit in (1, node))
@@ -400,17 +461,23 @@ def _shares(weights: float, cache: float, gpu: float, reserve: float) -> float:
     return (weights + cache) / (gpu * (1 - reserve))
 
 
-def _bought(round_off: Callable[[float], int], shares: Callable[..., float] = _shares) -> Callable[..., Numbers]:
+def _bought(
+    round_off: Callable[[float], int], shares: Callable[..., float] = _shares
+) -> Callable[..., Numbers]:
     """GPUs by whole nodes and by single GPUs, each replica rounded by itself."""
 
-    def gpus(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> Numbers:
+    def gpus(
+        weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
+    ) -> Numbers:
         replica = shares(weights, cache, gpu, reserve)
         return replicas * node * round_off(replica / node), replicas * round_off(replica)
 
     return gpus
 
 
-def _bought_at_once(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> Numbers:
+def _bought_at_once(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
+) -> Numbers:
     everything = replicas * _shares(weights, cache, gpu, reserve)
     return node * math.ceil(everything / node), math.ceil(everything)
 
@@ -463,7 +530,9 @@ FLEET = Exercise(
         ),
         Mistake(
             "the cache is forgotten",
-            _bought(math.ceil, lambda weights, cache, gpu, reserve: weights / (gpu * (1 - reserve))),
+            _bought(
+                math.ceil, lambda weights, cache, gpu, reserve: weights / (gpu * (1 - reserve))
+            ),
             "Two things share the usable memory of a replica: which of them did not become smaller?",
         ),
         Mistake(

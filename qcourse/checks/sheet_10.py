@@ -41,7 +41,9 @@ def _pack_cases(generator: Generator) -> list[Case]:
     return make_cases([by_hand, top], drawn)
 
 
-def _packed(codes: Any, order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _packed(
+    codes: Any, order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
     """Words, unsigned, where `order` says of each k in which word of the row and which nibble its code lies."""
     rows, inputs = codes.shape
     words = np.zeros((rows, inputs // 8), np.int64)
@@ -60,7 +62,9 @@ def _plane_order(k: np.ndarray, inputs: int, block: int = BLOCK) -> tuple[np.nda
     return k // block * (block // 8) + k % plane // 2, k % block // plane + 4 * (k % 2)
 
 
-def _with(order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]) -> Callable[[Any], np.ndarray]:
+def _with(
+    order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+) -> Callable[[Any], np.ndarray]:
     return lambda codes: _as_int32(_packed(codes, order))
 
 
@@ -128,7 +132,9 @@ def _values(halves: np.ndarray) -> np.ndarray:
     return np.stack([halves & 0xFFFF, halves >> 16], axis=-1)
 
 
-def _decoded(words: Any, plane: int, zero_point: int, mask: int = 0x000F000F) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(
+    words: Any, plane: int, zero_point: int, mask: int = 0x000F000F
+) -> tuple[np.ndarray, np.ndarray]:
     halves = _halves(words, plane, mask)
     return _as_int32(halves | 0x64006400), f64(_values(halves) - zero_point)
 
@@ -138,7 +144,9 @@ def _masked_first(dtype: type) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
 
     def decode(words: Any, plane: int, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
         registers = _as_int32(_halves(words, 0) >> 4 * plane | 0x64006400)
-        return registers, registers.view(np.float16).reshape(-1, 2).astype(dtype) - dtype(1024 + zero_point)
+        return registers, registers.view(np.float16).reshape(-1, 2).astype(dtype) - dtype(
+            1024 + zero_point
+        )
 
     return decode
 
@@ -201,7 +209,10 @@ def _group_cases(generator: Generator) -> list[Case]:
     codes = torch.tensor([[9, 8, 3, 15], [1, 0, 7, 4]], dtype=torch.uint8)
     zero_point = torch.tensor([[8, 7], [3, 5]], dtype=torch.uint8)
     scale = torch.tensor([[0.5, 0.25], [1.0, 2.0]])
-    drawn = [_group_case(generator, *sizes) for sizes in ((3, 2, 8), (5, 3, 32), (4, 4, 64), (3, 1, 7), (1, 3, 5))]
+    drawn = [
+        _group_case(generator, *sizes)
+        for sizes in ((3, 2, 8), (5, 3, 32), (4, 4, 64), (3, 1, 7), (1, 3, 5))
+    ]
     return make_cases([(x, codes, zero_point, scale)], drawn)
 
 
@@ -212,9 +223,13 @@ def _by_groups(x: Any, codes: Any, zero_point: Any, scale: Any) -> tuple[np.ndar
     return sums, (sums * f64(scale)).sum(axis=1)
 
 
-def _by_groups_in_bytes(x: Any, codes: Any, zero_point: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
+def _by_groups_in_bytes(
+    x: Any, codes: Any, zero_point: Any, scale: Any
+) -> tuple[np.ndarray, np.ndarray]:
     repeated = np.repeat(np.asarray(zero_point), np.shape(codes)[1] // np.shape(scale)[1], axis=1)
-    return _by_groups(x, np.asarray(codes) - repeated, np.zeros(np.shape(scale)), scale)  # uint8, modulo 256
+    return _by_groups(
+        x, np.asarray(codes) - repeated, np.zeros(np.shape(scale)), scale
+    )  # uint8, modulo 256
 
 
 def _by_strides(x: Any, codes: Any, zero_point: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -239,12 +254,16 @@ GROUPS = Exercise(
         ),
         Mistake(
             "8 for every zero point",
-            lambda x, codes, zero_point, scale: _by_groups(x, codes, np.full(np.shape(scale), 8), scale),
+            lambda x, codes, zero_point, scale: _by_groups(
+                x, codes, np.full(np.shape(scale), 8), scale
+            ),
             "Each group of each row has a zero point of its own: where does yours come from?",
         ),
         Mistake(
             "no zero point",
-            lambda x, codes, zero_point, scale: _by_groups(x, codes, np.zeros(np.shape(scale)), scale),
+            lambda x, codes, zero_point, scale: _by_groups(
+                x, codes, np.zeros(np.shape(scale)), scale
+            ),
             "If all codes are equal to the zero point, what is the dot product? What is it in yours?",
         ),
         Mistake(
@@ -277,11 +296,19 @@ def _split_case(
 def _split_cases(generator: Generator) -> list[Case]:
     x = torch.ones(1, 3 * BLOCK)
     w = torch.arange(1.0, 4.0).repeat_interleave(BLOCK)[None] / BLOCK
-    sizes = [(2, 3, 4 * BLOCK, 2), (1, 5, 5 * BLOCK, 3), (3, 2, 600, 4), (2, 2, 200, 8), (1, 3, 6 * BLOCK + 40, 3)]
+    sizes = [
+        (2, 3, 4 * BLOCK, 2),
+        (1, 5, 5 * BLOCK, 3),
+        (3, 2, 600, 4),
+        (2, 2, 200, 8),
+        (1, 3, 6 * BLOCK + 40, 3),
+    ]
     return make_cases([(x, w, 3), (x, w, 2)], (_split_case(generator, *each) for each in sizes))
 
 
-def _partials(x: Any, w: Any, splits: int, *, inputs: int | None = None, empty: bool = False) -> np.ndarray:
+def _partials(
+    x: Any, w: Any, splits: int, *, inputs: int | None = None, empty: bool = False
+) -> np.ndarray:
     """The sums of each part; of the first `inputs` alone, with parts that are empty where those count too."""
     inputs = inputs or np.shape(x)[1]
     blocks = -(-inputs // BLOCK)
@@ -299,7 +326,14 @@ def _rounded_down(x: Any, w: Any, splits: int) -> tuple[np.ndarray, np.ndarray]:
     blocks = -(-np.shape(x)[1] // BLOCK)
     size = max(1, blocks // splits) * BLOCK
     starts = range(0, min(splits, blocks) * size, size)
-    return _added(np.stack([f64(x)[:, start : start + size] @ f64(w)[:, start : start + size].T for start in starts]))
+    return _added(
+        np.stack(
+            [
+                f64(x)[:, start : start + size] @ f64(w)[:, start : start + size].T
+                for start in starts
+            ]
+        )
+    )
 
 
 def _dealt_out(x: Any, w: Any, splits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -331,7 +365,9 @@ SPLIT = Exercise(
         ),
         Mistake(
             "the last, incomplete block is left out",
-            lambda x, w, splits: _added(_partials(x, w, splits, inputs=max(BLOCK, np.shape(x)[1] // BLOCK * BLOCK))),
+            lambda x, w, splits: _added(
+                _partials(x, w, splits, inputs=max(BLOCK, np.shape(x)[1] // BLOCK * BLOCK))
+            ),
             "How many blocks are 200 inputs: 200 // 128? What becomes of the last 72?",
         ),
         Mistake(
@@ -351,7 +387,9 @@ SPLIT = Exercise(
 # 10.5 -------------------------------------------------------------------------------------------------------------
 
 
-def _matvec_case(generator: Generator, rows: int, inputs: int, group_size: int) -> tuple[Tensor, ...]:
+def _matvec_case(
+    generator: Generator, rows: int, inputs: int, group_size: int
+) -> tuple[Tensor, ...]:
     x = torch.randn(inputs, generator=generator)
     packed = whole(generator, 0, 255, rows, -(-inputs // 2)).to(torch.uint8)
     scale = uniform(generator, 0.01, 0.1, rows, inputs // group_size)
@@ -366,12 +404,21 @@ def _matvec_cases(generator: Generator) -> list[Case]:
         torch.tensor([[7]], dtype=torch.uint8),
     )
     even_groups = [(3, 64, 32), (33, 20, 10), (2, 160, 80)]  # several blocks of rows, and of inputs
-    odd_groups = [(4, 105, 35), (3, 75, 15), (1, 45, 45)]  # the codes of a byte may belong to two groups
-    sizes = [*even_groups, *odd_groups]  # small: an interpreter takes milliseconds for each block of a kernel
+    odd_groups = [
+        (4, 105, 35),
+        (3, 75, 15),
+        (1, 45, 45),
+    ]  # the codes of a byte may belong to two groups
+    sizes = [
+        *even_groups,
+        *odd_groups,
+    ]  # small: an interpreter takes milliseconds for each block of a kernel
     return make_cases([by_hand], (_matvec_case(generator, *each) for each in sizes))
 
 
-def _matvec(x: Any, packed: Any, scale: Any, zero_point: Any, *, order: tuple[int, int] = (0, 4)) -> np.ndarray:
+def _matvec(
+    x: Any, packed: Any, scale: Any, zero_point: Any, *, order: tuple[int, int] = (0, 4)
+) -> np.ndarray:
     """By groups; the codes of even and of odd k begin at these bits of their byte."""
     nibbles = np.asarray(packed, np.int64)[:, :, None] >> np.array(order) & 15  # (rows, bytes, 2)
     return _by_groups(x, nibbles.reshape(len(packed), -1)[:, : len(x)], zero_point, scale)[1]
@@ -401,7 +448,9 @@ MATVEC = Exercise(
         ),
         Mistake(
             "8 for every zero point",
-            lambda x, packed, scale, zero_point: _matvec(x, packed, scale, np.full(np.shape(scale), 8)),
+            lambda x, packed, scale, zero_point: _matvec(
+                x, packed, scale, np.full(np.shape(scale), 8)
+            ),
             "Each group of each row has a zero point of its own: is yours loaded at the same place as its scale?",
         ),
         Mistake(

@@ -18,7 +18,11 @@ from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
 
 def _size_cases(generator: Generator) -> list[Case]:
-    by_hand = [(2, 4, 2, 8, 10, 3, 8, 16), (32, 32, 32, 128, 4096, 3, 8, 32), (80, 64, 16, 128, 1000, 5, 4, 128)]
+    by_hand = [
+        (2, 4, 2, 8, 10, 3, 8, 16),
+        (32, 32, 32, 128, 4096, 3, 8, 32),
+        (80, 64, 16, 128, 1000, 5, 4, 128),
+    ]
     drawn = [
         (
             pick(generator, 6, 24, 48),
@@ -107,7 +111,9 @@ SIZE = Exercise(
 
 
 def _attention_case(generator: Generator, new: int, past: int, dim: int) -> tuple[Tensor, ...]:
-    return tuple(torch.randn(tokens, dim, generator=generator) for tokens in (new, new, new, past, past))
+    return tuple(
+        torch.randn(tokens, dim, generator=generator) for tokens in (new, new, new, past, past)
+    )
 
 
 def _attention_cases(generator: Generator) -> list[Case]:
@@ -119,10 +125,14 @@ def _attention_cases(generator: Generator) -> list[Case]:
     return make_cases([(q, k, v, k_cache, v_cache)], drawn)
 
 
-def _attention(q: Any, k: np.ndarray, v: np.ndarray, diagonal: int | None, divisor: float | None = None) -> np.ndarray:
+def _attention(
+    q: Any, k: np.ndarray, v: np.ndarray, diagonal: int | None, divisor: float | None = None
+) -> np.ndarray:
     """softmax(q k^T / sqrt(dim)) v, where query i sees the first i + 1 + diagonal tokens; all where that is None."""
     fits = f64(q) @ k.T / (np.sqrt(k.shape[1]) if divisor is None else divisor)
-    return _softmax(fits if diagonal is None else np.where(_mask(fits, diagonal), fits, -np.inf)) @ v
+    return (
+        _softmax(fits if diagonal is None else np.where(_mask(fits, diagonal), fits, -np.inf)) @ v
+    )
 
 
 def _mask(fits: np.ndarray, diagonal: int) -> np.ndarray:
@@ -130,7 +140,9 @@ def _mask(fits: np.ndarray, diagonal: int) -> np.ndarray:
 
 
 def _softmax(fits: np.ndarray, axis: int = 1) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # NaN for a token that sees nothing, which is one of the mistakes
+    with np.errstate(
+        invalid="ignore"
+    ):  # NaN for a token that sees nothing, which is one of the mistakes
         weights = np.exp(fits - fits.max(axis=axis, keepdims=True))
         return weights / weights.sum(axis=axis, keepdims=True)
 
@@ -171,7 +183,9 @@ ATTENTION = Exercise(
     mistakes=(
         Mistake(
             "the mask forgets the cache",
-            lambda q, k, v, k_cache, v_cache: _attention(q, _behind(k_cache, k), _behind(v_cache, v), 0),
+            lambda q, k, v, k_cache, v_cache: _attention(
+                q, _behind(k_cache, k), _behind(v_cache, v), 0
+            ),
             "The first of the new tokens is not token 0 of the text: how many stand before it?",
         ),
         Mistake(
@@ -205,9 +219,13 @@ def _keys(generator: Generator, tokens: int, channels: int, group_size: int, bit
     """Keys (tokens, channels) of which each group of a channel has an extreme code and none lies near a tie."""
     groups = -(-tokens // group_size)
     shape = groups, group_size, channels
-    steps = whole(generator, 1 - qmax(bits), qmax(bits) - 1, *shape) + uniform(generator, -0.45, 0.45, *shape)
+    steps = whole(generator, 1 - qmax(bits), qmax(bits) - 1, *shape) + uniform(
+        generator, -0.45, 0.45, *shape
+    )
     steps[:, 0] = qmax(bits) * (2 * whole(generator, 0, 1, groups, channels) - 1)
-    scales = uniform(generator, 0.05, 1.0, groups, 1, channels) * uniform(generator, 0.2, 3.0, channels)
+    scales = uniform(generator, 0.05, 1.0, groups, 1, channels) * uniform(
+        generator, 0.2, 3.0, channels
+    )
     return (steps * scales).reshape(-1, channels)[:tokens].contiguous()
 
 
@@ -218,14 +236,18 @@ def _key_cases(generator: Generator) -> list[Case]:
     return make_cases([(k, 2, 4)], ((x, *size) for x, size in zip(drawn, sizes, strict=True)))
 
 
-def _rounded(x: np.ndarray, axis: int | tuple[int, ...], bits: int, size: Callable[..., Any] = np.abs) -> np.ndarray:
+def _rounded(
+    x: np.ndarray, axis: int | tuple[int, ...], bits: int, size: Callable[..., Any] = np.abs
+) -> np.ndarray:
     """x on the grids of ranges along an axis, which shares its scale."""
     amax = size(x).max(axis=axis, keepdims=True)
     scale = np.where(amax == 0, 1, amax) / qmax(bits)
     return scale * np.rint(x / scale).clip(-qmax(bits) - 1, qmax(bits))
 
 
-def _by_channel(k: Any, group_size: int, bits: int, size: Callable[..., Any] = np.abs) -> np.ndarray:
+def _by_channel(
+    k: Any, group_size: int, bits: int, size: Callable[..., Any] = np.abs
+) -> np.ndarray:
     return _rounded(f64(k).reshape(-1, group_size, np.shape(k)[1]), 1, bits, size).reshape(k.shape)
 
 
@@ -251,7 +273,10 @@ KEYS = Exercise(
                 function,
                 "A channel that is loud at every token sets the step for all who share its scale: who does, in yours?",
             )
-            for function in (_by_token_in_groups, lambda k, group_size, bits: _rounded(f64(k), 1, bits))
+            for function in (
+                _by_token_in_groups,
+                lambda k, group_size, bits: _rounded(f64(k), 1, bits),
+            )
         ),
         Mistake(
             "one scale a channel for all tokens",
@@ -283,9 +308,16 @@ KEYS = Exercise(
 def _window_cases(generator: Generator) -> list[Case]:
     k = torch.tensor([[0.32], [0.75], [-0.2], [1.4], [0.55], [-0.27], [0.45], [0.24]])
     by_hand = [(k[:7], 3, 1, 4), (k, 3, 0, 4), (k[:4], 4, 2, 4), (k[:6], 3, 7, 4)]
-    sizes = [(9, 3, 1, 4), (8, 4, 3, 3), (11, 4, 2, 4), (10, 4, 2, 8), (6, 3, 8, 4)]  # the last is all window
+    sizes = [
+        (9, 3, 1, 4),
+        (8, 4, 3, 3),
+        (11, 4, 2, 4),
+        (10, 4, 2, 8),
+        (6, 3, 8, 4),
+    ]  # the last is all window
     drawn = [
-        (_keys(generator, tokens, 3, group, bits), group, residual, bits) for tokens, group, residual, bits in sizes
+        (_keys(generator, tokens, 3, group, bits), group, residual, bits)
+        for tokens, group, residual, bits in sizes
     ]
     return make_cases(by_hand, drawn)
 
@@ -350,7 +382,9 @@ WINDOW = Exercise(
         ),
         Mistake(
             "an incomplete group is coded",
-            lambda k, group_size, residual, bits: _coded(k, 0, max(len(k) - residual, 0), group_size, bits),
+            lambda k, group_size, residual, bits: _coded(
+                k, 0, max(len(k) - residual, 0), group_size, bits
+            ),
             "A group gets its scale once and for all: what if the largest of its tokens is still to come?",
         ),
         Mistake(

@@ -109,7 +109,9 @@ def _lsq_case(generator: Generator, bits: int) -> tuple[Tensor, float, int, Tens
     """Five values inside, two beyond the upper end, one beyond the lower."""
     qmin, top = _ends(bits)
     inside = uniform(generator, qmin + 0.05, top - 0.05, 5)
-    beyond = torch.tensor([top, top, qmin]) + torch.tensor([1, 1, -1]) * uniform(generator, 0.6, 3.0, 3)
+    beyond = torch.tensor([top, top, qmin]) + torch.tensor([1, 1, -1]) * uniform(
+        generator, 0.6, 3.0, 3
+    )
     scale = pick(generator, 0.1, 0.4, 1.5)
     return torch.cat([inside, beyond]) * scale, scale, bits, uniform(generator, -2.0, 2.0, 8)
 
@@ -132,7 +134,9 @@ def _lsq_cases(generator: Generator) -> list[Case]:
     drawn = [
         _until(
             partial(_lsq_case, generator, bits),
-            lambda args: _far_from_ties(args) and _large(args) and telling(LSQ, args, apart=0.1, pairs=False),
+            lambda args: (
+                _far_from_ties(args) and _large(args) and telling(LSQ, args, apart=0.1, pairs=False)
+            ),
         )
         for bits in (2, 3, 4)
     ]
@@ -148,7 +152,9 @@ def _pulling(
 
     def gradient(x: Any, scale: float, bits: int, grad: Any) -> float:
         v, (qmin, top) = f64(x) / scale, _ends(bits)
-        slopes = np.where((v >= qmin) & (v <= top), inside(v, np.rint(v)), beyond(v, v.clip(qmin, top)))
+        slopes = np.where(
+            (v >= qmin) & (v <= top), inside(v, np.rint(v)), beyond(v, v.clip(qmin, top))
+        )
         return together(f64(grad) * slopes)
 
     return gradient
@@ -206,7 +212,11 @@ def _step_cases(generator: Generator) -> list[Case]:
     by_hand = [(torch.tensor([0.1, 0.5]), torch.tensor([3.0, -2.0]), 0.05)]
     drawn = [
         _until(
-            lambda: (uniform(generator, 0.05, 0.6, 4), uniform(generator, -4, 4, 4), pick(generator, 0.1, 0.3)),
+            lambda: (
+                uniform(generator, 0.05, 0.6, 4),
+                uniform(generator, -4, 4, 4),
+                pick(generator, 0.1, 0.3),
+            ),
             lambda args: (args[0] < args[2] * args[1]).any() and telling(STEP, args, apart=0.01),
         )
         for _ in range(3)
@@ -264,7 +274,9 @@ def _clear(args: tuple) -> bool:
     if scales[2] < 0.02:
         return False
     edges = np.array([half * scale for scale in scales for half in (0.5, 1.0, 1.5, 2.5, 3.5)])
-    return bool((np.abs(magnitude.reshape(-1, 1) - edges) > 1e-3)[magnitude.ravel() < magnitude.max()].all())
+    return bool(
+        (np.abs(magnitude.reshape(-1, 1) - edges) > 1e-3)[magnitude.ravel() < magnitude.max()].all()
+    )
 
 
 def _weights(generator: Generator, shape: tuple[int, ...]) -> tuple[Tensor]:
@@ -272,7 +284,10 @@ def _weights(generator: Generator, shape: tuple[int, ...]) -> tuple[Tensor]:
 
 
 def _ternary_cases(generator: Generator) -> list[Case]:
-    by_hand = [(torch.tensor([0.9, -0.2, 0.1, -1.2]),), (torch.tensor([[0.5, -0.2], [0.01, -0.35]]),)]
+    by_hand = [
+        (torch.tensor([0.9, -0.2, 0.1, -1.2]),),
+        (torch.tensor([[0.5, -0.2], [0.01, -0.35]]),),
+    ]
     drawn = [
         _until(
             partial(_weights, generator, shape),
@@ -340,7 +355,9 @@ TERNARY = Exercise(
 def _trits_cases(generator: Generator) -> list[Case]:
     by_hand = [[1, 0, -1, 1, 1], [1, 0, -1, 1, 1, -1], [1, 1]]
     drawn = [whole(generator, -1, 1, length).tolist() for length in (10, 13, 24)]
-    ends = [[*codes[:-2], 1, 0] for codes in drawn]  # whoever turns or drops the last byte is found out
+    ends = [
+        [*codes[:-2], 1, 0] for codes in drawn
+    ]  # whoever turns or drops the last byte is found out
     return make_cases(by_hand, ends, torch.int8)
 
 

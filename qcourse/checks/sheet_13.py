@@ -58,7 +58,9 @@ def _bits_cases(generator: Generator) -> list[Case]:
     return make_cases(by_hand, drawn)
 
 
-def _bits(bits: int, keep: int, m: int, group_size: int, *, position: float, scale: float = 16.0) -> float:
+def _bits(
+    bits: int, keep: int, m: int, group_size: int, *, position: float, scale: float = 16.0
+) -> float:
     return keep / m * (bits + position) + scale / group_size
 
 
@@ -91,12 +93,16 @@ BITS = Exercise(
         ),
         Mistake(
             "the scales are forgotten",
-            lambda bits, keep, m, group: _bits(bits, keep, m, group, position=_position(m), scale=0),
+            lambda bits, keep, m, group: _bits(
+                bits, keep, m, group, position=_position(m), scale=0
+            ),
             "Codes are worth nothing without their scale: what does one add to each weight of its group?",
         ),
         Mistake(
             "groups of kept weights only",
-            lambda bits, keep, m, group: _bits(bits, keep, m, group, position=_position(m), scale=16 * keep / m),
+            lambda bits, keep, m, group: _bits(
+                bits, keep, m, group, position=_position(m), scale=16 * keep / m
+            ),
             "The card says what a group is counted over: do pruned weights belong to one?",
         ),
     ),
@@ -118,7 +124,10 @@ def _store_cases(generator: Generator) -> list[Case]:
         return (uniform(generator, -2, 2, outputs, inputs) * loud_and_quiet,)
 
     drawn = [
-        _until(partial(draw, *shape), lambda args: _clear(np.abs(f64(args[0]))) and telling(STORE, args, apart=1e-3))
+        _until(
+            partial(draw, *shape),
+            lambda args: _clear(np.abs(f64(args[0]))) and telling(STORE, args, apart=1e-3),
+        )
         for shape in ((2, 8), (3, 12), (1, 16))
     ]
     return make_cases(by_hand, drawn)
@@ -130,7 +139,9 @@ def _stored(w: Any, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return f64(w)[mask].reshape(len(mask), -1), places[mask].reshape(len(mask), -1)
 
 
-def _store(w: Any, *, mask: np.ndarray | None = None, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def _store(
+    w: Any, *, mask: np.ndarray | None = None, first: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     values, places = _stored(w, _top(np.abs(f64(w))) if mask is None else mask)
     return values, places % RUN + first
 
@@ -172,7 +183,9 @@ STORE = Exercise(
         ),
         Mistake(
             "the larger half of a row",
-            lambda w: _store(w, mask=_top(np.abs(f64(w)), keep=np.shape(w)[1] // 2, run=np.shape(w)[1])),
+            lambda w: _store(
+                w, mask=_top(np.abs(f64(w)), keep=np.shape(w)[1] // 2, run=np.shape(w)[1])
+            ),
             "Count how many stay in each run of four: may a run keep three because its neighbour is small?",
         ),
     ),
@@ -185,7 +198,9 @@ STORE = Exercise(
 def _wanda_cases(generator: Generator) -> list[Case]:
     def draw(outputs: int, inputs: int, tokens: int) -> tuple[Tensor, Tensor]:
         loud = torch.exp(uniform(generator, -1, 1.5, inputs)).float()
-        return uniform(generator, -2, 2, outputs, inputs), uniform(generator, -1, 1, tokens, inputs) * loud
+        return uniform(generator, -2, 2, outputs, inputs), uniform(
+            generator, -1, 1, tokens, inputs
+        ) * loud
 
     drawn = [
         _until(
@@ -194,7 +209,14 @@ def _wanda_cases(generator: Generator) -> list[Case]:
         )
         for shape in ((4, 8, 6), (8, 4, 5), (4, 4, 3))
     ]
-    w = torch.tensor([[0.3, -1.2, 0.4, 0.9], [-0.2, 1.5, -0.8, 0.1], [0.5, 2.9, 0.7, -0.6], [0.1, 0.6, -1.0, -0.3]])
+    w = torch.tensor(
+        [
+            [0.3, -1.2, 0.4, 0.9],
+            [-0.2, 1.5, -0.8, 0.1],
+            [0.5, 2.9, 0.7, -0.6],
+            [0.1, 0.6, -1.0, -0.3],
+        ]
+    )
     x = torch.tensor([[3.0, 1.0, 0.0, 2.0], [-4.0, 0.0, 1.0, -2.0]])  # norms 5, 1, 1 and 2.83
     return make_cases([(w, x)], drawn)
 
@@ -250,7 +272,10 @@ WANDA = Exercise(
 
 def _loss_cases(generator: Generator) -> list[Case]:
     teacher, student = torch.tensor([[3.0, 0.5, 0.0, -2.0]]), torch.tensor([[1.0, 2.0, -1.0, 0.5]])
-    by_hand = [(student, teacher, torch.tensor([2]), 2.0, 0.5), (student, teacher, torch.tensor([0]), 1.0, 0.75)]
+    by_hand = [
+        (student, teacher, torch.tensor([2]), 2.0, 0.5),
+        (student, teacher, torch.tensor([0]), 1.0, 0.75),
+    ]
 
     def draw(tokens: int, temperature: float) -> tuple:
         logits = [uniform(generator, -3, 3, tokens, 5) for _ in range(2)]
@@ -311,12 +336,16 @@ LOSS = Exercise(
         ),
         Mistake(
             "the text is softened as well",
-            lambda s, t, y, T, a: (1 - a) * _entropy_part(f64(s) / T, y) + a * T**2 * _kl_part(t, s, T),
+            lambda s, t, y, T, a: (
+                (1 - a) * _entropy_part(f64(s) / T, y) + a * T**2 * _kl_part(t, s, T)
+            ),
             "The temperature is for comparing two opinions: which term compares them?",
         ),
         Mistake(
             "KL averaged over the vocabulary too",
-            lambda s, t, y, T, a: (1 - a) * _entropy_part(s, y) + a * T**2 * _kl_part(t, s, T) / np.shape(s)[-1],
+            lambda s, t, y, T, a: (
+                (1 - a) * _entropy_part(s, y) + a * T**2 * _kl_part(t, s, T) / np.shape(s)[-1]
+            ),
             "A divergence is a SUM over the vocabulary; over what is the mean taken, and what does your reduction do?",
         ),
     ),
@@ -335,7 +364,9 @@ def _heal_cases(generator: Generator) -> list[Case]:
     return make_cases([(w, x, 0.5, 1), (w, x, 0.5, 4)], [*drawn, untrained])
 
 
-def _heal_case(generator: Generator, outputs: int, inputs: int, tokens: int, steps: int) -> tuple[Any, ...]:
+def _heal_case(
+    generator: Generator, outputs: int, inputs: int, tokens: int, steps: int
+) -> tuple[Any, ...]:
     """A weight none of whose runs comes near a tie, whenever a mask is chosen; rows are trained each by itself."""
     while True:
         x = uniform(generator, -1, 1, tokens, inputs) + uniform(generator, -1, 1, tokens, 1)

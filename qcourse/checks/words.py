@@ -32,7 +32,11 @@ def show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(show, value))})" if is_small(value) else f"{len(value)} values"
     if isinstance(value, np.ndarray | np.generic):
-        return show(value.tolist()) if is_small(value) else f"{value.dtype} numbers of shape {value.shape}"
+        return (
+            show(value.tolist())
+            if is_small(value)
+            else f"{value.dtype} numbers of shape {value.shape}"
+        )
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, str) and len(value) > LONGEST:
@@ -63,7 +67,10 @@ def pinpoint(answer: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> tup
         where = f"{'in' if matrix else 'at'} {index}"
         return f"returned {first} {where} ({wrong.sum()} of {wrong.size} values differ)", wanted
     if matrix and answer.size > 1:
-        return f"returned {show(answer)} ({index}: {first})", f"{show(expected)} ({index}: {wanted})"
+        return (
+            f"returned {show(answer)} ({index}: {first})",
+            f"{show(expected)} ({index}: {wanted})",
+        )
     return f"returned {show(answer)}", show(expected)
 
 

@@ -37,7 +37,14 @@ class Model:
 
     @classmethod
     def llama(
-        cls, layers: int, heads: int, kv_heads: int, head_dim: int, *, intermediate: int, vocabulary: int
+        cls,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        intermediate: int,
+        vocabulary: int,
     ) -> "Model":
         """A Llama: q, k, v, o and three layers of the MLP in each block, and the head; norms left out.
 
@@ -84,13 +91,17 @@ def decode_work(
         raise ValueError(f"batch={batch!r} must be at least 1, context={context!r} 0 or more")
     shape = (model.layers, model.kv_heads, model.head_dim)
     cache = kv_cache_bytes(*shape, context, batch=batch, bits=kv_bits, group_size=kv_group_size)
-    attention = 4.0 * batch * context * model.layers * model.heads * model.head_dim  # q k, and the sum of values
+    attention = (
+        4.0 * batch * context * model.layers * model.heads * model.head_dim
+    )  # q k, and the sum of values
     weights = model.parameters * bytes_per_parameter(bits, group_size)
     activations = batch * model.activations * activation_bytes
     return Work(weights + cache + activations, 2.0 * batch * model.parameters + attention)
 
 
-def decode_time(model: Model, device: Device, *, dtype: str = "float16", **options: float | None) -> float:
+def decode_time(
+    model: Model, device: Device, *, dtype: str = "float16", **options: float | None
+) -> float:
     """Seconds for one step of writing: the roofline of ``decode_work``, whose options these are.
 
     >>> toy = Device("a toy", bandwidth_bytes_per_s=1e12, peak_ops_per_s={"float16": 100e12})

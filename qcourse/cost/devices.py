@@ -41,7 +41,9 @@ DEVICES = {
 }
 
 
-def measure(*, dtypes: Sequence[str] = ("bfloat16", "float32"), size: int = 2048, repeats: int = 5) -> Device:
+def measure_device(
+    *, dtypes: Sequence[str] = ("bfloat16", "float32"), size: int = 2048, repeats: int = 5
+) -> Device:
     """This machine's CPU, by torch: what the products of one token and of many get out of it.
 
     Bandwidth is bytes a second of a weight of 8192 x 8192 that one token is multiplied with, in the first of the
@@ -62,7 +64,9 @@ def measure(*, dtypes: Sequence[str] = ("bfloat16", "float32"), size: int = 2048
 
     for dtype in dtypes or [""]:
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ValueError(f"dtypes={list(dtypes)!r} must be names of dtypes of torch, such as 'float32'")
+            raise ValueError(
+                f"dtypes={list(dtypes)!r} must be names of dtypes of torch, such as 'float32'"
+            )
     if size < 1 or repeats < 1:
         raise ValueError(f"size={size!r} and repeats={repeats!r} must be at least 1")
     peaks = {dtype: _peak_ops_per_s(dtype, size, repeats) for dtype in dtypes}
@@ -86,7 +90,7 @@ def _peak_ops_per_s(dtype: str, size: int, repeats: int) -> float:
         now = min(size, 2 * now)
 
 
-def stream(repeats: int = 5) -> float:
+def stream_bandwidth(repeats: int = 5) -> float:
     """Bytes a second that a sum over 256 MB of float32 reads: as near to the memory's own limit as torch comes."""
     import torch
 

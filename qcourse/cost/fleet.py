@@ -78,17 +78,26 @@ def fleet(
     [60, 36, 24]
     """
     if not weight_bytes > 0 or not gpu_bytes > 0:
-        raise ValueError(f"weight_bytes={weight_bytes!r} and gpu_bytes={gpu_bytes!r} must be above 0")
+        raise ValueError(
+            f"weight_bytes={weight_bytes!r} and gpu_bytes={gpu_bytes!r} must be above 0"
+        )
     if not 0 <= reserve < 1:
         raise ValueError(f"reserve={reserve!r} must be from 0 to less than 1")
-    for name, count in {"replicas": replicas, "gpus_per_node": 1 if gpus_per_node is None else gpus_per_node}.items():
+    for name, count in {
+        "replicas": replicas,
+        "gpus_per_node": 1 if gpus_per_node is None else gpus_per_node,
+    }.items():
         if type(count) is not int or count < 1:
-            raise ValueError(f"{name}={count!r} must be a whole number (a Python int) of at least 1")
+            raise ValueError(
+                f"{name}={count!r} must be a whole number (a Python int) of at least 1"
+            )
     if cache_bytes < 0:
         raise ValueError(f"cache_bytes={cache_bytes!r} must be 0 or more")
     needed, usable = weight_bytes + cache_bytes, gpu_bytes * (1 - reserve)
     nodes = None if gpus_per_node is None else _ceil(needed / (usable * gpus_per_node))
-    gpus = _ceil(needed / usable) if nodes is None or gpus_per_node is None else nodes * gpus_per_node
+    gpus = (
+        _ceil(needed / usable) if nodes is None or gpus_per_node is None else nodes * gpus_per_node
+    )
     return Fleet(gpus, nodes, replicas, gpus * usable, needed)
 
 

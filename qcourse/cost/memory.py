@@ -53,7 +53,9 @@ def sparse_bytes_per_parameter(
     return scales + keep / m * (bits + (m - 1).bit_length()) / 8
 
 
-def weight_bytes(count: int, bits: int, *, scales: int = 0, scale_bytes: float = 2, zero_bytes: float = 0) -> float:
+def weight_bytes(
+    count: int, bits: int, *, scales: int = 0, scale_bytes: float = 2, zero_bytes: float = 0
+) -> float:
     """ceil(count * bits / 8) + scales * (scale_bytes + zero_bytes): the size of `count` codes with their scales.
 
     Args:

@@ -54,7 +54,11 @@ class Device:
         if not self.peak_ops_per_s:
             raise ValueError(f"peak_ops_per_s of {self.name} must name at least one dtype")
         memory = {} if self.memory_bytes is None else {"memory_bytes": self.memory_bytes}
-        figures = {"bandwidth_bytes_per_s": self.bandwidth_bytes_per_s, **memory, **self.peak_ops_per_s}
+        figures = {
+            "bandwidth_bytes_per_s": self.bandwidth_bytes_per_s,
+            **memory,
+            **self.peak_ops_per_s,
+        }
         for name, value in figures.items():
             if not value > 0:
                 raise ValueError(f"{name}={value!r} of {self.name} must be above 0")
@@ -84,7 +88,9 @@ class Work:
 
     def __post_init__(self) -> None:
         if not self.bytes >= 0 or not self.operations >= 0:
-            raise ValueError(f"bytes={self.bytes!r} and operations={self.operations!r} must be 0 or more")
+            raise ValueError(
+                f"bytes={self.bytes!r} and operations={self.operations!r} must be 0 or more"
+            )
 
     @property
     def intensity(self) -> float:
@@ -132,11 +138,19 @@ def linear_work(
     if not activation_bytes >= 0:
         raise ValueError(f"activation_bytes={activation_bytes!r} must be 0 or more")
     weights = outputs * inputs * bytes_per_parameter(bits, group_size)
-    return Work(weights + batch * (inputs + outputs) * activation_bytes, 2.0 * batch * inputs * outputs)
+    return Work(
+        weights + batch * (inputs + outputs) * activation_bytes, 2.0 * batch * inputs * outputs
+    )
 
 
 def speedup(
-    device: Device, bits: float, batch: int, *, group_size: float | None = 128, size: int = 8192, dtype: str = "float16"
+    device: Device,
+    bits: float,
+    batch: int,
+    *,
+    group_size: float | None = 128,
+    size: int = 8192,
+    dtype: str = "float16",
 ) -> float:
     """How many times as fast a square layer of `bits`-bit weights is as one of 16 bits, both at the roofline.
 

@@ -8,7 +8,7 @@ Each process holds one job at a time and has a pipe of its own. A process that d
 is ended and replaced, and no other process notices. A job whose process died is tried once more. So each job comes
 back once, with a grade or with the reason why there is none, and the end of a run is bounded.
 
-The workers know neither the gradebook nor the results; the process that asked writes those (`grade.py`).
+The workers know neither the gradebook nor the results; the process that asked writes those (`grade_class.py`).
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from qcourse.grading.grades import Limits, Submission
-from qcourse.grading.mounts import SandboxError
+from qcourse.grading.sandbox.mounts import SandboxError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -73,7 +73,9 @@ def grade_job(job: Job, *, limits: Limits, backend: str) -> dict[str, Any]:
     Raises:
         SandboxError: there is no sandbox to be had.
     """
-    from qcourse.grading.judge import grade_submission  # torch and the sheets: only where grading is done
+    from qcourse.grading.grade_submission import (
+        grade_submission,  # torch and the sheets: only where grading is done
+    )
 
     return grade_submission(job.submission, seed=job.seed, limits=limits, backend=backend).to_dict()
 
@@ -84,7 +86,7 @@ def check_sandbox(backend: str) -> None:
     Raises:
         SandboxError: it does not; one sentence says why and what to do.
     """
-    from qcourse.grading.judge import check_backend, close
+    from qcourse.grading.grade_submission import check_backend, close
 
     check_backend(backend)
     close()
@@ -179,7 +181,9 @@ class _Process:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._work, os.getpid()), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, self._work, os.getpid()), daemon=True
+        )
         self._process.start()
         theirs.close()
         self.alive = True
@@ -226,7 +230,9 @@ def on_scheduler(jobs: Iterable[Job], work: Work, address: str) -> Generator[Don
             longest_s = max((job.wall_s for job in running.values()), default=0.0)
             if finished:
                 heard = time.monotonic()
-            elif time.monotonic() - heard > longest_s:  # every worker is at a job that should have ended
+            elif (
+                time.monotonic() - heard > longest_s
+            ):  # every worker is at a job that should have ended
                 for job in running.values():
                     yield Done(job, None, f"no worker answered within {longest_s:.0f} s")
                 client.cancel([*running])
@@ -259,16 +265,22 @@ def _client(address: str) -> "Client":
     try:
         return Client(address, security=Security(require_encryption=True))
     except TypeError as error:
-        raise ValueError("no certificate for TLS: set distributed.comm.tls in Dask's configuration") from error
+        raise ValueError(
+            "no certificate for TLS: set distributed.comm.tls in Dask's configuration"
+        ) from error
     except OSError as error:
-        raise OSError(f"The scheduler {address} cannot be reached: {str(error).splitlines()[0]}") from error
+        raise OSError(
+            f"The scheduler {address} cannot be reached: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _some_worker(client: "Client", address: str) -> None:
     try:
         client.wait_for_workers(1, timeout=PATIENCE_S)
     except TimeoutError as error:
-        raise OSError(f"The scheduler {address} has no worker: start one, then run this again.") from error
+        raise OSError(
+            f"The scheduler {address} has no worker: start one, then run this again."
+        ) from error
 
 
 def _finished(running: dict[Any, Job]) -> list:

@@ -1,7 +1,7 @@
 """What a student reads: one HTML page a sheet, with points, reasons and the mistake by name.
 
 The idea: a page is made of one student's scores and nothing else, so it cannot hold another's; expected values never
-come this far (`judge.py` leaves them out). What the student's own code returned or raised may stand in a reason, so
+come this far (`grade_submission.py` leaves them out). What the student's own code returned or raised may stand in a reason, so
 every text is escaped, and the page tells the browser to run no script and to load nothing.
 
 Where a person has decided, their points and their comment stand. nbgrader looks for the same files
@@ -13,8 +13,8 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from qcourse.grading.results import write_changed
-from qcourse.grading.scores import Score
+from qcourse.grading.book.results import write_changed
+from qcourse.grading.book.scores import Score
 
 GOOD, PARTLY, NONE = "#2e9e4f", "#c98a1b", "#d0492f"
 PAGE = """<!DOCTYPE html>
@@ -82,7 +82,11 @@ def write_feedback(folder: Path, scores: Iterable[Score]) -> list[Path]:
 def _comment_of_all(scores: Sequence[Score]) -> str:
     """The one comment of a notebook that was not graded at all: it stands under every exercise in the gradebook."""
     comments = {score.comment.strip() for score in scores}
-    not_graded = len(scores) > 1 and len(comments) == 1 and all(score.review and not score.points for score in scores)
+    not_graded = (
+        len(scores) > 1
+        and len(comments) == 1
+        and all(score.review and not score.points for score in scores)
+    )
     return comments.pop() if not_graded else ""
 
 

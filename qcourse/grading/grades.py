@@ -3,7 +3,7 @@
 The idea: intake makes a `Submission`, the judge makes a `SubmissionGrade` of it, and only the gradebook knows where
 that is kept. A grade is JSON as it stands: that is what other processes send back and what the results folder holds.
 
-`sandbox.py` runs what is in a submission and `judge.py` gives the points; this file runs and judges nothing.
+`host.py` runs what is in a submission and `grade_submission.py` gives the points; this file runs and judges nothing.
 """
 
 import json
@@ -84,7 +84,9 @@ class ExerciseGrade:
 
     def __post_init__(self) -> None:
         if not 0 <= self.points <= self.max_points:
-            raise ValueError(f"points={self.points!r} of exercise {self.exercise} must be 0 to {self.max_points}")
+            raise ValueError(
+                f"points={self.points!r} of exercise {self.exercise} must be 0 to {self.max_points}"
+            )
 
 
 @dataclass(frozen=True)

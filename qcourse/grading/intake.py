@@ -4,7 +4,7 @@ The idea: submitted/<student>/<sheet>.ipynb, or one folder deeper as nbgrader ha
 file's name begins with. A file that cannot be graded is a Problem with a sentence, and stops no other. The course's
 own cells come from solutions/, never from what was handed in.
 
-Two steps: `find_submissions` looks at names only, `read_submission` at one file. `notebook.py` reads that file and says
+Two steps: `find_submissions` looks at names only, `read_submission` at one file. `submitted_notebook.py` reads that file and says
 which cell counts; `attempt.py` runs the cells.
 """
 
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcourse.checks.registry import known_id, load_sheet, sheet_ids
+from qcourse.course_files import master
 from qcourse.grading.grades import Submission
-from qcourse.grading.notebook import IntakeError, code_cells, read_file, solution_of
+from qcourse.grading.submitted_notebook import IntakeError, code_cells, read_file, solution_of
 
 SHEET = re.compile(r"(\d\d)(?!\d)")
 PUNCTUATION = set("_.@+-'’(), ")  # besides letters, marks and digits of all scripts
@@ -66,7 +67,9 @@ def find_submissions(folder: Path, sheet: str | None = None) -> tuple[list[Found
     """
     wanted = None if sheet is None else known_id(sheet)
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}; it should hold a folder for each student with notebooks in it.")
+        raise ValueError(
+            f"There is no folder {folder}; it should hold a folder for each student with notebooks in it."
+        )
     entries = sorted(folder.iterdir())
     _check_is_of_a_class(folder, entries)
     by_sheet: dict[tuple[str, str], list[Path]] = {}
@@ -105,7 +108,11 @@ def name_problem(student: str) -> str:
     """
     for letter in student:
         if letter not in PUNCTUATION and unicodedata.category(letter)[0] not in "LMN":
-            what = f"{letter!r} (U+{ord(letter):04X})" if letter.isprintable() else f"U+{ord(letter):04X}"
+            what = (
+                f"{letter!r} (U+{ord(letter):04X})"
+                if letter.isprintable()
+                else f"U+{ord(letter):04X}"
+            )
             return f"is a folder with {what} in its name, which a gradebook cannot keep; rename it"
     if student != student.strip():
         return "is a folder whose name begins or ends with a space; rename it"
@@ -131,7 +138,9 @@ def read_submission(found: Found) -> Submission:
     chosen = {exercise.id: solution_of(exercise, cells) for exercise in exercises}
     sources = {exercise: source for exercise, source in chosen.items() if source is not None}
     if not sources:
-        raise IntakeError(f"holds no solution cell of sheet {found.sheet}; was another notebook handed in?")
+        raise IntakeError(
+            f"holds no solution cell of sheet {found.sheet}; was another notebook handed in?"
+        )
     return Submission(found.student, found.sheet, found.path, sources, fingerprint(data))
 
 
@@ -143,18 +152,6 @@ def sheet_of(path: Path) -> str | None:
     """
     number = SHEET.match(path.name)
     return number[1] if number and number[1] in sheet_ids() else None
-
-
-def master(sheet_id: str) -> Path:
-    """The file in solutions/ that a sheet is made from.
-
-    Raises:
-        ValueError: the course's folder is not here.
-    """
-    for root in (Path(__file__).resolve().parents[2], Path.cwd(), *Path.cwd().parents):
-        for path in sorted((root / "solutions").glob(f"{sheet_id}_*.ipynb")):
-            return path
-    raise ValueError(f"There is no solutions/{sheet_id}_*.ipynb here; run this in the course's folder.")
 
 
 def given_cells(sheet_id: str) -> list[str]:

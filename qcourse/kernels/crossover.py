@@ -30,20 +30,26 @@ FILE = "int4_crossover.json"
 
 def crossover() -> int:
     """The most tokens for which torch's INT4 product on the CPU beats decoding first."""
-    return _crossover(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    return _crossover(
+        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
 
 
 @cache
 def _crossover(machine: str) -> int:
     path = platformdirs.user_cache_path("qcourse", appauthor=False) / FILE
     known: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no file yet, or one that was cut short
+    with contextlib.suppress(
+        OSError, ValueError, AttributeError
+    ):  # no file yet, or one that was cut short
         known = dict(json.loads(path.read_text(encoding="utf-8")).items())
     found = known.get(machine)
     if type(found) is int and found >= 0:
         return found
     found = measure()
-    with contextlib.suppress(OSError):  # a folder that cannot be written to: measured again next time
+    with contextlib.suppress(
+        OSError
+    ):  # a folder that cannot be written to: measured again next time
         write_whole(path, json.dumps({**known, machine: found}, indent=2) + "\n")
     return found
 
@@ -56,10 +62,14 @@ def measure(time_s: Callable[[Callable[[], object]], float] | None = None) -> in
     """
     time_s = time_s or partial(least_time_s, repeats=7)
     few, many = 16, 64
-    w = Int4Weight.from_quantized(quantize(torch.ones(SIDE, SIDE), 4, granularity=PerGroup(GROUP)), layout="cpu")
+    w = Int4Weight.from_quantized(
+        quantize(torch.ones(SIDE, SIDE), 4, granularity=PerGroup(GROUP)), layout="cpu"
+    )
     x = torch.ones(many, SIDE, dtype=torch.bfloat16)
     group = native_group(GROUP, SIDE)
-    packed = time_s(lambda: multiply(x[:few], w.packed, *w.extras, group_size=group, outputs=SIDE)) / few
+    packed = (
+        time_s(lambda: multiply(x[:few], w.packed, *w.extras, group_size=group, outputs=SIDE)) / few
+    )
     less, more = (time_s(lambda tokens=tokens: dense(x[:tokens], w)) for tokens in (few, many))  # type: ignore[misc]
     each = max(more - less, 0) / (many - few)
     once = less - few * each

@@ -26,7 +26,9 @@ DTYPES = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
 BACKENDS = ("exact", "torch")
 
 
-def fp8_matmul(x: QuantizedTensor, w: QuantizedTensor, *, backend: str | None = None) -> Float[Tensor, "M N"]:
+def fp8_matmul(
+    x: QuantizedTensor, w: QuantizedTensor, *, backend: str | None = None
+) -> Float[Tensor, "M N"]:
     """x w^T of two matrices in FP8: s_x s_w sum q_x q_w.
 
     Args:
@@ -54,17 +56,23 @@ def fp8_matmul(x: QuantizedTensor, w: QuantizedTensor, *, backend: str | None = 
         raise ValueError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}, or None")
     if backend == "torch" or (backend is None and _multiplies_fp8(x.codes.device)):
         return _by_torch(x, w)
-    sums = decode(x.codes, x.quantizer.format).double() @ decode(w.codes, w.quantizer.format).double().T  # type: ignore[attr-defined]
+    x_values = decode(x.codes, x.quantizer.format).double()  # type: ignore[attr-defined]
+    w_values = decode(w.codes, w.quantizer.format).double()  # type: ignore[attr-defined]
+    sums = x_values @ w_values.T
     return (sums * x.scale.double().reshape(-1, 1) * w.scale.double().reshape(1, -1)).float()
 
 
 def _by_torch(x: QuantizedTensor, w: QuantizedTensor) -> Tensor:
     (N, K), M = w.shape, len(x.codes)
     if K % 16 or N % 16:
-        raise ValueError(f"torch's FP8 product needs K and N to be multiples of 16, got K={K}, N={N}; use 'exact'")
+        raise ValueError(
+            f"torch's FP8 product needs K and N to be multiples of 16, got K={K}, N={N}; use 'exact'"
+        )
     a, b = (q.codes.contiguous().view(DTYPES[q.quantizer.format]) for q in (x, w))  # type: ignore[attr-defined]
     if x.granularity == w.granularity == PerTensor():
-        return torch._scaled_mm(a, b.T, scale_a=x.scale.float(), scale_b=w.scale.float(), out_dtype=torch.float32)
+        return torch._scaled_mm(
+            a, b.T, scale_a=x.scale.float(), scale_b=w.scale.float(), out_dtype=torch.float32
+        )
     by_row = x.scale.float().reshape(-1, 1).expand(M, 1).contiguous()
     by_column = w.scale.float().reshape(1, -1).expand(1, N).contiguous()
     # With scales for rows a GPU writes bfloat16 alone.
@@ -73,13 +81,19 @@ def _by_torch(x: QuantizedTensor, w: QuantizedTensor) -> Tensor:
 
 
 def _multiplies_fp8(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (8, 9)
+    )
 
 
 def _check(x: QuantizedTensor, w: QuantizedTensor) -> None:
     for name, q in (("x", x), ("w", w)):
         if not isinstance(q.quantizer, FloatQuantizer) or q.quantizer.format not in DTYPES:
-            raise TypeError(f"{name} is in {q.quantizer}; FP8 is FloatQuantizer(E4M3, ...) or (E5M2, ...)")
+            raise TypeError(
+                f"{name} is in {q.quantizer}; FP8 is FloatQuantizer(E4M3, ...) or (E5M2, ...)"
+            )
         if q.granularity not in (PerTensor(), PerChannel(0)):
             raise ValueError(
                 f"{name} has the granularity {q.granularity}: a scale that changes along K does not come out of the"
@@ -88,4 +102,6 @@ def _check(x: QuantizedTensor, w: QuantizedTensor) -> None:
         if q.codes.ndim != 2:
             raise ValueError(f"{name} of shape {tuple(q.shape)} must be a matrix")
     if x.shape[1] != w.shape[1]:
-        raise ValueError(f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same K, their last axis")
+        raise ValueError(
+            f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same K, their last axis"
+        )

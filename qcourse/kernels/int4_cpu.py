@@ -25,7 +25,7 @@ BLOCK = 64
 Lanes = tuple[int, slice, slice]
 
 
-def available() -> str | None:
+def unavailable_reason() -> str | None:
     """None where this torch has the product and its packing is understood; else why not."""
     if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
         return f"torch {torch.__version__} has no INT4 product for CPUs"
@@ -43,11 +43,13 @@ def unpack_blocks(packed: Tensor, inputs: int) -> Tensor:
     """The inverse, but for the padding of the outputs: uint8 codes (rows of packed, inputs)."""
     lanes = _lanes()
     if lanes is None:
-        raise RuntimeError(available())
+        raise RuntimeError(unavailable_reason())
     return _read(packed, lanes)[:, :inputs]
 
 
-def scale_and_zero(scale: Tensor, zero_point: Tensor | None, group_size: int, inputs: int) -> Tensor:
+def scale_and_zero(
+    scale: Tensor, zero_point: Tensor | None, group_size: int, inputs: int
+) -> Tensor:
     """What torch's product takes beside the codes: (groups, outputs, 2), the scale and (8 - zero_point) scale, in bf16.
 
     Where a group is none of the sizes that it knows (a whole row), each scale is repeated for smaller groups.
@@ -57,7 +59,9 @@ def scale_and_zero(scale: Tensor, zero_point: Tensor | None, group_size: int, in
     both = torch.stack([exact, zero], dim=-1)
     size = native_group(group_size, inputs)
     if size != group_size:
-        both = both.repeat_interleave(-(-inputs // size), dim=1)  # one group a row: (outputs, groups, 2)
+        both = both.repeat_interleave(
+            -(-inputs // size), dim=1
+        )  # one group a row: (outputs, groups, 2)
     both = F.pad(both, (0, 0, 0, 0, 0, -len(scale) % BLOCK))
     return both.transpose(0, 1).contiguous().bfloat16()
 
@@ -85,14 +89,19 @@ def multiply(x: Tensor, packed: Tensor, scales: Tensor, *, group_size: int, outp
 @cache
 def _lanes() -> Lanes | None:
     """How many outputs a block has, and which of them are the low and the high halves of its bytes."""
-    codes = torch.randint(0, 16, (2 * BLOCK, 2 * MULTIPLE), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(
+        0, 16, (2 * BLOCK, 2 * MULTIPLE), generator=torch.Generator().manual_seed(0)
+    )
     try:
         packed = pack_blocks(codes.byte())
     except (AttributeError, RuntimeError):
         return None
     for block in (64, 32, 16):
         half = block // 2
-        for low, high in ((slice(0, half), slice(half, block)), (slice(0, block, 2), slice(1, block, 2))):
+        for low, high in (
+            (slice(0, half), slice(half, block)),
+            (slice(0, block, 2), slice(1, block, 2)),
+        ):
             if torch.equal(_read(packed, (block, low, high)), codes.byte()):
                 return block, low, high
     return None
@@ -100,7 +109,9 @@ def _lanes() -> Lanes | None:
 
 def _read(packed: Tensor, lanes: Lanes) -> Tensor:
     block, low, high = lanes
-    pairs = packed.reshape(-1, packed.shape[1] * 2, block // 2)  # (blocks, inputs, pairs of outputs)
+    pairs = packed.reshape(
+        -1, packed.shape[1] * 2, block // 2
+    )  # (blocks, inputs, pairs of outputs)
     codes = pairs.new_empty(len(pairs), block, pairs.shape[1])
     codes[:, low] = (pairs & 15).transpose(1, 2)
     codes[:, high] = (pairs >> 4).transpose(1, 2)

@@ -33,7 +33,9 @@ from qcourse.kernels.reference import dense, exact
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def int4_matmul(x: Shaped[Tensor, "..."], w: Int4Weight, backend: str | None = None) -> Shaped[Tensor, "..."]:
+def int4_matmul(
+    x: Shaped[Tensor, "..."], w: Int4Weight, backend: str | None = None
+) -> Shaped[Tensor, "..."]:
     """x w_hat^T, with w_hat = (code - zero_point) scale decoded on the way.
 
     Args:
@@ -67,6 +69,21 @@ def int4_matmul(x: Shaped[Tensor, "..."], w: Int4Weight, backend: str | None = N
     return run(tokens, w).reshape(*x.shape[:-1], w.shape[0])  # (..., out)
 
 
+def int4_unavailable_reason(backend: str) -> str | None:
+    """Say why a backend of ``int4_matmul`` cannot run on this machine; None where it can.
+
+    Raises:
+        ValueError: an unknown backend.
+
+    >>> int4_unavailable_reason("reference") is None
+    True
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}")
+    modules = {"triton": triton_int4_launch, "cpu": int4_cpu}
+    return modules[backend].unavailable_reason() if backend in modules else None
+
+
 def _triton(x: Tensor, w: Int4Weight) -> Tensor:
     if len(x) > triton_int4_configs.crossover():
         return dense(x, w)
@@ -83,7 +100,7 @@ def _no_triton(x: Tensor, w: Int4Weight) -> str | None:
         return "triton's interpreter computes bfloat16 wrongly"
     if not x.is_cuda and not triton_int4_launch.interpreted():
         return f"x is on {x.device}, not on a GPU"
-    return triton_int4_launch.available()
+    return triton_int4_launch.unavailable_reason()
 
 
 def _cpu(x: Tensor, w: Int4Weight) -> Tensor:
@@ -97,7 +114,10 @@ def _no_cpu(x: Tensor, w: Int4Weight) -> str | None:
     if x.device.type != "cpu":
         return f"x is on {x.device}"
     if w.layout != "cpu":
-        return int4_cpu.available() or f"the weight is packed for layout={w.layout!r}: Int4Weight.repacked('cpu')"
+        return (
+            int4_cpu.unavailable_reason()
+            or f"the weight is packed for layout={w.layout!r}: Int4Weight.repacked('cpu')"
+        )
     return None
 
 
@@ -105,7 +125,9 @@ def _always(x: Tensor, w: Int4Weight) -> None:
     return None
 
 
-BACKENDS: dict[str, tuple[Callable[[Tensor, Int4Weight], Tensor], Callable[[Tensor, Int4Weight], str | None]]] = {
+BACKENDS: dict[
+    str, tuple[Callable[[Tensor, Int4Weight], Tensor], Callable[[Tensor, Int4Weight], str | None]]
+] = {
     "triton": (_triton, _no_triton),
     "cpu": (_cpu, _no_cpu),
     "dense": (dense, _always),
@@ -124,7 +146,10 @@ def _fastest(x: Tensor, w: Int4Weight) -> str:
 
 @cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(f"no INT4 kernel on this GPU ({reason}): weights are decoded before each product", stacklevel=4)
+    warnings.warn(
+        f"no INT4 kernel on this GPU ({reason}): weights are decoded before each product",
+        stacklevel=4,
+    )
 
 
 def _check(x: Tensor, w: Int4Weight) -> None:
@@ -134,6 +159,8 @@ def _check(x: Tensor, w: Int4Weight) -> None:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x of {got} must be float16, bfloat16 or float32")
     if not x.ndim or x.shape[-1] != w.shape[1]:
-        raise ValueError(f"x {tuple(x.shape)} and w {w.shape} must have the same inputs, their last axis")
+        raise ValueError(
+            f"x {tuple(x.shape)} and w {w.shape} must have the same inputs, their last axis"
+        )
     if x.device != w.packed.device:
         raise ValueError(f"x is on {x.device}, w on {w.packed.device}: Int4Weight.to moves it")

@@ -55,8 +55,12 @@ def pack_planes(codes: Shaped[Tensor, "..."]) -> Int32[Tensor, "N words"]:
     if (largest := int(codes.max())) > 15:
         raise ValueError(f"codes go up to {largest}; 4 bits hold 0 to 15")
     padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % BLOCK))
-    plane = padded.reshape(len(codes), -1, PLANES, BLOCK // PLANES).unbind(2)  # four of (N, blocks, 32)
-    both = torch.stack((plane[0] | plane[1] << 4, plane[2] | plane[3] << 4), dim=-1)  # (N, blocks, 32, 2) bytes
+    plane = padded.reshape(len(codes), -1, PLANES, BLOCK // PLANES).unbind(
+        2
+    )  # four of (N, blocks, 32)
+    both = torch.stack(
+        (plane[0] | plane[1] << 4, plane[2] | plane[3] << 4), dim=-1
+    )  # (N, blocks, 32, 2) bytes
     return both.reshape(len(codes), -1).view(torch.int32)  # (N, 16 blocks)
 
 
@@ -77,8 +81,12 @@ def unpack_planes(words: Shaped[Tensor, "..."], inputs: int) -> UInt8[Tensor, "N
     """
     _check_matrix("words", words, torch.int32)
     if words.shape[1] != row_words(inputs):
-        raise ValueError(f"inputs={inputs} takes {row_words(inputs)} words a row, got {words.shape[1]}")
-    low, high = words.contiguous().view(torch.uint8).reshape(len(words), -1, BLOCK // PLANES, 2).unbind(-1)
+        raise ValueError(
+            f"inputs={inputs} takes {row_words(inputs)} words a row, got {words.shape[1]}"
+        )
+    low, high = (
+        words.contiguous().view(torch.uint8).reshape(len(words), -1, BLOCK // PLANES, 2).unbind(-1)
+    )
     planes = torch.stack((low & 15, low >> 4, high & 15, high >> 4), dim=2)  # (N, blocks, 4, 32)
     return planes.reshape(len(words), -1)[:, :inputs]  # (N, K)
 
@@ -89,11 +97,16 @@ def takes(group_size: int, inputs: int) -> bool:
     >>> takes(128, 4096), takes(48, 96), takes(77, 77), takes(64, 96)
     (True, False, True, False)
     """
-    return group_size == inputs or ((group_size in (32, 64) or group_size % BLOCK == 0) and inputs % group_size == 0)
+    return group_size == inputs or (
+        (group_size in (32, 64) or group_size % BLOCK == 0) and inputs % group_size == 0
+    )
 
 
 def prepare(
-    scale: Shaped[Tensor, "N groups"], zero_point: Shaped[Tensor, "N groups"] | None = None, *, group_size: int
+    scale: Shaped[Tensor, "N groups"],
+    zero_point: Shaped[Tensor, "N groups"] | None = None,
+    *,
+    group_size: int,
 ) -> tuple[Shaped[Tensor, "rows N"], UInt8[Tensor, "rows N"] | None]:
     """Scales and zero points as the kernels read them: a row a group, filled up with 0 to whole blocks of 128.
 
@@ -135,4 +148,6 @@ def _check_matrix(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if tensor.dtype != dtype:
         raise TypeError(f"{name} has dtype {tensor.dtype}; it must be {dtype}")
     if tensor.ndim != 2 or not tensor.numel():
-        raise ValueError(f"{name} of shape {tuple(tensor.shape)} must be a matrix with at least one entry")
+        raise ValueError(
+            f"{name} of shape {tuple(tensor.shape)} must be a matrix with at least one entry"
+        )

@@ -8,7 +8,7 @@ as 8. A weight whose zero points are all 8 keeps none.
 
 Source: the packings' own modules.
 
-How it differs from ``models/quantized_linear.py``: there codes of any bits in one dense stream, decoded before each
+How it differs from ``layers/quantized_linear.py``: there codes of any bits in one dense stream, decoded before each
 product; here 4 bits alone, in the order of a product that decodes as it goes.
 """
 
@@ -31,7 +31,7 @@ GROUPS = (32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """An order of codes: how to write it and read it, and what its kernel wants beside the codes, made once.
 
     Args:
@@ -45,16 +45,22 @@ class Layout:
     extras: Callable[[Tensor, Tensor | None, int, int], tuple[Tensor, ...]]
 
 
-def _planes_extras(scale: Tensor, zero_point: Tensor | None, group_size: int, inputs: int) -> tuple[Tensor, ...]:
+def _planes_extras(
+    scale: Tensor, zero_point: Tensor | None, group_size: int, inputs: int
+) -> tuple[Tensor, ...]:
     rows = prepare(scale, zero_point, group_size=group_size)
     return tuple(each for each in rows if each is not None)
 
 
 CODES = "codes"  # not packed: one code a byte, on the way from one layout to another
 LAYOUTS = {
-    CODES: Layout(lambda codes: codes, lambda packed, inputs: packed, lambda *_: ()),
-    "planes": Layout(pack_planes, unpack_planes, _planes_extras),
-    "cpu": Layout(int4_cpu.pack_blocks, int4_cpu.unpack_blocks, lambda *args: (int4_cpu.scale_and_zero(*args),)),
+    CODES: PackedLayout(lambda codes: codes, lambda packed, inputs: packed, lambda *_: ()),
+    "planes": PackedLayout(pack_planes, unpack_planes, _planes_extras),
+    "cpu": PackedLayout(
+        int4_cpu.pack_blocks,
+        int4_cpu.unpack_blocks,
+        lambda *args: (int4_cpu.scale_and_zero(*args),),
+    ),
 }
 
 
@@ -101,19 +107,25 @@ class Int4Weight:
         quantizer = _checked(q)
         rows, inputs = q.shape
         offset = OFFSET if quantizer.symmetric else 0
-        codes, zero = ((values.to(torch.int16) + offset).byte() for values in (q.codes, q.zero_point))
+        codes, zero = (
+            (values.to(torch.int16) + offset).byte() for values in (q.codes, q.zero_point)
+        )
         zero_point = None if bool((zero == OFFSET).all()) else zero.reshape(rows, -1)
-        packed = cls(codes, q.scale.reshape(rows, -1), zero_point, (), quantizer, (rows, inputs), CODES)
+        packed = cls(
+            codes, q.scale.reshape(rows, -1), zero_point, (), quantizer, (rows, inputs), CODES
+        )
         return packed.repacked(layout or default_layout(codes.device))
 
     def repacked(self, layout: str) -> "Int4Weight":
         """The same weight in another layout; ValueError for one that is unknown or that this machine lacks."""
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r} must be one of {', '.join(LAYOUTS)}")
-        if layout == "cpu" and (reason := int4_cpu.available()):
+        if layout == "cpu" and (reason := int4_cpu.unavailable_reason()):
             raise ValueError(f"layout='cpu' cannot be had: {reason}")
         if layout == "cpu" and self.packed.device.type != "cpu":
-            raise ValueError(f"layout='cpu' cannot be had on {self.packed.device}: Int4Weight.to('cpu')")
+            raise ValueError(
+                f"layout='cpu' cannot be had on {self.packed.device}: Int4Weight.to('cpu')"
+            )
         if layout == self.layout:
             return self
         order = LAYOUTS[layout]
@@ -138,7 +150,12 @@ class Int4Weight:
     @property
     def nbytes(self) -> int:
         """Bytes of all that the weight holds, padding and what the kernel wants beside the codes included."""
-        held = (self.packed, self.scale, *self.extras, *([] if self.zero_point is None else [self.zero_point]))
+        held = (
+            self.packed,
+            self.scale,
+            *self.extras,
+            *([] if self.zero_point is None else [self.zero_point]),
+        )
         return sum(each.nbytes for each in held)
 
     def codes(self) -> UInt8[Tensor, "out in"]:
@@ -147,7 +164,11 @@ class Int4Weight:
 
     def quantized(self) -> QuantizedTensor:
         """The codes, scales and zero points that ``from_quantized`` was given."""
-        zero = torch.full_like(self.scale, OFFSET, dtype=torch.uint8) if self.zero_point is None else self.zero_point
+        zero = (
+            torch.full_like(self.scale, OFFSET, dtype=torch.uint8)
+            if self.zero_point is None
+            else self.zero_point
+        )
         codes = self.codes()
         if self.quantizer.symmetric:
             codes, zero = codes.to(torch.int8) - OFFSET, zero.to(torch.int8) - OFFSET
@@ -158,7 +179,9 @@ class Int4Weight:
     def decoded(self, start: int, stop: int, dtype: torch.dtype) -> Float[Tensor, "rows in"]:
         """The floats of the outputs from start up to stop, (code - zero_point) scale; start a multiple of 64."""
         rows = slice(start, min(stop, self.shape[0]))
-        codes = LAYOUTS[self.layout].unpack(self.packed[start:stop], self.shape[1])[: rows.stop - start]
+        codes = LAYOUTS[self.layout].unpack(self.packed[start:stop], self.shape[1])[
+            : rows.stop - start
+        ]
         zero = OFFSET if self.zero_point is None else self.zero_point[rows, :, None].to(dtype)
         groups = codes.reshape(len(codes), -1, self.group_size)  # (rows, groups, inputs of a group)
         w_hat = groups.to(dtype).sub_(zero).mul_(self.scale[rows, :, None].to(dtype))
@@ -167,13 +190,15 @@ class Int4Weight:
 
 def default_layout(device: torch.device) -> str:
     """What a weight on this device is packed as, unless one asks for another."""
-    return "cpu" if device.type == "cpu" and not int4_cpu.available() else "planes"
+    return "cpu" if device.type == "cpu" and not int4_cpu.unavailable_reason() else "planes"
 
 
 def _checked(q: QuantizedTensor) -> IntQuantizer:
     if not isinstance(q, QuantizedTensor) or not isinstance(q.quantizer, IntQuantizer):
         got = q.quantizer if isinstance(q, QuantizedTensor) else q
-        raise TypeError(f"q must hold integer codes, such as IntQuantizer(4)(w) gives; got {got!r:.200}")
+        raise TypeError(
+            f"q must hold integer codes, such as IntQuantizer(4)(w) gives; got {got!r:.200}"
+        )
     if q.bits != BITS:
         raise ValueError(f"q has {q.bits} bits; an INT4 weight has 4")
     if q.codes.ndim != 2:
@@ -186,5 +211,7 @@ def _checked(q: QuantizedTensor) -> IntQuantizer:
         )
     low, high = int(q.codes.min()), int(q.codes.max())
     if low < q.quantizer.qmin or high > q.quantizer.qmax:
-        raise ValueError(f"q has codes from {low} to {high}; {q.quantizer.qmin} to {q.quantizer.qmax} are 4 bits")
+        raise ValueError(
+            f"q has codes from {low} to {high}; {q.quantizer.qmin} to {q.quantizer.qmax} are 4 bits"
+        )
     return q.quantizer

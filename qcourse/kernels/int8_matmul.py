@@ -88,7 +88,9 @@ def quantized_matmul(x: QuantizedTensor, w: QuantizedTensor) -> Float[Tensor, "M
     return exact.to(dtype) * x.scale.to(dtype).reshape(-1, 1) * w.scale.to(dtype).reshape(1, -1)
 
 
-def _with_zero_points(sums: Tensor, x: Tensor, w: Tensor, zero_x: int | Tensor, zero_w: int | Tensor) -> Tensor:
+def _with_zero_points(
+    sums: Tensor, x: Tensor, w: Tensor, zero_x: int | Tensor, zero_w: int | Tensor
+) -> Tensor:
     """sum (x - zero_x)(w - zero_w), given the sums of x w; in their dtype."""
     if isinstance(zero_x, int) and zero_x == zero_w == 0:
         return sums
@@ -101,7 +103,11 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
     if _sums_are_exact(x.device.type):
         try:
             return torch._int_mm(x.contiguous(), w.contiguous().T)
-        except (AttributeError, NotImplementedError, RuntimeError):  # an old torch, or a shape that the device refuses
+        except (
+            AttributeError,
+            NotImplementedError,
+            RuntimeError,
+        ):  # an old torch, or a shape that the device refuses
             pass
     return _product_of_floats(x, w)
 
@@ -133,10 +139,17 @@ def _check_codes(x: Tensor, w: Tensor) -> None:
         if codes.dtype not in (torch.int8, torch.uint8):
             raise TypeError(f"{name} has dtype {codes.dtype}; codes are int8 or uint8")
         if codes.ndim != 2 or not codes.numel():
-            raise ValueError(f"{name} of shape {tuple(codes.shape)} must be a matrix with at least one code")
+            raise ValueError(
+                f"{name} of shape {tuple(codes.shape)} must be a matrix with at least one code"
+            )
     if x.shape[1] != w.shape[1]:
-        raise ValueError(f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same K, their last axis")
-    largest = [max(-int(codes.min()), int(codes.max()), 128 * (codes.dtype == torch.uint8)) for codes in (x, w)]
+        raise ValueError(
+            f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same K, their last axis"
+        )
+    largest = [
+        max(-int(codes.min()), int(codes.max()), 128 * (codes.dtype == torch.uint8))
+        for codes in (x, w)
+    ]
     limit = INT32_MAX // max(1, largest[0] * largest[1])
     if x.shape[1] > limit:
         raise ValueError(

@@ -39,12 +39,22 @@ def dense(x: Float[Tensor, "M K"], w: Int4Weight) -> Float[Tensor, "M N"]:
 def _strips(w: Int4Weight, dtype: torch.dtype, weights: int) -> Iterator[tuple[int, Tensor]]:
     outputs, inputs = w.shape
     size = max(1, weights // inputs // 64) * 64  # whole blocks of every layout
-    decoded = _decoded_by_kernel if w.packed.is_cuda and not triton_int4_launch.available() else Int4Weight.decoded
+    decoded = (
+        _decoded_by_kernel
+        if w.packed.is_cuda and not triton_int4_launch.unavailable_reason()
+        else Int4Weight.decoded
+    )
     return ((start, decoded(w, start, start + size, dtype)) for start in range(0, outputs, size))
 
 
 def _decoded_by_kernel(w: Int4Weight, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     if dtype not in (torch.float16, torch.bfloat16):
         return w.decoded(start, stop, dtype)
-    options = {"group_size": w.group_size, "inputs": w.shape[1], "dtype": dtype, "start": start, "stop": stop}
+    options = {
+        "group_size": w.group_size,
+        "inputs": w.shape[1],
+        "dtype": dtype,
+        "start": start,
+        "stop": stop,
+    }
     return triton_int4_launch.decode(w.packed, *w.extras, **options)  # type: ignore[arg-type]

@@ -21,7 +21,9 @@ How it differs from its neighbours: this file holds what a GPU runs and alone im
 in ``triton_int4_launch.py``.
 """
 
-from typing import no_type_check  # a kernel's annotations are for triton's compiler, not for a checker of types
+from typing import (
+    no_type_check,  # a kernel's annotations are for triton's compiler, not for a checker of types
+)
 
 import triton
 import triton.language as tl
@@ -58,7 +60,9 @@ fma.rn.bf16x2 $1, $1, one, $6;
 fma.rn.bf16x2 $2, $2, one, $7;
 fma.rn.bf16x2 $3, $3, one, $8;
 }""")
-_REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r,r,r,r")  # four planes from a word and what four planes are less by
+_REGISTERS = tl.constexpr(
+    "=r,=r,=r,=r,r,r,r,r,r"
+)  # four planes from a word and what four planes are less by
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -75,14 +79,22 @@ def naive(
     for start in range(0, K, 32):
         k = start + tl.arange(0, 32)
         inside = inside_n & (k < K)[None, :]
-        word = tl.load(words_ptr + n[:, None] * stride_wn + (k // 128 * 16 + k % 32 // 2)[None, :], inside, 0)
+        word = tl.load(
+            words_ptr + n[:, None] * stride_wn + (k // 128 * 16 + k % 32 // 2)[None, :], inside, 0
+        )
         code = (word >> (k % 128 // 32 * 4 + k % 2 * 16)[None, :]) & 15
         group = (k // group_size)[None, :] * N + n[:, None]
         zero = tl.load(zero_ptr + group, inside, 8).to(tl.int32) if HAS_ZERO else 8
         w = (code - zero).to(tl.float32) * tl.load(scale_ptr + group, inside, 0).to(tl.float32)
-        x = tl.load(x_ptr + m[None, :].to(tl.int64) * stride_xm + k[:, None], (m < M)[None, :] & (k < K)[:, None], 0.0)
+        x = tl.load(
+            x_ptr + m[None, :].to(tl.int64) * stride_xm + k[:, None],
+            (m < M)[None, :] & (k < K)[:, None],
+            0.0,
+        )
         acc = tl.dot(w.to(dtype), x, acc, input_precision="ieee")
-    tl.store(y_ptr + m[None, :].to(tl.int64) * N + n[:, None], acc.to(dtype), inside_n & (m < M)[None, :])
+    tl.store(
+        y_ptr + m[None, :].to(tl.int64) * N + n[:, None], acc.to(dtype), inside_n & (m < M)[None, :]
+    )
 
 
 @triton.jit(do_not_specialize=["M"])  # one kernel for every batch that has the same tile
@@ -95,7 +107,9 @@ def planes(
     dtype = x_ptr.dtype.element_ty
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.minimum(n, N - 1)  # past the end the last row again: loads need no mask, and nothing of it is stored
+    row = tl.minimum(
+        n, N - 1
+    )  # past the end the last row again: loads need no mask, and nothing of it is stored
     k = tl.arange(0, 32)[:, None]
     words_ptrs = words_ptr + row[:, None] * stride_wn + tl.arange(0, 16)[None, :]
     x_ptrs = x_ptr + m[None, :].to(tl.int64) * stride_xm + k
@@ -105,14 +119,20 @@ def planes(
         group = block * GROUPS // blocks_a_group * N + row
         part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for i in tl.static_range(4):
-            x = _x_plane(x_ptrs + (block * 128 + i * 32), m < M, block * 128 + i * 32 + k < K, EVEN_K)
+            x = _x_plane(
+                x_ptrs + (block * 128 + i * 32), m < M, block * 128 + i * 32 + k < K, EVEN_K
+            )
             at = group + i * GROUPS // 4 * N
             zero = tl.load(zero_ptr + at)[:, None] if HAS_ZERO else 8
             part = tl.dot(_plane(words >> 4 * i, zero, dtype, HAS_ZERO, BLOCK_N), x, part)
             if (i + 1) * GROUPS % 4 == 0:  # the group ends: its scale, once
                 acc += part * tl.load(scale_ptr + at).to(tl.float32)[:, None]
                 part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    tl.store(y_ptr + m[None, :].to(tl.int64) * N + n[:, None], acc.to(dtype), (n < N)[:, None] & (m < M)[None, :])
+    tl.store(
+        y_ptr + m[None, :].to(tl.int64) * N + n[:, None],
+        acc.to(dtype),
+        (n < N)[:, None] & (m < M)[None, :],
+    )
 
 
 @triton.jit(do_not_specialize=["M", "blocks_a_split"])
@@ -262,9 +282,13 @@ def _four_planes(words, zeros, dtype: tl.constexpr, HAS_ZERO: tl.constexpr, PACK
     elif HALF:
         FP16: tl.constexpr = (tl.float16, tl.float16, tl.float16, tl.float16)
         offsets = [words, c0, c1 + 960, c2, c3 + 960]  # less 64 + zero where 1024 + zero was
-        w0, w1, w2, w3 = tl.inline_asm_elementwise(_FP16_PLANES, _REGISTERS, offsets, FP16, is_pure=True, pack=2)
+        w0, w1, w2, w3 = tl.inline_asm_elementwise(
+            _FP16_PLANES, _REGISTERS, offsets, FP16, is_pure=True, pack=2
+        )
     else:
         BF16: tl.constexpr = (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16)
         offsets = [words, c0, c1, c2, c3]
-        w0, w1, w2, w3 = tl.inline_asm_elementwise(_BF16_PLANES, _REGISTERS, offsets, BF16, is_pure=True, pack=2)
+        w0, w1, w2, w3 = tl.inline_asm_elementwise(
+            _BF16_PLANES, _REGISTERS, offsets, BF16, is_pure=True, pack=2
+        )
     return w0, w1, w2, w3

@@ -25,27 +25,33 @@ from jaxtyping import Float, Int32, Shaped, UInt8
 from torch import Tensor
 
 from qcourse.kernels.int4_planes import BLOCK, groups_and_blocks, row_words, takes
-from qcourse.kernels.triton_int4_configs import Config, choose
+from qcourse.kernels.triton_int4_configs import TileConfig, choose
 from qcourse.kernels.triton_int4_counters import COUNTERS, counters_at_0
 
 VERSIONS = ("naive", "planes", "tuned")
 WIDE = 64  # tokens in a tile from which on weights are scaled before the product
-NARROW = Config(block_n=64, block_m=32, splits=1, warps=2, stages=3)  # for who cannot
+NARROW = TileConfig(block_n=64, block_m=32, splits=1, warps=2, stages=3)  # for who cannot
 
 
 @functools.cache
-def available() -> str | None:
+def unavailable_reason() -> str | None:
     """None where the kernels can run, else why they cannot, in words."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if interpreted():
         fits = _release("triton") >= (3, 7) or _release("numpy") < (2, 4)
-        return None if fits else "the interpreter of triton before 3.7 does not run with numpy 2.4 or later"
+        return (
+            None
+            if fits
+            else "the interpreter of triton before 3.7 does not run with numpy 2.4 or later"
+        )
     if not torch.cuda.is_available():
         return "there is no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     capability = torch.cuda.get_device_capability()
     if torch.version.hip is None and capability < (8, 0):
-        return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0"
+        return (
+            f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0"
+        )
     return None
 
 
@@ -66,7 +72,7 @@ def int4_mm(
     *,
     group_size: int,
     version: str = "tuned",
-    config: Config | None = None,
+    config: TileConfig | None = None,
 ) -> Float[Tensor, "M N"]:
     """y[m, n] = sum_k x[m, k] (code[n, k] - zero_point[n, k // G]) scale[n, k // G].
 
@@ -95,7 +101,9 @@ def int4_mm(
     x = x if x.stride(1) == 1 else x.contiguous()
     with torch.cuda.device_of(x):  # triton launches on the current device
         config = config or choose(M, N, K, x.device)
-        zeros = scale if zero_point is None else zero_point  # no zero points: a pointer that is not read
+        zeros = (
+            scale if zero_point is None else zero_point
+        )  # no zero points: a pointer that is not read
         common = (x, words, scale, zeros, y, M, N, K)
         _LAUNCH[version](_kernels(), common, group_size, config, zero_point is not None)
     return y
@@ -139,15 +147,25 @@ def decode(
     return w_hat
 
 
-def _naive(kernels: ModuleType, common: tuple, group_size: int, config: Config, has_zero: bool) -> None:
+def _naive(
+    kernels: ModuleType, common: tuple, group_size: int, config: TileConfig, has_zero: bool
+) -> None:
     x, words, *_, M, N, _ = common
     block_n, block_m = 64, 16
     kernels.naive[-(-M // block_m), -(-N // block_n)](
-        *common, group_size, x.stride(0), words.stride(0), HAS_ZERO=has_zero, BLOCK_N=block_n, BLOCK_M=block_m
+        *common,
+        group_size,
+        x.stride(0),
+        words.stride(0),
+        HAS_ZERO=has_zero,
+        BLOCK_N=block_n,
+        BLOCK_M=block_m,
     )
 
 
-def _planes(kernels: ModuleType, common: tuple, group_size: int, config: Config, has_zero: bool) -> None:
+def _planes(
+    kernels: ModuleType, common: tuple, group_size: int, config: TileConfig, has_zero: bool
+) -> None:
     x, words, *_, M, N, K = common
     groups, blocks_a_group = groups_and_blocks(group_size)
     config = config if config.block_m < WIDE else NARROW
@@ -158,16 +176,22 @@ def _planes(kernels: ModuleType, common: tuple, group_size: int, config: Config,
     )  # fmt: skip
 
 
-def _tuned(kernels: ModuleType, common: tuple, group_size: int, config: Config, has_zero: bool) -> None:
+def _tuned(
+    kernels: ModuleType, common: tuple, group_size: int, config: TileConfig, has_zero: bool
+) -> None:
     x, words, scale, zeros, y, M, N, K = common
     groups, blocks_a_group = groups_and_blocks(group_size)
-    fits = x.dtype == torch.bfloat16 or scale.dtype == x.dtype  # fp16 may not hold another dtype's scales
+    fits = (
+        x.dtype == torch.bfloat16 or scale.dtype == x.dtype
+    )  # fp16 may not hold another dtype's scales
     config = config if config.block_m < WIDE or fits else NARROW
     tiles, blocks = (-(-M // config.block_m), -(-N // config.block_n)), -(-K // BLOCK)
     blocks_a_split = -(-blocks // (config.splits if tiles[0] * tiles[1] <= COUNTERS else 1))
     splits = -(-blocks // blocks_a_split)
     sums, arrived = (
-        (x.new_empty(splits, M, N, dtype=torch.float32), counters_at_0(x.device)) if splits > 1 else (y, words)
+        (x.new_empty(splits, M, N, dtype=torch.float32), counters_at_0(x.device))
+        if splits > 1
+        else (y, words)
     )
     halves = words.view(torch.int16)
     kernels.tuned[*tiles, splits](
@@ -192,15 +216,30 @@ def _packed() -> bool:
     return not interpreted() and torch.version.hip is None
 
 
-def _check(x: Tensor, words: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int, version: str) -> None:
+def _check(
+    x: Tensor,
+    words: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    group_size: int,
+    version: str,
+) -> None:
     if version not in VERSIONS:
         raise ValueError(f"version={version!r} must be one of {', '.join(VERSIONS)}")
-    allowed = [torch.float16] + [torch.bfloat16] * (not interpreted()) + [torch.float32] * (version == "naive")
+    allowed = (
+        [torch.float16]
+        + [torch.bfloat16] * (not interpreted())
+        + [torch.float32] * (version == "naive")
+    )
     if x.dtype not in allowed:
-        raise TypeError(f"x has dtype {x.dtype}; version={version!r} takes {', '.join(map(str, allowed))} here")
+        raise TypeError(
+            f"x has dtype {x.dtype}; version={version!r} takes {', '.join(map(str, allowed))} here"
+        )
     (_, K), N = x.shape, len(words)
     if not takes(group_size, K):
-        raise ValueError(f"group_size={group_size} with K={K} must be 32, 64 or a multiple of 128 that divides K, or K")
+        raise ValueError(
+            f"group_size={group_size} with K={K} must be 32, 64 or a multiple of 128 that divides K, or K"
+        )
     groups, blocks_a_group = groups_and_blocks(group_size)
     blocks = -(-K // BLOCK)
     rows = groups * blocks if groups > 1 else -(-blocks // blocks_a_group)
@@ -209,7 +248,9 @@ def _check(x: Tensor, words: Tensor, scale: Tensor, zero_point: Tensor | None, g
         ("scale", scale, (rows, N)),
         ("zero_point", zero_point, (rows, N)),
     ):
-        if tensor is not None and (tensor.shape != shape or tensor.device != x.device or not tensor.is_contiguous()):
+        if tensor is not None and (
+            tensor.shape != shape or tensor.device != x.device or not tensor.is_contiguous()
+        ):
             raise ValueError(
                 f"{name} of shape {tuple(tensor.shape)} on {tensor.device} must be of shape {shape}, contiguous and on"
                 f" {x.device} for x {tuple(x.shape)} and group_size={group_size}"

@@ -42,7 +42,9 @@ class Settled:
 
     def _repr_html_(self) -> str:
         claim, color = self.claim, VERDICTS[self.verdict]
-        statement, finding = (escape(words, quote=False) for words in (claim.statement, self.finding))
+        statement, finding = (
+            escape(words, quote=False) for words in (claim.statement, self.finding)
+        )
         return (
             f'<div style="border-left: 4px solid {color}; padding: 2px 10px">'
             f"<b>Claim {claim.number}</b> ({claim.sources}): {statement}<br>"
@@ -64,7 +66,9 @@ def settle(number: int, verdict: str, finding: str) -> Settled:
       HOLDS: before scales
     """
     if number not in CLAIMS:
-        raise ValueError(f"number={number} is no claim settled so far; these are: {', '.join(map(str, CLAIMS))}")
+        raise ValueError(
+            f"number={number} is no claim settled so far; these are: {', '.join(map(str, CLAIMS))}"
+        )
     if verdict not in VERDICTS:
         raise ValueError(f"verdict={verdict!r} must be one of {', '.join(VERDICTS)}")
     return Settled(CLAIMS[number], verdict, finding)
@@ -79,10 +83,18 @@ _STATEMENTS = (
         "A",
         "weights near 0.01 and one outlier of 5 at INT4: a step of about 5/8, ordinary weights share a code or two.",
     ),
-    (5, "C", "the vector [-0.51, 0.02, 0.33, -0.18, 0.6] at INT8: every error within s/2, symmetric or not."),
+    (
+        5,
+        "C",
+        "the vector [-0.51, 0.02, 0.33, -0.18, 0.6] at INT8: every error within s/2, symmetric or not.",
+    ),
     (6, "C", "its JavaScript and its Python quantizer are the same mathematics."),
     (7, "C", "an asymmetric zero point is round(-min / s), with no need to widen the range to 0."),
-    (8, "D", "[-2.8, 3.1] at INT8: s is about 0.0244; 0.70 becomes code 29 and comes back as 0.7076."),
+    (
+        8,
+        "D",
+        "[-2.8, 3.1] at INT8: s is about 0.0244; 0.70 becomes code 29 and comes back as 0.7076.",
+    ),
     (9, "D", "[-0.4, 5.7] at UINT8: s is about 0.0239, z about 17."),
     (10, "D", "pack the first two INT4 codes of [-0.33, -0.10, 0.02, 0.41], low nibble first."),
     (11, "D", "(-3, 6) packs to 0x6d and, at s = 0.05, comes back as -0.15 and 0.30."),
@@ -122,33 +134,89 @@ _STATEMENTS = (
     (25, "E", "about 0.1% of the dimensions of activations are outliers."),
     (26, "C", "quantizing activations hurts more than quantizing weights."),
     (27, "C", "a dot product of codes needs one int32 accumulator, rescaled once by s_w s_x."),
-    (28, "B, C", "SmoothQuant moves the outliers of activations into the weights, whose scales can handle them."),
+    (
+        28,
+        "B, C",
+        "SmoothQuant moves the outliers of activations into the weights, whose scales can handle them.",
+    ),
     (29, "B", "QuaRot and SpinQuant flatten outliers by random rotations before quantizing."),
-    (30, "E", "GPTQ: after rounding weight i, the others change by -(w_q - w) / H_ii times row i of H."),
-    (31, "B, C", "at equal bits GPTQ keeps a layer's outputs, and the model, closer than rounding to nearest."),
-    (32, "E", "about 1% of the weights are salient, those that meet large activations; AWQ scales them up."),
-    (33, "D", "straight through: the gradient passes where qmin < round(x/s) + z < qmax, and nowhere else."),
+    (
+        30,
+        "E",
+        "GPTQ: after rounding weight i, the others change by -(w_q - w) / H_ii times row i of H.",
+    ),
+    (
+        31,
+        "B, C",
+        "at equal bits GPTQ keeps a layer's outputs, and the model, closer than rounding to nearest.",
+    ),
+    (
+        32,
+        "E",
+        "about 1% of the weights are salient, those that meet large activations; AWQ scales them up.",
+    ),
+    (
+        33,
+        "D",
+        "straight through: the gradient passes where qmin < round(x/s) + z < qmax, and nowhere else.",
+    ),
     (34, "C", "rounding to 2 bits breaks a model; quantization-aware training wins it back."),
-    (35, "D", "2:4 stores two values of four with their positions: [0, -1.25, 0, 0.5] is [-1.25, 0.5] at [1, 3]."),
+    (
+        35,
+        "D",
+        "2:4 stores two values of four with their positions: [0, -1.25, 0, 0.5] is [-1.25, 0.5] at [1, 3].",
+    ),
     (36, "D", "a student learns from (1 - a) CE + a T^2 KL(teacher, student), both softened by T."),
-    (37, "D", "FP8 comes as E4M3, 1-4-3 bits, and E5M2, 1-5-2: more precision near one, or a wider range."),
-    (38, "D", "1.2 GB of weights at 900 GB/s take 1.333 ms in FP16, and in INT4 with 3% of metadata 0.343 ms."),
-    (39, "A, B", "writing is bound by memory, so halving the bytes of the weights nearly halves its time."),
+    (
+        37,
+        "D",
+        "FP8 comes as E4M3, 1-4-3 bits, and E5M2, 1-5-2: more precision near one, or a wider range.",
+    ),
+    (
+        38,
+        "D",
+        "1.2 GB of weights at 900 GB/s take 1.333 ms in FP16, and in INT4 with 3% of metadata 0.343 ms.",
+    ),
+    (
+        39,
+        "A, B",
+        "writing is bound by memory, so halving the bytes of the weights nearly halves its time.",
+    ),
     (40, "C", "to take it for granted that smaller is faster is a bug."),
-    (41, "B", "70B on nodes of 4 x 40 GB, 30% reserved, 12 replicas: GPUs in FP16, INT8 and INT4, and the reduction."),
-    (42, "E", "an INT8 KV cache takes half the memory, which leaves room for longer texts or larger batches."),
+    (
+        41,
+        "B",
+        "70B on nodes of 4 x 40 GB, 30% reserved, 12 replicas: GPUs in FP16, INT8 and INT4, and the reduction.",
+    ),
+    (
+        42,
+        "E",
+        "an INT8 KV cache takes half the memory, which leaves room for longer texts or larger batches.",
+    ),
     (43, "D", "with one scale for a group of INT4 weights, the scale comes out of the inner sum."),
     (44, "B", "70B in INT4 fits one GPU of 40 GB, so the fleet shrinks by close to four times."),
     (45, "B", "NF4 makes Llama-3.1-8B take about 4 times less memory."),
-    (46, "C", "a range that is too tight clips the tails, which is usually worse than one that is too wide."),
+    (
+        46,
+        "C",
+        "a range that is too tight clips the tails, which is usually worse than one that is too wide.",
+    ),
     (47, "B", "per-tensor INT4 destroys the matrix: 40% relative error."),
     (48, "C", "7B in INT4 with groups is about 4 GB, about 7 times smaller than float32."),
-    (49, "E", "rounding to nearest at INT4 loses much accuracy in models below about 30B parameters."),
+    (
+        49,
+        "E",
+        "rounding to nearest at INT4 loses much accuracy in models below about 30B parameters.",
+    ),
     (50, "A, C, D", "A keeps a scale for each weight column, C and D for each row."),
     (51, "B, D", "B uses codes [-128, 127], D [-127, 127] (and [-7, 7] at INT4)."),
     (52, "C", "rounding errors are roughly zero-mean and partly cancel in a long sum."),
     (53, "D", "a perplexity measured on one kind of text says nothing about another."),
-    (54, "D", "zeros anywhere pay only where a format and kernels for them cost less than what they skip."),
+    (
+        54,
+        "D",
+        "zeros anywhere pay only where a format and kernels for them cost less than what they skip.",
+    ),
     (55, "E", "INT8 inference brings 1.5 to 2 times the throughput of FP16."),
 )
 CLAIMS = {number: Claim(number, sources, statement) for number, sources, statement in _STATEMENTS}

@@ -16,20 +16,29 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from qcourse.numerics.affine import IntQuantizer
-from qcourse.numerics.minifloat import FloatFormat, table
+from qcourse.numerics.minifloat import FloatFormat, code_values
 from qcourse.numerics.quantized import QuantizedTensor
 
-BLUE, ORANGE, GREY, GREEN = "#1f6fb4", "#d9581c", "#8a8f98", "#2a8c4a"  # told apart by the colour-blind, and in grey
+BLUE, ORANGE, GREY, GREEN = (
+    "#1f6fb4",
+    "#d9581c",
+    "#8a8f98",
+    "#2a8c4a",
+)  # told apart by the colour-blind, and in grey
 
 
-def new_figure(*, width: float = 8.0, height: float = 3.2, rows: int = 1, columns: int = 1, **options: Any) -> tuple:
+def new_figure(
+    *, width: float = 8.0, height: float = 3.2, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple:
     """A figure in the course's style with its axes, as plt.subplots gives them, but not shown until it is returned.
 
     >>> figure, axes = new_figure()
     >>> figure.get_size_inches().tolist()
     [8.0, 3.2]
     """
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", **options
+    )
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
@@ -37,7 +46,11 @@ def new_figure(*, width: float = 8.0, height: float = 3.2, rows: int = 1, column
 
 
 def grid_figure(
-    weights: Float[Tensor, " count"], *, bits: int = 4, symmetric: bool = True, outlier: float | None = None
+    weights: Float[Tensor, " count"],
+    *,
+    bits: int = 4,
+    symmetric: bool = True,
+    outlier: float | None = None,
 ) -> Figure:
     """Weights as dots, the 2^bits levels as ticks, each dot's drop to its level; below, how often each code is used.
 
@@ -50,7 +63,9 @@ def grid_figure(
         w = torch.cat([w, w.new_tensor([outlier])])
     quantizer = IntQuantizer(bits, symmetric)
     q = quantizer(w)
-    figure, (drops, counts) = new_figure(height=4.2, rows=2, gridspec_kw={"height_ratios": [3, 1.2]})
+    figure, (drops, counts) = new_figure(
+        height=4.2, rows=2, gridspec_kw={"height_ratios": [3, 1.2]}
+    )
     _draw_drops(drops, w, q, quantizer, outlier)
     _draw_counts(counts, q, quantizer)
     return figure
@@ -67,19 +82,25 @@ def float_figure(code: int, format: FloatFormat) -> Figure:
     colors = {"sign": GREY, "exponent": ORANGE, "mantissa": BLUE}
     for i, field in enumerate(fields):
         bit = code >> format.bits - 1 - i & 1
-        cells.add_patch(Rectangle((i, 0), 0.92, 1, facecolor=colors[field], alpha=0.9 if bit else 0.25))
+        cells.add_patch(
+            Rectangle((i, 0), 0.92, 1, facecolor=colors[field], alpha=0.9 if bit else 0.25)
+        )
         cells.text(i + 0.46, 0.5, str(bit), ha="center", va="center", fontsize=15)
         if field not in fields[:i]:
             cells.text(i, 1.12, field, color=colors[field], fontsize=9)
     cells.set(xlim=(-0.1, 8.1), ylim=(-0.05, 1.5), xticks=[], yticks=[])
     cells.spines[:].set_visible(False)
-    values = table(format)
+    values = code_values(format)
     numbers = values[torch.isfinite(values)]
     line.vlines(numbers.numpy(), 0, 1, color=GREY, lw=0.6)
     if torch.isfinite(values[code]):
         line.vlines([float(values[code])], 0, 1.5, color=ORANGE, lw=2.5)
     line.set_xscale("symlog", linthresh=format.smallest_normal)
-    line.set(ylim=(0, 1.6), yticks=[], xlabel=f"the numbers of {format}, on a logarithmic scale but for the middle")
+    line.set(
+        ylim=(0, 1.6),
+        yticks=[],
+        xlabel=f"the numbers of {format}, on a logarithmic scale but for the middle",
+    )
     line.minorticks_off()
     return figure
 
@@ -106,7 +127,9 @@ def step_figure(parts: Mapping[str, float]) -> Figure:
     return figure
 
 
-def _draw_drops(ax: Axes, w: Tensor, q: QuantizedTensor, quantizer: IntQuantizer, outlier: float | None) -> None:
+def _draw_drops(
+    ax: Axes, w: Tensor, q: QuantizedTensor, quantizer: IntQuantizer, outlier: float | None
+) -> None:
     """Dots at the top, levels at the bottom, a line from each dot to where it lands."""
     codes = torch.arange(quantizer.qmin, quantizer.qmax + 1, dtype=q.codes.dtype)
     levels = quantizer.decode(codes, q.parameters)
@@ -115,8 +138,15 @@ def _draw_drops(ax: Axes, w: Tensor, q: QuantizedTensor, quantizer: IntQuantizer
         ax.plot([value, landed], [1, 0], color=color, lw=0.8, alpha=0.6)
     ax.scatter(w.numpy(), [1] * len(w), c=colors, s=22, zorder=3)
     ax.vlines(levels.numpy(), -0.12, 0.12, color="black", lw=1.4 if len(levels) <= 32 else 0.5)
-    ax.set(yticks=[0, 1], yticklabels=["levels", "weights"], ylim=(-0.25, 1.2), xlabel="value of the weight")
-    ax.set_title(f"{quantizer.bits} bits: {len(levels)} levels, {q.scale.item():.3g} apart", loc="left")
+    ax.set(
+        yticks=[0, 1],
+        yticklabels=["levels", "weights"],
+        ylim=(-0.25, 1.2),
+        xlabel="value of the weight",
+    )
+    ax.set_title(
+        f"{quantizer.bits} bits: {len(levels)} levels, {q.scale.item():.3g} apart", loc="left"
+    )
 
 
 def _draw_counts(ax: Axes, q: QuantizedTensor, quantizer: IntQuantizer) -> None:

@@ -24,8 +24,21 @@ BLOCK_N, BLOCK_M = 64, 16
 WARPS = {"naive": 4, "planes": 2, "tuned": 2}
 DEPTH = {"naive": 32, "planes": 128, "tuned": 128}  # of K, in one turn of the loop
 FIXED = {"BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M, "GROUPS": 1, "blocks_a_group": 1}
-FIXED |= {"HAS_ZERO": False, "EVEN_K": True, "STAGES": 4, "SPLIT": True, "PACKED": True, "SCALE_FIRST": False}
-POINTERS = {"words_ptr": "*i32", "scale_ptr": "*fp16", "zero_ptr": "*u8", "sums_ptr": "*fp32", "arrived_ptr": "*i32"}
+FIXED |= {
+    "HAS_ZERO": False,
+    "EVEN_K": True,
+    "STAGES": 4,
+    "SPLIT": True,
+    "PACKED": True,
+    "SCALE_FIRST": False,
+}
+POINTERS = {
+    "words_ptr": "*i32",
+    "scale_ptr": "*fp16",
+    "zero_ptr": "*u8",
+    "sums_ptr": "*fp32",
+    "arrived_ptr": "*i32",
+}
 ALIGNED = {*POINTERS, "x_ptr", "y_ptr", "N", "K", "stride_xm", "stride_wn"}  # 16 divides them
 KINDS = {  # what an instruction's name begins with
     "tensor core": ("HMMA", "HGMMA"),
@@ -64,19 +77,30 @@ def loop_of(disassembly: str) -> list[str]:
     Raises:
         ValueError: there is no such loop.
     """
-    lines = {int(at, 16): what for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", disassembly)}
+    lines = {
+        int(at, 16): what
+        for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", disassembly)
+    }
     loops = []
     for at, what in lines.items():
         back = re.search(r"\bBRA\b.* 0x([0-9a-f]+)", what)
         if back and (start := int(back[1], 16)) < at:
-            loops.append([re.sub(r"^@!?U?P\w+\s+", "", each) for i, each in lines.items() if start <= i <= at])
+            loops.append(
+                [
+                    re.sub(r"^@!?U?P\w+\s+", "", each)
+                    for i, each in lines.items()
+                    if start <= i <= at
+                ]
+            )
     loading = [loop for loop in loops if any(each.startswith("LDG") for each in loop)]
     if not loading:
         raise ValueError("the machine code has no loop that loads")
     return max(loading, key=len)
 
 
-def compiled(version: str, fixed: dict[str, Any], *, dtype: str, warps: int, stages: int, target: Any) -> Any:
+def compiled(
+    version: str, fixed: dict[str, Any], *, dtype: str, warps: int, stages: int, target: Any
+) -> Any:
     """By Triton's ahead-of-time way, with what it would know of pointers and sizes when called: 16 divides them.
 
     Args:
@@ -98,7 +122,11 @@ def compiled(version: str, fixed: dict[str, Any], *, dtype: str, warps: int, sta
     types |= {"words_ptr": "*i16"} if version == "tuned" else {}
     fixed = {name: value for name, value in fixed.items() if name in names}
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in ALIGNED - {*fixed}}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if name in ALIGNED - {*fixed}
+    }
     source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=aligned)
     return compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
 

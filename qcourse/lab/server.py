@@ -19,11 +19,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-FIRST_LESSON = "notebooks/00_start_here.ipynb"
+from qcourse.course_files import FIRST_LESSON
+
 SETTINGS = Path(__file__).parent / "jupyter"
 
 
-def lab_command(root: Path, *, port: int = 0, browser: bool = False, more: tuple[str, ...] = ()) -> list[str]:
+def lab_command(
+    root: Path, *, port: int = 0, browser: bool = False, more: tuple[str, ...] = ()
+) -> list[str]:
     """JupyterLab over `root`; port 0 is a free one from 8888 up, and `more` are options of JupyterLab's own."""
     return [
         *(sys.executable, "-m", "jupyterlab", str(root)),
@@ -31,7 +34,9 @@ def lab_command(root: Path, *, port: int = 0, browser: bool = False, more: tuple
         "--ServerApp.log_level=ERROR",  # said here, for it speaks before it reads its files
         *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []),
         *([] if browser else ["--no-browser"]),
-        *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),  # the only user of a container
+        *(
+            ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        ),  # the only user of a container
         *more,
     ]
 
@@ -39,7 +44,10 @@ def lab_command(root: Path, *, port: int = 0, browser: bool = False, more: tuple
 def lab_environment() -> dict[str, str]:
     """The environment of JupyterLab: our settings, and this Python's programs first on PATH, for its terminals."""
     first = {"JUPYTER_CONFIG_PATH": SETTINGS, "PATH": Path(sys.executable).parent}
-    paths = {name: os.pathsep.join(filter(None, [str(path), os.environ.get(name)])) for name, path in first.items()}
+    paths = {
+        name: os.pathsep.join(filter(None, [str(path), os.environ.get(name)]))
+        for name, path in first.items()
+    }
     return {**os.environ, **paths}
 
 
@@ -57,10 +65,17 @@ def serve(root: Path, *, port: int = 0, browser: bool = True, more: tuple[str, .
         raise ModuleNotFoundError(name="jupyterlab")
     with socket.socket() as probe:
         if port and probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise OSError(f"Port {port} is in use: choose another one, or leave --port out and a free one is found.")
+            raise OSError(
+                f"Port {port} is in use: choose another one, or leave --port out and a free one is found."
+            )
     command = lab_command(root, port=port, browser=browser and has_display(), more=more)
-    print("JupyterLab starts; Ctrl-C in this window ends it. Its address, if no browser opens by itself:", flush=True)
-    if os.name == "posix":  # become JupyterLab, so that a signal sent to this command ends the server
+    print(
+        "JupyterLab starts; Ctrl-C in this window ends it. Its address, if no browser opens by itself:",
+        flush=True,
+    )
+    if (
+        os.name == "posix"
+    ):  # become JupyterLab, so that a signal sent to this command ends the server
         os.execve(command[0], command, lab_environment())
     return subprocess.run(command, env=lab_environment(), check=False).returncode
 

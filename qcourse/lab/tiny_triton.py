@@ -20,7 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_place: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 0, 0), (1, 1, 1))  # this program in the grid, and the grid
+_place: tuple[tuple[int, ...], tuple[int, ...]] = (
+    (0, 0, 0),
+    (1, 1, 1),
+)  # this program in the grid, and the grid
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Pointer:
         """
         at, mask = torch.broadcast_tensors(torch.as_tensor(self.at), torch.as_tensor(mask))
         if bool((wrong := mask & ((at < 0) | (at >= len(self.memory)))).any()):
-            raise IndexError(f"place {int(at[wrong][0])} of a tensor of {len(self.memory)} elements: a mask is missing")
+            raise IndexError(
+                f"place {int(at[wrong][0])} of a tensor of {len(self.memory)} elements: a mask is missing"
+            )
         return at.long(), mask
 
 
@@ -80,7 +85,9 @@ class Kernel:
             meta = given.arguments
             programs = tuple(grid(dict(meta)) if callable(grid) else grid)
             programs += (1,) * (3 - len(programs))
-            meta.update({name: _pointer(arg) for name, arg in meta.items() if isinstance(arg, Tensor)})
+            meta.update(
+                {name: _pointer(arg) for name, arg in meta.items() if isinstance(arg, Tensor)}
+            )
             for program in product(*map(range, programs)):
                 _place = program, programs
                 self.function(*given.args, **given.kwargs)
@@ -141,7 +148,10 @@ language = SimpleNamespace(
     cdiv=cdiv,
     range=range,
     static_range=range,
-    **{name: getattr(torch, name) for name in ("float16", "float32", "int8", "uint8", "int16", "int32", "int64")},
+    **{
+        name: getattr(torch, name)
+        for name in ("float16", "float32", "int8", "uint8", "int16", "int32", "int64")
+    },
 )
 
 
@@ -152,7 +162,9 @@ def stay_inside() -> None:
     """
     from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
-    spans: list[tuple[int, int]] = []  # addresses of the kernel that runs: the first of a tensor, and the first behind
+    spans: list[
+        tuple[int, int]
+    ] = []  # addresses of the kernel that runs: the first of a tensor, and the first behind
 
     def remembering(prepare: Callable[..., Any]) -> Callable[..., Any]:
         def prepared(*given: Any) -> Any:
@@ -169,10 +181,18 @@ def stay_inside() -> None:
 
         return touched
 
-    words = {"create_masked_load": 0, "create_masked_store": 1}  # where the mask stands behind the pointers
-    known = hasattr(GridExecutor, "_init_args_hst") and all(hasattr(InterpreterBuilder, word) for word in words)
+    words = {
+        "create_masked_load": 0,
+        "create_masked_store": 1,
+    }  # where the mask stands behind the pointers
+    known = hasattr(GridExecutor, "_init_args_hst") and all(
+        hasattr(InterpreterBuilder, word) for word in words
+    )
     if known and not hasattr(GridExecutor, "stays_inside"):
-        GridExecutor._init_args_hst, GridExecutor.stays_inside = remembering(GridExecutor._init_args_hst), True
+        GridExecutor._init_args_hst, GridExecutor.stays_inside = (
+            remembering(GridExecutor._init_args_hst),
+            True,
+        )
         for word, mask in words.items():
             setattr(InterpreterBuilder, word, watched(getattr(InterpreterBuilder, word), mask))
 
@@ -182,7 +202,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     else:
-        for part in value if isinstance(value, tuple) else [value.base] if hasattr(value, "base") else []:
+        for part in (
+            value if isinstance(value, tuple) else [value.base] if hasattr(value, "base") else []
+        ):
             yield from _tensors(part)
 
 
@@ -192,5 +214,8 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def _check(addresses: Any, spans: list[tuple[int, int]]) -> None:
-    if not all(any(start <= address < end for start, end in spans) for address in set(addresses.ravel().tolist())):
+    if not all(
+        any(start <= address < end for start, end in spans)
+        for address in set(addresses.ravel().tolist())
+    ):
         raise IndexError("a place outside of every tensor: a mask is missing")

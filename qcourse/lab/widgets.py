@@ -21,7 +21,7 @@ from qcourse.cost.memory import bytes_per_parameter
 from qcourse.lab.figures import float_figure, grid_figure, step_figure
 from qcourse.numerics.affine import quantize
 from qcourse.numerics.metrics import code_entropy, relative_error
-from qcourse.numerics.minifloat import FloatFormat, table
+from qcourse.numerics.minifloat import FloatFormat, code_values
 
 MODELS = {"Llama-2-7B": LLAMA_2_7B, "Llama-2-70B": LLAMA_2_70B}
 
@@ -35,7 +35,9 @@ class PictureBox(ipywidgets.VBox):
         readout: what is to be seen, in words.
     """
 
-    def __init__(self, controls: list[Any], picture: ipywidgets.Image, readout: ipywidgets.HTML) -> None:
+    def __init__(
+        self, controls: list[Any], picture: ipywidgets.Image, readout: ipywidgets.HTML
+    ) -> None:
         super().__init__([ipywidgets.HBox(controls), picture, readout])
         self.picture, self.readout = picture, readout
 
@@ -50,10 +52,15 @@ def watch_the_grid(
     """Weights dropping to their levels, with sliders for the bit width, the kind of grid and one outlier's place."""
     controls = {
         "bits": ipywidgets.IntSlider(bits, 2, 8, description="bits"),
-        "outlier": ipywidgets.FloatSlider(outlier, min=0.5, max=6.0, step=0.1, description="outlier at"),
+        "outlier": ipywidgets.FloatSlider(
+            outlier, min=0.5, max=6.0, step=0.1, description="outlier at"
+        ),
         "symmetric": ipywidgets.Checkbox(symmetric, description="symmetric", indent=False),
     }
-    picture, readout = ipywidgets.Image(format="png", layout={"max_width": "760px"}), ipywidgets.HTML()
+    picture, readout = (
+        ipywidgets.Image(format="png", layout={"max_width": "760px"}),
+        ipywidgets.HTML(),
+    )
 
     def redraw(_: object = None) -> None:
         chosen = {name: control.value for name, control in controls.items()}
@@ -70,10 +77,15 @@ def click_the_bits(format: FloatFormat, *, code: int = 0) -> PictureBox:
     """The bits of a small float as buttons, its picture, and what it stands for, worked out."""
     places = range(format.bits - 1, -1, -1)
     buttons = [
-        ipywidgets.ToggleButton(bool(code >> place & 1), description=str(code >> place & 1), layout={"width": "44px"})
+        ipywidgets.ToggleButton(
+            bool(code >> place & 1), description=str(code >> place & 1), layout={"width": "44px"}
+        )
         for place in places
     ]
-    picture, readout = ipywidgets.Image(format="png", layout={"max_width": "760px"}), ipywidgets.HTML()
+    picture, readout = (
+        ipywidgets.Image(format="png", layout={"max_width": "760px"}),
+        ipywidgets.HTML(),
+    )
 
     def redraw(_: object = None) -> None:
         for button in buttons:
@@ -88,17 +100,26 @@ def click_the_bits(format: FloatFormat, *, code: int = 0) -> PictureBox:
     return PictureBox(buttons, picture, readout)
 
 
-def time_a_step(*, model: str = "Llama-2-7B", bits: int = 16, batch: int = 1, context: int = 512) -> PictureBox:
+def time_a_step(
+    *, model: str = "Llama-2-7B", bits: int = 16, batch: int = 1, context: int = 512
+) -> PictureBox:
     """What one step of writing waits for, with controls for the model, its bits, batch, context and the device."""
     powers = [1 << n for n in range(18)]
     controls = {
         "model": ipywidgets.Dropdown(options=list(MODELS), value=model, description="model"),
         "bits": ipywidgets.Dropdown(options=[16, 8, 4], value=bits, description="bits"),
         "batch": ipywidgets.SelectionSlider(options=powers[:11], value=batch, description="batch"),
-        "context": ipywidgets.SelectionSlider(options=powers[7:], value=context, description="context"),
-        "device": ipywidgets.Dropdown(options=list(DEVICES), value="NVIDIA A100 SXM 80 GB", description="device"),
+        "context": ipywidgets.SelectionSlider(
+            options=powers[7:], value=context, description="context"
+        ),
+        "device": ipywidgets.Dropdown(
+            options=list(DEVICES), value="NVIDIA A100 SXM 80 GB", description="device"
+        ),
     }
-    picture, readout = ipywidgets.Image(format="png", layout={"max_width": "760px"}), ipywidgets.HTML()
+    picture, readout = (
+        ipywidgets.Image(format="png", layout={"max_width": "760px"}),
+        ipywidgets.HTML(),
+    )
 
     def redraw(_: object = None) -> None:
         chosen = {name: control.value for name, control in controls.items()}
@@ -117,10 +138,15 @@ def step_parts(*, model: str, bits: int, batch: int, context: int, device: str) 
     """Seconds that a step's weights, cache and activations take to arrive, and that its operations take."""
     sizes, group_size, on = MODELS[model], 128 if bits < 16 else None, DEVICES[device]
     bare, whole = (
-        decode_work(sizes, batch=batch, context=tokens, bits=bits, group_size=group_size) for tokens in (0, context)
+        decode_work(sizes, batch=batch, context=tokens, bits=bits, group_size=group_size)
+        for tokens in (0, context)
     )
     weights = sizes.parameters * bytes_per_parameter(bits, group_size)
-    moved = {"weights": weights, "cache": whole.bytes - bare.bytes, "activations": bare.bytes - weights}
+    moved = {
+        "weights": weights,
+        "cache": whole.bytes - bare.bytes,
+        "activations": bare.bytes - weights,
+    }
     times = {name: size / on.bandwidth_bytes_per_s for name, size in moved.items()}
     return {**times, "operations": whole.operations / on.peak("float16")}
 
@@ -132,12 +158,17 @@ def step_readout(*, model: str, bits: int, batch: int, context: int, device: str
     '6.1 ms a step, bound by memory (weights 93%, cache 7%) · 163 tokens a second · 3.7 GB of 24 GB'
     """
     parts = step_parts(model=model, bits=bits, batch=batch, context=context, device=device)
-    memory_s, holds = sum(parts.values()) - parts["operations"], DEVICES[device].memory_bytes or math.inf
+    memory_s, holds = (
+        sum(parts.values()) - parts["operations"],
+        DEVICES[device].memory_bytes or math.inf,
+    )
     step_s = max(memory_s, parts["operations"])
     shares = ", ".join(f"{name} {parts[name] / memory_s:.0%}" for name in ("weights", "cache"))
     bound = f"memory ({shares})" if memory_s >= parts["operations"] else "its multipliers"
     needs = (parts["weights"] + parts["cache"]) * DEVICES[device].bandwidth_bytes_per_s
-    room = f"{needs / 1e9:.1f} GB of {holds / 1e9:g} GB" + (": it does not fit" if needs > holds else "")
+    room = f"{needs / 1e9:.1f} GB of {holds / 1e9:g} GB" + (
+        ": it does not fit" if needs > holds else ""
+    )
     return f"{1000 * step_s:,.1f} ms a step, bound by {bound} · {batch / step_s:,.0f} tokens a second · {room}"
 
 
@@ -150,17 +181,23 @@ def float_readout(code: int, format: FloatFormat) -> str:
     >>> float_readout(0x7F, E4M3)
     'code 127 · above the largest number of E4M3: NaN'
     """
-    value = float(table(format)[code])
+    value = float(code_values(format)[code])
     if not math.isfinite(value):
         return f"code {code} · above the largest number of {format}: {'NaN' if math.isnan(value) else 'infinity'}"
     sign = "-" if format.signed and code >> format.bits - 1 else "+"
     steps = 1 << format.mantissa_bits
     e, m = divmod(code & (1 << format.exponent_bits + format.mantissa_bits) - 1, steps)
-    rest = f"2^({e} - {format.bias}) · (1 + {m}/{steps})" if e else f"2^(1 - {format.bias}) · {m}/{steps}"
+    rest = (
+        f"2^({e} - {format.bias}) · (1 + {m}/{steps})"
+        if e
+        else f"2^(1 - {format.bias}) · {m}/{steps}"
+    )
     return f"code {code} · {sign} {rest} = {value:g}"
 
 
-def grid_readout(weights: Float[Tensor, " count"], *, bits: int, symmetric: bool, outlier: float) -> str:
+def grid_readout(
+    weights: Float[Tensor, " count"], *, bits: int, symmetric: bool, outlier: float
+) -> str:
     """What `watch_the_grid` says: step, codes in use, their entropy, and the error of the ordinary weights.
 
     >>> grid_readout(torch.tensor([-0.5, 0.25, 0.5]), bits=4, symmetric=True, outlier=3.5)

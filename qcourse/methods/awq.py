@@ -6,7 +6,7 @@ largest value of its group, and so the step, does not grow. Columns that meet la
 s = mean|x|^alpha, alpha the one of a grid at which the outputs lose least, ||x (w - w_hat)^T||^2 with
 w_hat = Q(w s) / s. At alpha = 0 nothing is scaled, so the result is never worse than rounding to nearest. Then each
 scale of the quantizer is clipped where that pays (`clip.py`). Both searches judge by the inputs' second moment
-(`moment.py`), for which the activations are visited once. From as many tokens as inputs on that is x^T x, and the time
+(`second_moment.py`), for which the activations are visited once. From as many tokens as inputs on that is x^T x, and the time
 grows no more; below, x itself serves, and is faster: a weight of 4096 x 4096 took 3.7 s with 512 tokens, and 21 s by
 x^T x (benchmarks/results/awq_cpu.json: two cores; that of a weight of 1024 x 1024, 0.24 s and 0.35 s).
 
@@ -27,7 +27,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from qcourse.methods.clip import Rounding, shrunk
-from qcourse.methods.moment import BySecondMoment, Hessian
+from qcourse.methods.second_moment import BySecondMoment, Hessian
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_floating, check_matrix, check_quantizer, in_layer
 
@@ -89,7 +89,9 @@ class Awq(BySecondMoment):
     def __post_init__(self) -> None:
         check_quantizer(self.quantizer)
         if type(self.grid) is not int or self.grid < 1:
-            raise ValueError(f"grid={self.grid!r} must be a whole number (a Python int) of at least 1")
+            raise ValueError(
+                f"grid={self.grid!r} must be a whole number (a Python int) of at least 1"
+            )
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, AWQResult]:
         """One scale for all layers, the codes of each; ValueError, with its name, for a weight that cannot be."""
@@ -98,11 +100,19 @@ class Awq(BySecondMoment):
                 check_matrix(w, "w")
                 self.quantizer.fit(w)
         results = _search(weights, seen, self)
-        return {name: result if result.alpha else replace(result, input_scale=None) for name, result in results.items()}
+        return {
+            name: result if result.alpha else replace(result, input_scale=None)
+            for name, result in results.items()
+        }
 
 
 def awq(
-    w: Shaped[Tensor, "..."], x: Shaped[Tensor, "..."], quantizer: Quantizer, *, clip: bool = True, grid: int = 20
+    w: Shaped[Tensor, "..."],
+    x: Shaped[Tensor, "..."],
+    quantizer: Quantizer,
+    *,
+    clip: bool = True,
+    grid: int = 20,
 ) -> AWQResult:
     """Codes of w s, with the alpha of s = mean|x|^alpha and the clips that make ||x (w - w_hat)^T|| least.
 
@@ -133,7 +143,9 @@ def awq(
     check_floating(x)
     seen = method.observe(None, x.to(torch.promote_types(w.dtype, x.dtype)))
     if w.shape[1] != x.shape[1]:
-        raise ValueError(f"w {tuple(w.shape)} and x {tuple(x.shape)} must have the same inputs, their last axis")
+        raise ValueError(
+            f"w {tuple(w.shape)} and x {tuple(x.shape)} must have the same inputs, their last axis"
+        )
     quantizer.fit(w)  # what it refuses, it says in its own words
     return _search({"": w}, seen, method)[""]
 
@@ -150,7 +162,9 @@ def _search(weights: Mapping[str, Tensor], seen: Hessian, method: Awq) -> dict[s
         trials.append({name: rounding.losses(w) for name, w in weights.items()})
     totals = [sum(float(lost.sum()) for lost in trial.values()) for trial in trials]
     best = totals.index(min(totals))  # the first of equals: 0 where nothing is gained
-    curve = torch.tensor([_relative(total, sum(sizes.values())) for total in totals], dtype=torch.float64)
+    curve = torch.tensor(
+        [_relative(total, sum(sizes.values())) for total in totals], dtype=torch.float64
+    )
     rounding = Rounding(method.quantizer, moment.divided(scales[best]), scales[best], unit)
     results = {}
     for name, w in weights.items():
@@ -160,7 +174,9 @@ def _search(weights: Mapping[str, Tensor], seen: Hessian, method: Awq) -> dict[s
     return results
 
 
-def _quantized(w: Tensor, rounding: Rounding, lost: Tensor, *, clip: bool) -> tuple[QuantizedTensor, Tensor, float]:
+def _quantized(
+    w: Tensor, rounding: Rounding, lost: Tensor, *, clip: bool
+) -> tuple[QuantizedTensor, Tensor, float]:
     """The codes of w s, the share of its range that each scale is made for, and the loss, which was `lost` by row."""
     shape = rounding.quantizer.granularity.scale_shape(w.shape)
     shrink = torch.ones(shape or (1, 1), dtype=w.dtype, device=w.device)
@@ -169,7 +185,11 @@ def _quantized(w: Tensor, rounding: Rounding, lost: Tensor, *, clip: bool) -> tu
     ws = w * rounding.s
     parameters = rounding.quantizer.fit(shrunk(ws, shrink))
     codes = rounding.quantizer.encode(ws, parameters)
-    return QuantizedTensor(codes, parameters, rounding.quantizer), shrink.reshape(shape), float(lost.sum())
+    return (
+        QuantizedTensor(codes, parameters, rounding.quantizer),
+        shrink.reshape(shape),
+        float(lost.sum()),
+    )
 
 
 def _scales(magnitude: Tensor, grid: int, dtype: torch.dtype) -> list[Float[Tensor, " in"]]:

@@ -25,14 +25,30 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qcourse.methods.ranges import Entropy, MeanSquaredError, MinMax, MovingAverage, Percentile, Rule
+from qcourse.methods.ranges import (
+    Entropy,
+    MeanSquaredError,
+    MinMax,
+    MovingAverage,
+    Percentile,
+    Rule,
+)
 from qcourse.numerics.affine import IntQuantizer
+from qcourse.numerics.chunks import range_of_rows
 from qcourse.numerics.granularity import PerChannel, PerTensor
 from qcourse.numerics.quantized import Parameters
-from qcourse.numerics.rows import range_of_rows
 from qcourse.numerics.validation import check_finite, check_floating
 
-__all__ = ["Calibrator", "Entropy", "MeanSquaredError", "MinMax", "MovingAverage", "Percentile", "Rule", "calibrate"]
+__all__ = [
+    "Calibrator",
+    "Entropy",
+    "MeanSquaredError",
+    "MinMax",
+    "MovingAverage",
+    "Percentile",
+    "Rule",
+    "calibrate",
+]
 
 
 class Calibrator:
@@ -47,7 +63,9 @@ class Calibrator:
 
     def __init__(self, quantizer: IntQuantizer, rule: Rule) -> None:
         if not isinstance(quantizer, IntQuantizer):
-            raise TypeError(f"quantizer={quantizer!r} must be an IntQuantizer, which turns a range into a scale")
+            raise TypeError(
+                f"quantizer={quantizer!r} must be an IntQuantizer, which turns a range into a scale"
+            )
         if isinstance(rule, type) or not isinstance(rule, Rule):
             raise TypeError(f"rule={rule!r} must be a value such as MinMax() or Percentile(99.9)")
         if not isinstance(quantizer.granularity, PerTensor | PerChannel):
@@ -55,7 +73,9 @@ class Calibrator:
                 f"granularity={quantizer.granularity!r} must be PerTensor() or PerChannel(axis) to calibrate"
             )
         if quantizer.scale_rule == "mse":
-            raise ValueError("scale_rule='mse' would choose the range again; calibrate with MeanSquaredError() instead")
+            raise ValueError(
+                "scale_rule='mse' would choose the range again; calibrate with MeanSquaredError() instead"
+            )
         self.quantizer, self.rule = quantizer, rule
         self._seen: Any = None
         self._batches = 0
@@ -121,7 +141,9 @@ def calibrate(batches: Iterable[Tensor], quantizer: IntQuantizer, rule: Rule) ->
     [2, 7]
     """
     if isinstance(batches, Tensor):
-        raise TypeError(f"batches is one tensor of shape {tuple(batches.shape)}; give a list of batches, [x] for one")
+        raise TypeError(
+            f"batches is one tensor of shape {tuple(batches.shape)}; give a list of batches, [x] for one"
+        )
     calibrator = Calibrator(quantizer, rule)
     for x in batches:
         calibrator.observe(x)

@@ -2,7 +2,7 @@
 
 The idea: a scale made for 80% of a range clips the few values beyond it, and rounds all others a fifth finer. Whether
 that pays is a matter of the outputs: each scale tries a few shares and keeps the one with which its own values lose
-least on the inputs that they meet. With the moment of the inputs (`moment.py`) a trial costs one product of small
+least on the inputs that they meet. With the moment of the inputs (`second_moment.py`) a trial costs one product of small
 matrices, however many tokens there were.
 
 A quantizer's ``fit`` takes no range. But the parameters that it makes for 0.8 x are those for 0.8 of x's range, and x
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from qcourse.methods.moment import Moment
+from qcourse.methods.second_moment import Moment
 from qcourse.numerics.quantized import Quantizer
 
 SHRINKS = tuple(1 - i / 20 for i in range(10))
@@ -89,7 +89,9 @@ class Rounding:
         try:
             parameters = self.quantizer.fit(ws if shrink is None else shrunk(ws, shrink))
         except ValueError:  # a scale that its dtype cannot hold
-            return torch.full((len(w), len(self.moment.matrix)), torch.inf, dtype=torch.float64, device=w.device)
+            return torch.full(
+                (len(w), len(self.moment.matrix)), torch.inf, dtype=torch.float64, device=w.device
+            )
         w_hat = self.quantizer.nearest(ws, parameters)[1]
         return self.moment.losses(w_hat.to(w.dtype).sub_(ws).div_(self.unit))
 
@@ -108,6 +110,8 @@ class Rounding:
         return all(value.ndim and len(value) == 2 for value in values)
 
 
-def shrunk(w: Float[Tensor, "out in"], shrink: Float[Tensor, "rows groups"]) -> Float[Tensor, "out in"]:
+def shrunk(
+    w: Float[Tensor, "out in"], shrink: Float[Tensor, "rows groups"]
+) -> Float[Tensor, "out in"]:
     """w, the values of each scale times its share."""
     return (w.unflatten(1, (shrink.shape[1], -1)) * shrink[..., None]).flatten(1)  # (out, in)

@@ -48,12 +48,16 @@ class FittedBefore:
         order: column j of the sweep is input ``order[j]``.
     """
 
-    def __init__(self, quantizer: Quantizer, w: Float[Tensor, "out in"], order: Int[Tensor, " in"]) -> None:
+    def __init__(
+        self, quantizer: Quantizer, w: Float[Tensor, "out in"], order: Int[Tensor, " in"]
+    ) -> None:
         self.span, self.parameters = len(order), quantizer.fit(w)
         self.nearest = _of_a_column(quantizer, w.shape).nearest
         size = group_size(quantizer.granularity, w.shape)
         self._groups = (order // size).tolist()
-        self._fits = [_group(self.parameters, k, len(order) // size) for k in range(len(order) // size)]
+        self._fits = [
+            _group(self.parameters, k, len(order) // size) for k in range(len(order) // size)
+        ]
 
     def at(self, j: int, columns: Tensor) -> Any:
         """The parameters that column j of the sweep is rounded with."""
@@ -119,7 +123,9 @@ def round_columns(
         """Round columns start to stop, which have answered the errors of all columns before start."""
         for first in range(start, stop, widths[0]):
             last = min(first + widths[0], stop)
-            columns[first:last].addmm_(upper[start:first, first:last].T, columns[start:first], alpha=-1)
+            columns[first:last].addmm_(
+                upper[start:first, first:last].T, columns[start:first], alpha=-1
+            )
             if len(widths) > 1:
                 round_run(first, last, widths[1:])
             else:
@@ -167,7 +173,9 @@ def _of_a_column(quantizer: Quantizer, shape: torch.Size) -> Quantizer:
 def _group(parameters: Any, k: int, count: int) -> Any:
     """The parameters of group k of count."""
     tensors = _tensors(parameters).items()
-    return replace(parameters, **{name: t[:, k : k + 1] for name, t in tensors if _by_group(t, count)})
+    return replace(
+        parameters, **{name: t[:, k : k + 1] for name, t in tensors if _by_group(t, count)}
+    )
 
 
 def _tensors(parameters: Any) -> dict[str, Tensor]:

@@ -51,14 +51,24 @@ def distillation_loss(
     if alpha < 1:
         if targets is None or targets.shape != student.shape[:-1]:
             got = None if targets is None else tuple(targets.shape)
-            raise ValueError(f"targets of shape {got} must have the shape {tuple(student.shape[:-1])} where alpha < 1")
-        loss = loss + (1 - alpha) * F.cross_entropy(student.flatten(0, -2).float(), targets.flatten().long())
+            raise ValueError(
+                f"targets of shape {got} must have the shape {tuple(student.shape[:-1])} where alpha < 1"
+            )
+        loss = loss + (1 - alpha) * F.cross_entropy(
+            student.flatten(0, -2).float(), targets.flatten().long()
+        )
     if alpha > 0:
         if teacher is None or teacher.shape != student.shape:
             got = None if teacher is None else tuple(teacher.shape)
-            raise ValueError(f"teacher of shape {got} must have student's, {tuple(student.shape)}, where alpha > 0")
-        log_p, log_q = ((each.float() / temperature).log_softmax(-1) for each in (teacher.detach(), student))
-        kl = (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0).sum(-1)  # p log p tends to 0 with p
+            raise ValueError(
+                f"teacher of shape {got} must have student's, {tuple(student.shape)}, where alpha > 0"
+            )
+        log_p, log_q = (
+            (each.float() / temperature).log_softmax(-1) for each in (teacher.detach(), student)
+        )
+        kl = (
+            (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0).sum(-1)
+        )  # p log p tends to 0 with p
         loss = loss + alpha * temperature**2 * kl.mean()
     return loss
 

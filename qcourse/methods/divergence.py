@@ -42,7 +42,10 @@ def least_divergence(counts: Int64[Tensor, " bins"], zero: int, levels: int) -> 
 
 
 def divergences(
-    counts: Int64[Tensor, " bins"], start: Int64[Tensor, " ranges"], stop: Int64[Tensor, " ranges"], levels: int
+    counts: Int64[Tensor, " bins"],
+    start: Int64[Tensor, " ranges"],
+    stop: Int64[Tensor, " ranges"],
+    levels: int,
 ) -> Float64[Tensor, " ranges"]:
     """KL(P || Q) in nats for each range of bins [start, stop), of at least `levels` bins unless it holds all.
 
@@ -53,15 +56,25 @@ def divergences(
     tensor([0.3128, 0.0654], dtype=torch.float64)
     """
     size, held = _running(counts), _running(counts > 0)
-    cuts = start[:, None] + (stop - start)[:, None] * torch.arange(levels + 1, device=counts.device) // levels
+    cuts = (
+        start[:, None]
+        + (stop - start)[:, None] * torch.arange(levels + 1, device=counts.device) // levels
+    )
     mass, bins = size[cuts].diff(dim=1), held[cuts].diff(dim=1)
-    log_q = (mass / bins.clamp(min=1)).clamp(min=1).log()  # of a bin that holds anything, times the mass inside
+    log_q = (
+        (mass / bins.clamp(min=1)).clamp(min=1).log()
+    )  # of a bin that holds anything, times the mass inside
     below, above = size[start], size[-1] - size[stop]
     first, last = counts[start].double(), counts[stop - 1].double()
     # Sums over P, times the whole mass: first as if nothing lay beyond, then with the two end bins as they are.
     p_log_p = _running(_xlogx(counts.double()))
     p_log_p = (
-        p_log_p[stop] - p_log_p[start] + _xlogx(first + below) - _xlogx(first) + _xlogx(last + above) - _xlogx(last)
+        p_log_p[stop]
+        - p_log_p[start]
+        + _xlogx(first + below)
+        - _xlogx(first)
+        + _xlogx(last + above)
+        - _xlogx(last)
     )
     p_log_q = (mass * log_q).sum(dim=1) + below * log_q[:, 0] + above * log_q[:, -1]
     kl = (p_log_p - p_log_q) / size[-1] - size[-1].log() + mass.sum(dim=1).log()

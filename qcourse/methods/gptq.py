@@ -8,7 +8,7 @@ Source: Frantar et al., "GPTQ: accurate post-training quantization for generativ
 act_order and static groups as in its authors' published code. The step: Hassibi and Stork, "Second order derivatives
 for network pruning: optimal brain surgeon" (NeurIPS 1992).
 
-How it differs from its parts: `moment.py` gathers inputs, `hessian.py` makes a triangle of them, `column_sweep.py` uses
+How it differs from its parts: `second_moment.py` gathers inputs, `inverse_factor.py` makes a triangle of them, `column_sweep.py` uses
 it up; this is the method as a whole. Against `quantizer(w)`: the same grid, other codes, and (in groups) scales fitted
 to updated weights.
 """
@@ -22,10 +22,10 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from qcourse.methods.column_sweep import FittedBefore, FittedOnTheWay, group_size, round_columns
-from qcourse.methods.hessian import InverseFactor, check_damp, inverse_factor
-from qcourse.methods.moment import BySecondMoment, Hessian
+from qcourse.methods.inverse_factor import InverseFactor, check_damp, inverse_factor
+from qcourse.methods.second_moment import BySecondMoment, Hessian
+from qcourse.numerics.chunks import sum_of_squares, wide
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
-from qcourse.numerics.rows import sum_of_squares, wide
 from qcourse.numerics.validation import check_matrix, check_quantizer, in_layer
 
 
@@ -51,7 +51,9 @@ class GPTQResult:
     def g_idx(self) -> Int[Tensor, " in"]:
         """For each input, in the inputs' own order, the group whose scale its weights have; 0 without groups."""
         q = self.quantized
-        groups = torch.arange(q.shape[1], device=q.codes.device) // group_size(q.granularity, q.shape)
+        groups = torch.arange(q.shape[1], device=q.codes.device) // group_size(
+            q.granularity, q.shape
+        )
         return groups if self.input_order is None else groups[self.input_order.argsort()]
 
 
@@ -111,7 +113,9 @@ def sweep(
     check_matrix(w, "w")
     inputs, order = w.shape[1], factor.order
     if len(order) != inputs:
-        raise ValueError(f"hessian of shape {(len(order),) * 2} does not fit w of shape {tuple(w.shape)}, (out, in)")
+        raise ValueError(
+            f"hessian of shape {(len(order),) * 2} does not fit w of shape {tuple(w.shape)}, (out, in)"
+        )
     on_the_way = group_size(quantizer.granularity, w.shape) < inputs and not static_groups
     live = w.detach().to(factor.upper.dtype)
     if factor.dead.any():
@@ -161,7 +165,9 @@ class Gptq(BySecondMoment):
 
     def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, GPTQResult]:
         """``gptq`` for each layer; ValueError, with the layer's name, for what cannot be done."""
-        dtype = torch.float64 if torch.float64 in {w.dtype for w in weights.values()} else torch.float32
+        dtype = (
+            torch.float64 if torch.float64 in {w.dtype for w in weights.values()} else torch.float32
+        )
         options = {"block_size": self.block_size, "static_groups": self.static_groups}
         with in_layer(", ".join(weights)):
             factor = inverse_factor(seen, damp=self.damp, act_order=self.act_order, dtype=dtype)
@@ -176,11 +182,17 @@ def _error(e: Tensor, d: Tensor, dead: Tensor, factor: InverseFactor) -> float:
     """tr(d H d^T): the sum of e^2, less what damping and the 1 of dead inputs have in it; both in units of H."""
     total = sum_of_squares(e)
     if not math.isfinite(total):
-        raise ValueError("the updates of w leave the range of floats; w is too large, or float64 is needed")
-    return factor.unit * max(0.0, total - factor.damp * sum_of_squares(d) - sum_of_squares(d[:, dead]))
+        raise ValueError(
+            "the updates of w leave the range of floats; w is too large, or float64 is needed"
+        )
+    return factor.unit * max(
+        0.0, total - factor.damp * sum_of_squares(d) - sum_of_squares(d[:, dead])
+    )
 
 
 def _check_options(quantizer: object, block_size: int) -> None:
     check_quantizer(quantizer)
     if type(block_size) is not int or block_size < 1:
-        raise ValueError(f"block_size={block_size!r} must be a whole number (a Python int) of at least 1")
+        raise ValueError(
+            f"block_size={block_size!r} must be a whole number (a Python int) of at least 1"
+        )

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from qcourse.numerics.rows import wide
+from qcourse.numerics.chunks import wide
 from qcourse.numerics.validation import check_floating
 
 BLOCK = 64  # factors of 2 are taken together up to this size: one product of matrices instead of six passes over x
@@ -78,7 +78,9 @@ def hadamard_transform(x: Shaped[Tensor, "..."], *, inverse: bool = False) -> Sh
     for block in reversed(_blocks(x.shape[-1])):
         h = _matrix(block).to(y) / math.sqrt(block)
         h = h if inverse else h.T  # from the left, where x H would have it on the right
-        y = (y.reshape(-1, block) @ h.T) if done == 1 else h @ y.reshape(-1, block, done)  # (others, block, done)
+        y = (
+            (y.reshape(-1, block) @ h.T) if done == 1 else h @ y.reshape(-1, block, done)
+        )  # (others, block, done)
         done *= block
     return y.reshape(x.shape).to(x.dtype)
 
@@ -145,7 +147,9 @@ def _matrix(n: int) -> Float[Tensor, "n n"]:
     assert factors is not None
     h = torch.ones(1, 1)
     for factor in factors:
-        h = torch.kron(h, torch.tensor([[1.0, 1.0], [1.0, -1.0]]) if factor == 2 else _paley(factor))
+        h = torch.kron(
+            h, torch.tensor([[1.0, 1.0], [1.0, -1.0]]) if factor == 2 else _paley(factor)
+        )
     return h
 
 
@@ -181,7 +185,9 @@ def _squares(p: int, k: int) -> tuple[Float[Tensor, " q"], Int[Tensor, "q k"]]:
                 break  # met before: c is not well chosen
             chi[number] = 1 - 2 * (step % 2)
             top = element[-1]
-            element = tuple((low + top * digit) % p for low, digit in zip((0, *element[:-1]), c, strict=True))
+            element = tuple(
+                (low + top * digit) % p for low, digit in zip((0, *element[:-1]), c, strict=True)
+            )
         else:
             numbers = torch.arange(q)
             return chi, torch.stack([numbers // p**i % p for i in range(k)], dim=1)

@@ -18,11 +18,13 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from qcourse.numerics.rows import CHUNK
+from qcourse.numerics.chunks import CHUNK
 
 BINS = 2048  # on each side of 0
 _LOG_BINS = BINS.bit_length() - 1
-_LEAST_EXPONENT = -1000  # of the range: no float of 32 bits is so small, and 2^1011, the inverse width, is still finite
+_LEAST_EXPONENT = (
+    -1000
+)  # of the range: no float of 32 bits is so small, and 2^1011, the inverse width, is still finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,10 @@ class Histogram:
 
     @classmethod
     def of(
-        cls, values: Float[Tensor, "rows size"], low: Float[Tensor, " rows"], high: Float[Tensor, " rows"]
+        cls,
+        values: Float[Tensor, "rows size"],
+        low: Float[Tensor, " rows"],
+        high: Float[Tensor, " rows"],
     ) -> "Histogram":
         """The histogram of finite values, whose least and largest of each row are low and high."""
         low, high = low.double(), high.double()
@@ -54,18 +59,31 @@ class Histogram:
         return cls(_count(empty, values, exponent := _exponent(low, high)), exponent, low, high)
 
     def add(
-        self, values: Float[Tensor, "rows size"], low: Float[Tensor, " rows"], high: Float[Tensor, " rows"]
+        self,
+        values: Float[Tensor, "rows size"],
+        low: Float[Tensor, " rows"],
+        high: Float[Tensor, " rows"],
     ) -> "Histogram":
         """This histogram with more values counted, its bins widened where they have to be."""
         low, high = torch.minimum(self.low, low.double()), torch.maximum(self.high, high.double())
         exponent = _exponent(low, high)
-        return Histogram(_count(_widen(self.counts, exponent - self.exponent), values, exponent), exponent, low, high)
+        return Histogram(
+            _count(_widen(self.counts, exponent - self.exponent), values, exponent),
+            exponent,
+            low,
+            high,
+        )
 
     def folded(self) -> "Histogram":
         """The histogram of |x|; a value on an edge, if it was negative, counts in the bin below."""
         counts = torch.zeros_like(self.counts)
         counts[:, BINS:] = self.counts[:, BINS:] + self.counts[:, :BINS].flip(1)
-        return replace(self, counts=counts, low=torch.zeros_like(self.low), high=torch.maximum(-self.low, self.high))
+        return replace(
+            self,
+            counts=counts,
+            low=torch.zeros_like(self.low),
+            high=torch.maximum(-self.low, self.high),
+        )
 
     @property
     def width(self) -> Float64[Tensor, " rows"]:
@@ -76,7 +94,9 @@ class Histogram:
 def _exponent(low: Tensor, high: Tensor) -> Int64[Tensor, " rows"]:
     """The exponent of the bins of each row: 2048 of them reach just beyond the largest |x|."""
     amax = torch.maximum(-low, high)
-    reach = torch.where(amax > 0, torch.frexp(amax).exponent, _LEAST_EXPONENT)  # amax < 2^reach <= 2 amax
+    reach = torch.where(
+        amax > 0, torch.frexp(amax).exponent, _LEAST_EXPONENT
+    )  # amax < 2^reach <= 2 amax
     return reach.clamp(min=_LEAST_EXPONENT).long() - _LOG_BINS
 
 
@@ -88,7 +108,9 @@ def _power_of_two(exponent: Tensor) -> Float64[Tensor, " rows"]:
 def _widen(counts: Tensor, doublings: Tensor) -> Int64[Tensor, "rows bins"]:
     """A copy of counts in which 2^doublings neighbours have become one bin."""
     old = torch.arange(-BINS, BINS, device=counts.device)
-    new = (old >> doublings.clamp(max=63)[:, None]) + BINS  # the shift rounds down, on the left of 0 too
+    new = (
+        old >> doublings.clamp(max=63)[:, None]
+    ) + BINS  # the shift rounds down, on the left of 0 too
     return torch.zeros_like(counts).scatter_add_(1, new, counts)
 
 

@@ -68,9 +68,13 @@ class QuantizedKVCache:
         _check_quantizer("keys", keys, key_axis)
         _check_quantizer("values", values, value_axis)
         if type(residual) is not int or residual < 0:
-            raise ValueError(f"residual={residual!r} must be a whole number (a Python int) of at least 0")
+            raise ValueError(
+                f"residual={residual!r} must be a whole number (a Python int) of at least 0"
+            )
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-            raise ValueError(f"max_tokens={max_tokens!r} must be a whole number (a Python int) of at least 1, or None")
+            raise ValueError(
+                f"max_tokens={max_tokens!r} must be a whole number (a Python int) of at least 1, or None"
+            )
         self.keys, self.values, self.key_axis, self.value_axis = keys, values, key_axis, value_axis
         self.residual, self.max_tokens = residual, max_tokens
         self.layers: dict[int, tuple[Held, Held]] = {}
@@ -87,7 +91,10 @@ class QuantizedKVCache:
 
     def update(
         self, layer: int, k: Shaped[Tensor, "..."], v: Shaped[Tensor, "..."]
-    ) -> tuple[Shaped[Tensor, "batch kv_heads all_tokens dim"], Shaped[Tensor, "batch kv_heads all_tokens dim"]]:
+    ) -> tuple[
+        Shaped[Tensor, "batch kv_heads all_tokens dim"],
+        Shaped[Tensor, "batch kv_heads all_tokens dim"],
+    ]:
         """Append a layer's k and v; return all of both, the earlier tokens as they are held, these as they are given.
 
         Args:
@@ -106,14 +113,18 @@ class QuantizedKVCache:
         """
         if k.ndim != 4 or k.shape != v.shape:
             shapes = f"{tuple(k.shape)} and {tuple(v.shape)}"
-            raise ValueError(f"k and v must be of one shape (batch, kv_heads, tokens, head_dim), got {shapes}")
+            raise ValueError(
+                f"k and v must be of one shape (batch, kv_heads, tokens, head_dim), got {shapes}"
+            )
         pair = self.layers.get(layer) or (
             Held(k[:, :, :0], self.keys, self.key_axis, self.residual),
             Held(v[:, :, :0], self.values, self.value_axis, self.residual),
         )
         before, new = pair[0].length, k.shape[2]
         if self.max_tokens is not None and before + new > self.max_tokens:
-            raise ValueError(f"max_tokens={self.max_tokens}: the cache holds {before} tokens, no room for {new} more")
+            raise ValueError(
+                f"max_tokens={self.max_tokens}: the cache holds {before} tokens, no room for {new} more"
+            )
         grown = pair[0].append("k", k), pair[1].append("v", v)
         self.layers[layer] = grown[0].coded(), grown[1].coded()
         return grown[0].everything(), grown[1].everything()
@@ -142,7 +153,9 @@ class Held:
     @property
     def length(self) -> int:
         """Tokens, coded and not."""
-        return self.window.shape[2] + (self.codes.codes.numel() // math.prod(self.sizes) if self.codes else 0)
+        return self.window.shape[2] + (
+            self.codes.codes.numel() // math.prod(self.sizes) if self.codes else 0
+        )
 
     @property
     def nbytes(self) -> int:
@@ -172,7 +185,9 @@ class Held:
             return self
         old, new = self.window.tensor_split([count], dim=2)
         codes = self.quantizer(old.mT.flatten(0, 2) if dim else old.movedim(2, 0).flatten(0, 2))
-        return replace(self, window=new.clone(), codes=_joined(self.codes, codes, dim))  # a view would keep old alive
+        return replace(
+            self, window=new.clone(), codes=_joined(self.codes, codes, dim)
+        )  # a view would keep old alive
 
     def everything(self) -> Tensor:
         """All tokens as attention meets them, the oldest first."""
@@ -201,13 +216,21 @@ def _joined(old: QuantizedTensor | None, new: QuantizedTensor, dim: int) -> Quan
                 f"quantizer={old.quantizer!r} fits one {name} for all tokens, so tokens cannot be coded as they come:"
                 f" {both[0].item():.3g} would have to become {both[1].item():.3g}"
             )
-    return replace(old, codes=torch.cat([old.codes, new.codes], dim), parameters=replace(old.parameters, **joined))
+    return replace(
+        old,
+        codes=torch.cat([old.codes, new.codes], dim),
+        parameters=replace(old.parameters, **joined),
+    )
 
 
 def _check_quantizer(name: str, quantizer: Any, axis: str) -> None:
     if axis not in AXES:
-        raise ValueError(f"axis={axis!r} of the {name} must be one of {', '.join(AXES)}: what keeps its own scale")
+        raise ValueError(
+            f"axis={axis!r} of the {name} must be one of {', '.join(AXES)}: what keeps its own scale"
+        )
     if quantizer is not None:
         check_quantizer(quantizer, name)
     if quantizer and not isinstance(quantizer.granularity, PerGroup):
-        raise ValueError(f"granularity={quantizer.granularity!r} of the {name} must be PerGroup(size)")
+        raise ValueError(
+            f"granularity={quantizer.granularity!r} of the {name} must be PerGroup(size)"
+        )

@@ -24,12 +24,14 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from qcourse.numerics.affine import IntQuantizer
+from qcourse.numerics.chunks import wide
 from qcourse.numerics.granularity import PerChannel
 from qcourse.numerics.quantized import Quantizer
-from qcourse.numerics.rows import wide
 from qcourse.numerics.validation import check_finite, check_floating, check_matrix, check_quantizer
 
-PER_ROW = IntQuantizer(8, granularity=PerChannel(0))  # of x a scale for each token, of w one for each output
+PER_ROW = IntQuantizer(
+    8, granularity=PerChannel(0)
+)  # of x a scale for each token, of w one for each output
 
 
 def outlier_columns(x: Shaped[Tensor, "..."], threshold: float = 6.0) -> Bool[Tensor, " in"]:
@@ -80,7 +82,9 @@ def llm_int8_matmul(
     columns = outlier_columns(x, threshold)
     check_matrix(w, "w")
     if x.shape[-1:] != w.shape[1:]:
-        raise ValueError(f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same inputs, their last axis")
+        raise ValueError(
+            f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same inputs, their last axis"
+        )
     dtype = wide(torch.promote_types(x.dtype, w.dtype))
     rows = x.detach().reshape(-1, x.shape[-1])  # (tokens, in)
     q_x, q_w = PER_ROW(rows.masked_fill(columns, 0)), PER_ROW(w.detach().masked_fill(columns, 0))
@@ -132,4 +136,6 @@ class OutlierColumns:
 
 def _check_threshold(threshold: float) -> None:
     if isinstance(threshold, bool) or not isinstance(threshold, Real) or not threshold > 0:
-        raise ValueError(f"threshold={threshold!r} must be a number above 0, in the units of x (6.0 in the paper)")
+        raise ValueError(
+            f"threshold={threshold!r} must be a number above 0, in the units of x (6.0 in the paper)"
+        )

@@ -26,8 +26,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from qcourse.numerics.affine import IntQuantizer
+from qcourse.numerics.chunks import wide
 from qcourse.numerics.quantized import Parameters, QuantizedTensor, Quantizer
-from qcourse.numerics.rows import wide
 from qcourse.numerics.validation import check_quantizer, check_stored_scale
 
 
@@ -59,7 +59,9 @@ def straight_through(
     ([-8.0, 0.0, 7.0, 7.0], [0.0, 1.0, 1.0, 0.0])
     """
     check_quantizer(quantizer)
-    return _StraightThrough.apply(x, quantizer, quantizer.fit(x.detach()) if parameters is None else parameters)
+    return _StraightThrough.apply(
+        x, quantizer, quantizer.fit(x.detach()) if parameters is None else parameters
+    )
 
 
 def beyond(x: Tensor, quantizer: Quantizer, parameters: Any) -> Bool[Tensor, "*shape"]:
@@ -135,9 +137,13 @@ def lsq(
     _check_lsq(quantizer)
     expected = quantizer.granularity.scale_shape(x.shape)
     if tuple(scale.shape) != tuple(expected):
-        raise ValueError(f"scale of shape {tuple(scale.shape)} must have the shape {tuple(expected)}")
+        raise ValueError(
+            f"scale of shape {tuple(scale.shape)} must have the shape {tuple(expected)}"
+        )
     rows = quantizer.granularity.rows(x)
-    s = _GradientTimes.apply(scale, 1 / math.sqrt(max(quantizer.qmax, 1) * rows.shape[1])).reshape(-1, 1)
+    s = _GradientTimes.apply(scale, 1 / math.sqrt(max(quantizer.qmax, 1) * rows.shape[1])).reshape(
+        -1, 1
+    )
     steps = (rows / s).clamp(quantizer.qmin, quantizer.qmax)
     return quantizer.granularity.unrows(_As.apply(steps, steps.detach().round()) * s, x.shape)
 
@@ -157,7 +163,9 @@ class FakeQuantized(nn.Module):
         TypeError, ValueError: as ``lsq`` and the quantizer's fit.
     """
 
-    def __init__(self, quantizer: Quantizer, w: Shaped[Tensor, "..."], *, learned_scale: bool = False) -> None:
+    def __init__(
+        self, quantizer: Quantizer, w: Shaped[Tensor, "..."], *, learned_scale: bool = False
+    ) -> None:
         super().__init__()
         check_quantizer(quantizer)
         self.quantizer = quantizer
@@ -181,7 +189,9 @@ class FakeQuantized(nn.Module):
             return self.quantizer(w.detach())
         scale = self._stored(self.log_scale.detach().exp())
         parameters = Parameters(scale, torch.zeros_like(scale, dtype=torch.int8))
-        return QuantizedTensor(self.quantizer.encode(w.detach(), parameters), parameters, self.quantizer)
+        return QuantizedTensor(
+            self.quantizer.encode(w.detach(), parameters), parameters, self.quantizer
+        )
 
     def _stored(self, scale: Tensor) -> Tensor:
         """The scale in the dtype that it will be stored in: what is trained is what will be used."""
@@ -192,6 +202,8 @@ class FakeQuantized(nn.Module):
 
 def _check_lsq(quantizer: object) -> None:
     if not isinstance(quantizer, IntQuantizer):
-        raise TypeError(f"quantizer={quantizer!r} must be an IntQuantizer, for a scale to be learned")
+        raise TypeError(
+            f"quantizer={quantizer!r} must be an IntQuantizer, for a scale to be learned"
+        )
     if not quantizer.symmetric:
         raise ValueError("symmetric=False: a learned scale is for symmetric codes")

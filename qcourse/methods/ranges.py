@@ -85,7 +85,9 @@ class MovingAverage:
         """The averages so far."""
         if seen is None:
             return low.double(), high.double()
-        return torch.lerp(low.double(), seen[0], self.momentum), torch.lerp(high.double(), seen[1], self.momentum)
+        return torch.lerp(low.double(), seen[0], self.momentum), torch.lerp(
+            high.double(), seen[1], self.momentum
+        )
 
     def choose(self, seen: Range, quantizer: IntQuantizer) -> Range:
         """The averages."""
@@ -131,7 +133,9 @@ class Percentile(_OnHistogram):
             kept = 0.5 + self.percent / 200
         low = BINS - _quantile_edge(seen.counts.flip(1), kept)
         high = _quantile_edge(seen.counts, kept) - BINS
-        return torch.maximum(low * seen.width, seen.low), torch.minimum(high * seen.width, seen.high)
+        return torch.maximum(low * seen.width, seen.low), torch.minimum(
+            high * seen.width, seen.high
+        )
 
 
 @dataclass(frozen=True)

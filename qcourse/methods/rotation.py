@@ -26,7 +26,14 @@ from torch import Tensor, nn
 from qcourse.methods.hadamard import check_size, hadamard, hadamard_transform
 from qcourse.numerics.validation import check_floating
 
-__all__ = ["Rotation", "cayley_descent", "hadamard", "hadamard_transform", "random_hadamard", "random_signs"]
+__all__ = [
+    "Rotation",
+    "cayley_descent",
+    "hadamard",
+    "hadamard_transform",
+    "random_hadamard",
+    "random_signs",
+]
 
 
 def random_signs(n: int, *, seed: int) -> Float[Tensor, " n"]:
@@ -84,7 +91,12 @@ class Rotation(nn.Module):
 
 
 def cayley_descent(
-    loss: Callable[[Tensor], Tensor], r: Shaped[Tensor, "..."], *, steps: int, lr: float, momentum: float = 0.0
+    loss: Callable[[Tensor], Tensor],
+    r: Shaped[Tensor, "..."],
+    *,
+    steps: int,
+    lr: float,
+    momentum: float = 0.0,
 ) -> tuple[Float[Tensor, "n n"], list[float]]:
     """Lower loss(r) among orthogonal r: r <- (I + A/2)^-1 (I - A/2) r with a skew A along the gradient.
 
@@ -151,9 +163,13 @@ def check_orthogonal(r: Tensor, name: str) -> None:
     if r.ndim != 2 or r.shape[0] != r.shape[1]:
         raise ValueError(f"{name} of shape {tuple(r.shape)} must be square")
     exact = r.detach().double()
-    off = float((exact @ exact.T - torch.eye(len(r), dtype=exact.dtype, device=r.device)).abs().max())
+    off = float(
+        (exact @ exact.T - torch.eye(len(r), dtype=exact.dtype, device=r.device)).abs().max()
+    )
     if not off <= 1e-4:
-        raise ValueError(f"{name} must be orthogonal, {name} {name}^T = I to 1e-4, and is off by {off:.3g}")
+        raise ValueError(
+            f"{name} must be orthogonal, {name} {name}^T = I to 1e-4, and is off by {off:.3g}"
+        )
 
 
 def _check_descent(r: Tensor, steps: int, lr: float, momentum: float) -> None:

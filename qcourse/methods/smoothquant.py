@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from qcourse.numerics.chunks import range_of_rows
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
-from qcourse.numerics.rows import range_of_rows
 from qcourse.numerics.validation import (
     check_finite,
     check_floating,
@@ -123,19 +123,25 @@ class SmoothQuant:
         check_quantizer(self.quantizer)
         _check_alpha(self.alpha)
 
-    def observe(self, seen: Float[Tensor, " in"] | None, x: Float[Tensor, "tokens in"]) -> Float[Tensor, " in"]:
+    def observe(
+        self, seen: Float[Tensor, " in"] | None, x: Float[Tensor, "tokens in"]
+    ) -> Float[Tensor, " in"]:
         """The amax of each channel, with x taken into account; NaN stays, and is refused by ``quantize``."""
         x_amax = x.detach().abs().amax(0)
         return x_amax if seen is None else torch.maximum(seen, x_amax)
 
-    def quantize(self, weights: Mapping[str, Tensor], seen: Float[Tensor, " in"]) -> dict[str, SmoothQuantResult]:
+    def quantize(
+        self, weights: Mapping[str, Tensor], seen: Float[Tensor, " in"]
+    ) -> dict[str, SmoothQuantResult]:
         """One s for all layers, the codes of each; ValueError, with its name, for what cannot be done."""
         with in_layer(", ".join(weights)):
             s = _scale(list(weights.values()), seen, self.alpha)
         result = {}
         for name, w in weights.items():
             with in_layer(name):
-                result[name] = SmoothQuantResult(self.quantizer(_smoothed(w, s)), s, float(self.alpha))
+                result[name] = SmoothQuantResult(
+                    self.quantizer(_smoothed(w, s)), s, float(self.alpha)
+                )
         return result
 
 
@@ -148,7 +154,9 @@ def _scale(weights: Sequence[Tensor], x_amax: Tensor, alpha: float) -> Float[Ten
         raise ValueError(f"x_amax of shape {shapes}, one number an input")
     check_finite(x_amax, x_amax, x_amax, "x_amax")
     if (x_amax < 0).any():
-        raise ValueError(f"x_amax={float(x_amax.min()):.3g} must be at least 0: it is the largest |x| of a channel")
+        raise ValueError(
+            f"x_amax={float(x_amax.min()):.3g} must be at least 0: it is the largest |x| of a channel"
+        )
     for w in weights:
         check_finite(w, *range_of_rows(w.detach()), "w")
     w_amax = torch.stack([w.detach().abs().amax(0).double() for w in weights]).amax(0)

@@ -45,7 +45,9 @@ class Compressed:
         bits = position_bits(self.pattern.m)
         if not bits:
             return torch.zeros_like(self.values, dtype=torch.uint8)
-        return unpack(self.positions, bits, self.values.numel(), signed=False).reshape(self.values.shape)
+        return unpack(self.positions, bits, self.values.numel(), signed=False).reshape(
+            self.values.shape
+        )
 
     def decompress(self) -> Shaped[Tensor, "out in"]:
         """The weight (out, in), zeros put back."""
@@ -54,7 +56,9 @@ class Compressed:
         return dense.scatter_(1, self.where().reshape(runs.shape).long(), runs).reshape(self.shape)
 
 
-def compress(weight: Shaped[Tensor, "..."], mask: Shaped[Tensor, "..."], pattern: NM) -> Compressed:
+def compress_sparse(
+    weight: Shaped[Tensor, "..."], mask: Shaped[Tensor, "..."], pattern: NM
+) -> Compressed:
     """Write down the values where mask is True, run by run, and their positions.
 
     Args:
@@ -66,7 +70,7 @@ def compress(weight: Shaped[Tensor, "..."], mask: Shaped[Tensor, "..."], pattern
             that the mask leaves out is not 0.
 
     >>> w = torch.tensor([[0.0, -1.25, 0.0, 0.5]])
-    >>> small = compress(w, w != 0, NM(2, 4))
+    >>> small = compress_sparse(w, w != 0, NM(2, 4))
     >>> small.values.tolist(), small.where().tolist(), small.nbytes  # two floats, and two positions in half a byte
     ([[-1.25, 0.5]], [[1, 3]], 9)
     """
@@ -108,8 +112,16 @@ def semi_structured(weight: Float[Tensor, "out in"]) -> Tensor:
         RuntimeError: there is no such GPU.
         ValueError: a run of four has more than two weights that are not 0.
     """
-    if not weight.is_cuda or torch.version.hip is not None or torch.cuda.get_device_capability(weight.device) < (8, 0):
-        raise RuntimeError(f"weight is on {weight.device}; 2:4 products need an NVIDIA GPU of compute capability 8.0")
+    if (
+        not weight.is_cuda
+        or torch.version.hip is not None
+        or torch.cuda.get_device_capability(weight.device) < (8, 0)
+    ):
+        raise RuntimeError(
+            f"weight is on {weight.device}; 2:4 products need an NVIDIA GPU of compute capability 8.0"
+        )
     if bool(((weight != 0).reshape(-1, 4).sum(dim=1) > 2).any()):
-        raise ValueError("weight has a run of four with more than two weights that are not 0: prune it by NM(2, 4)")
+        raise ValueError(
+            "weight has a run of four with more than two weights that are not 0: prune it by NM(2, 4)"
+        )
     return torch.sparse.to_sparse_semi_structured(weight)

@@ -23,9 +23,9 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from qcourse.methods.column_sweep import round_columns
-from qcourse.methods.hessian import InverseFactor, inverse_factor, output_error
-from qcourse.methods.moment import Hessian
-from qcourse.numerics.rows import wide
+from qcourse.methods.inverse_factor import InverseFactor, inverse_factor, output_error
+from qcourse.methods.second_moment import Hessian
+from qcourse.numerics.chunks import wide
 from qcourse.numerics.validation import check_matrix
 
 
@@ -45,7 +45,9 @@ class NM:
 
     def __post_init__(self) -> None:
         if type(self.keep) is not int or type(self.m) is not int or not 1 <= self.keep <= self.m:
-            raise ValueError(f"keep={self.keep!r} of m={self.m!r} must be whole numbers with 1 <= keep <= m")
+            raise ValueError(
+                f"keep={self.keep!r} of m={self.m!r} must be whole numbers with 1 <= keep <= m"
+            )
 
     def mask(self, score: Shaped[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Where the `keep` highest of each run of m are; of equals the first.
@@ -89,10 +91,14 @@ def magnitude(w: Shaped[Tensor, "..."], pattern: NM) -> Pruned:
     check_matrix(w, "w")
     mask = pattern.mask(w.detach().abs())
     weight = w.detach() * mask
-    return Pruned(weight, mask, float((w - weight).norm() / w.norm().clamp(min=torch.finfo(w.dtype).tiny)))
+    return Pruned(
+        weight, mask, float((w - weight).norm() / w.norm().clamp(min=torch.finfo(w.dtype).tiny))
+    )
 
 
-def wanda(w: Shaped[Tensor, "..."], hessian: Hessian | Shaped[Tensor, "..."], pattern: NM) -> Pruned:
+def wanda(
+    w: Shaped[Tensor, "..."], hessian: Hessian | Shaped[Tensor, "..."], pattern: NM
+) -> Pruned:
     """Keep the largest |w_ij| ||x_j||; ||x_j|| is the root of the second moment's diagonal, up to a constant.
 
     Args:
@@ -140,7 +146,9 @@ def sparsegpt(
     factor = inverse_factor(hessian, damp=damp, dtype=wide(w.dtype))
     _check_fits(w, factor.upper)
     grid = _Dropping(pattern, factor)
-    columns = w.detach().to(factor.upper.dtype).T.clone(memory_format=torch.contiguous_format)  # the sweep's to use up
+    columns = (
+        w.detach().to(factor.upper.dtype).T.clone(memory_format=torch.contiguous_format)
+    )  # the sweep's to use up
     weight = round_columns(columns, factor.upper, grid, block_size).T.contiguous()  # (out, in)
     mask = torch.stack(grid.kept).T.contiguous()  # (out, in)
     weight = weight.masked_fill(factor.dead, 0).to(w.dtype)
@@ -151,14 +159,21 @@ class _Dropping:
     """The grid of the sweep: a column's weights, or 0; which, is settled for m columns at a time, at the first."""
 
     def __init__(self, pattern: NM, factor: InverseFactor) -> None:
-        self.pattern, self.diagonal, self.span, self.kept = pattern, factor.upper.diagonal(), pattern.m, list[Tensor]()
+        self.pattern, self.diagonal, self.span, self.kept = (
+            pattern,
+            factor.upper.diagonal(),
+            pattern.m,
+            list[Tensor](),
+        )
         pattern.mask(self.diagonal[None])  # says so where m does not divide
 
     def at(self, j: int, columns: Tensor) -> Tensor:
         """The outputs that keep column j."""
         if j % self.span == 0:
             run = slice(j, j + self.span)
-            score = (columns[run] / self.diagonal[run, None]).square().T  # (out, m); U_jj^2 is [H^-1]_jj of those left
+            score = (
+                (columns[run] / self.diagonal[run, None]).square().T
+            )  # (out, m); U_jj^2 is [H^-1]_jj of those left
             self.kept += self.pattern.mask(score).T.unbind()
         return self.kept[j]
 
@@ -170,4 +185,6 @@ class _Dropping:
 
 def _check_fits(w: Tensor, matrix: Any) -> None:
     if matrix.shape != (w.shape[1],) * 2:
-        raise ValueError(f"hessian of shape {tuple(matrix.shape)} does not fit w of shape {tuple(w.shape)}, (out, in)")
+        raise ValueError(
+            f"hessian of shape {tuple(matrix.shape)} does not fit w of shape {tuple(w.shape)}, (out, in)"
+        )

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int8, Shaped, UInt8
 from torch import Tensor
 
+from qcourse.numerics.chunks import range_of_rows, wide
 from qcourse.numerics.granularity import Granularity, PerTensor
 from qcourse.numerics.quantized import Parameters
-from qcourse.numerics.rows import range_of_rows, wide
 from qcourse.numerics.scaled import ScaledQuantizer
 from qcourse.numerics.validation import check_finite, check_floating
 
@@ -75,7 +75,9 @@ class TernaryQuantizer(ScaledQuantizer):
     def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
         return steps.round_().clamp_(-1, 1)
 
-    def _from_codes(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Float[Tensor, "..."]:
+    def _from_codes(
+        self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype
+    ) -> Float[Tensor, "..."]:
         return codes.to(dtype)
 
 
@@ -95,9 +97,17 @@ def pack_trits(codes: Shaped[Tensor, "..."]) -> UInt8[Tensor, " bytes"]:
     if codes.dtype != torch.int8:
         raise TypeError(f"codes have dtype {codes.dtype}; trits are int8")
     if not codes.numel() or int(codes.abs().max()) > 1:
-        raise ValueError(f"codes of shape {tuple(codes.shape)} must be at least one, each of them -1, 0 or 1")
-    digits = torch.nn.functional.pad(codes.flatten() + 1, (0, -codes.numel() % TRITS)).reshape(-1, TRITS)
-    return (digits.int() * torch.tensor(POWERS, dtype=torch.int32, device=codes.device)).sum(dim=1).to(torch.uint8)
+        raise ValueError(
+            f"codes of shape {tuple(codes.shape)} must be at least one, each of them -1, 0 or 1"
+        )
+    digits = torch.nn.functional.pad(codes.flatten() + 1, (0, -codes.numel() % TRITS)).reshape(
+        -1, TRITS
+    )
+    return (
+        (digits.int() * torch.tensor(POWERS, dtype=torch.int32, device=codes.device))
+        .sum(dim=1)
+        .to(torch.uint8)
+    )
 
 
 def unpack_trits(packed: Shaped[Tensor, "..."], count: int) -> Int8[Tensor, " count"]:
@@ -113,9 +123,13 @@ def unpack_trits(packed: Shaped[Tensor, "..."], count: int) -> Int8[Tensor, " co
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed has dtype {packed.dtype}; packed trits are uint8")
     if packed.ndim != 1 or -(-count // TRITS) != len(packed) or count < 1:
-        raise ValueError(f"packed of shape {tuple(packed.shape)} does not hold count={count} trits, {TRITS} a byte")
+        raise ValueError(
+            f"packed of shape {tuple(packed.shape)} does not hold count={count} trits, {TRITS} a byte"
+        )
     if int(packed.max()) >= 3**TRITS:
-        raise ValueError(f"packed has the byte {int(packed.max())}; five trits are at most {3**TRITS - 1}")
+        raise ValueError(
+            f"packed has the byte {int(packed.max())}; five trits are at most {3**TRITS - 1}"
+        )
     powers = torch.tensor(POWERS, dtype=torch.int32, device=packed.device)
     digits = packed.int()[:, None] // powers % 3  # (bytes, trits)
     return (digits - 1).to(torch.int8).flatten()[:count]

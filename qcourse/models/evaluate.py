@@ -27,6 +27,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from qcourse.numerics.metrics import kl_divergence
+from qcourse.numerics.validation import check_token_ids
 
 Model = Callable[..., Any]  # ids (batch, tokens) -> logits, or an object with .logits
 
@@ -78,7 +79,12 @@ class Agreement:
 
 
 def perplexity(
-    model: Model, tokens: Shaped[Tensor, "..."], context: int, *, stride: int | None = None, batch_size: int = 8
+    model: Model,
+    tokens: Shaped[Tensor, "..."],
+    context: int,
+    *,
+    stride: int | None = None,
+    batch_size: int = 8,
 ) -> Perplexity:
     """Mean -log p(token | those before it in its window) over all tokens but the first, each predicted once.
 
@@ -114,7 +120,12 @@ def perplexity(
 
 
 def agreement(
-    model: Model, reference: Model, tokens: Shaped[Tensor, "..."], context: int, *, batch_size: int = 8
+    model: Model,
+    reference: Model,
+    tokens: Shaped[Tensor, "..."],
+    context: int,
+    *,
+    batch_size: int = 8,
 ) -> Agreement:
     """Compare a model's predictions with a reference's on the same text, in windows of ``context`` side by side.
 
@@ -153,12 +164,12 @@ def agreement(
     return Agreement(kl / count, equal / count, count, nll / count)
 
 
-def recorded(model: Model) -> Model:
+def record_logits(model: Model) -> Model:
     """A function that answers as the model does and keeps each answer: a reference that is run once.
 
     It keeps the logits of every text that it was asked for: tokens x vocabulary floats.
 
-    >>> answer = recorded(lambda ids: torch.rand(*ids.shape, 50))
+    >>> answer = record_logits(lambda ids: torch.rand(*ids.shape, 50))
     >>> torch.equal(answer(torch.arange(20)[None]), answer(torch.arange(20)[None]))
     True
     """
@@ -181,9 +192,14 @@ def _batches(
     tokens = tokens.long().to(device_of(models[0]) or tokens.device)
     starts = [0, *range(stride, len(tokens) - 1 - context + stride, stride)]
     whole = [start for start in starts if start + context < len(tokens)]
-    for batch in [*(whole[i : i + batch_size] for i in range(0, len(whole), batch_size)), starts[len(whole) :]]:
+    for batch in [
+        *(whole[i : i + batch_size] for i in range(0, len(whole), batch_size)),
+        starts[len(whole) :],
+    ]:
         if batch:
-            windows = torch.stack([tokens[start : start + context + 1] for start in batch])  # (batch, context + 1)
+            windows = torch.stack(
+                [tokens[start : start + context + 1] for start in batch]
+            )  # (batch, context + 1)
             targets = windows[:, 1:].clone()
             for row, start in enumerate(batch):
                 targets[row, : context - stride if start else 0] = -1
@@ -204,7 +220,9 @@ def _logits(model: Model, ids: Tensor) -> Float[Tensor, "batch tokens vocabulary
 
 def device_of(model: Model) -> torch.device | None:
     """Where a module's weights are; None for one without, or a function."""
-    return next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
+    return (
+        next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
+    )
 
 
 def room_of(model: Model) -> float:
@@ -213,23 +231,14 @@ def room_of(model: Model) -> float:
 
 
 def _check(tokens: Tensor, context: int, stride: int, batch_size: int, *, room: float) -> None:
-    check_ids(tokens, "tokens", least=2)
+    check_token_ids(tokens, "tokens", least=2)
     if not 1 <= context <= room:
-        raise ValueError(f"context must be at least 1, and within the model's {room} positions, got {context}")
+        raise ValueError(
+            f"context must be at least 1, and within the model's {room} positions, got {context}"
+        )
     if not 1 <= stride <= context:
-        raise ValueError(f"stride must be from 1 to context ({context}), or tokens are skipped, got {stride}")
+        raise ValueError(
+            f"stride must be from 1 to context ({context}), or tokens are skipped, got {stride}"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-
-def check_ids(ids: Tensor, name: str, *, least: int) -> None:
-    """Raise TypeError unless ids are integers, ValueError unless they are one row of at least so many.
-
-    >>> check_ids(torch.zeros(3), "tokens", least=2)
-    Traceback (most recent call last):
-    TypeError: tokens must be integers, the ids of tokens, got torch.float32
-    """
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers, the ids of tokens, got {ids.dtype}")
-    if ids.ndim != 1 or len(ids) < least:
-        raise ValueError(f"{name} must be one row of at least {least}, got the shape {tuple(ids.shape)}")

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from qcourse.models.evaluate import Model, check_ids, device_of, room_of
+from qcourse.models.evaluate import Model, device_of, room_of
 from qcourse.models.llama import Cache, KVCache, Llama
+from qcourse.numerics.validation import check_token_ids
 
 
 @torch.no_grad()
@@ -55,9 +56,11 @@ def generate(
     >>> generate(model, torch.tensor([1, 2, 3]), 5).shape
     torch.Size([8])
     """
-    check_ids(ids, "ids", least=1)
+    check_token_ids(ids, "ids", least=1)
     if cache is not None and not isinstance(model, Llama):
-        raise ValueError(f"cache must be None for a {type(model).__name__}: only a Llama takes one, got {cache!r}")
+        raise ValueError(
+            f"cache must be None for a {type(model).__name__}: only a Llama takes one, got {cache!r}"
+        )
     before = len(ids) + (0 if cache is None else cache.length)
     if max_new_tokens < 0 or before + max_new_tokens > room_of(model):
         raise ValueError(

@@ -29,7 +29,9 @@ class HubModel(NamedTuple):
     tokenizer: Any
 
 
-def load_hub(name: str | Path, *, revision: str | None = None, dtype: torch.dtype | None = None) -> HubModel:
+def load_hub(
+    name: str | Path, *, revision: str | None = None, dtype: torch.dtype | None = None
+) -> HubModel:
     """Load a causal language model and its tokenizer through transformers; no code of the checkpoint's is run.
 
     Args:
@@ -50,7 +52,10 @@ def load_hub(name: str | Path, *, revision: str | None = None, dtype: torch.dtyp
     """
     _check(name, revision)
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import, and needed here alone
+        from transformers import (  # slow to import, and needed here alone
+            AutoModelForCausalLM,
+            AutoTokenizer,
+        )
     except ImportError as error:
         raise ImportError("load_hub needs transformers: pip install transformers") from error
     try:
@@ -62,9 +67,13 @@ def load_hub(name: str | Path, *, revision: str | None = None, dtype: torch.dtyp
         at = "" if revision is None else f" at revision {revision!r}"
         hub = f"the hub and its cache on this machine for {name!r}{at}"
         where = f"the folder {name}" if Path(name).is_dir() else hub
-        raise OSError(f"could not load {name}. Tried: {where}. transformers says: {error}\n{OFFLINE}") from error
+        raise OSError(
+            f"could not load {name}. Tried: {where}. transformers says: {error}\n{OFFLINE}"
+        ) from error
     except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name} is no causal language model that can be loaded: {error}") from error
+        raise ValueError(
+            f"{name} is no causal language model that can be loaded: {error}"
+        ) from error
     model, found = loaded
     if found["missing_keys"]:  # transformers fills them with random numbers
         raise ValueError(f"{name} lacks the weights {sorted(found['missing_keys'])}")

@@ -61,7 +61,9 @@ def rope(config: LlamaConfig, positions: Int[Tensor, " tokens"]) -> Float[Tensor
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Float[Tensor, "*any dim"], turn: Float[Tensor, "2 tokens half"]) -> Float[Tensor, "*any dim"]:
+def apply_rope(
+    x: Float[Tensor, "*any dim"], turn: Float[Tensor, "2 tokens half"]
+) -> Float[Tensor, "*any dim"]:
     """Turn each pair (x_i, x_{i + dim/2}) by its angle: (a cos - b sin, b cos + a sin); turn holds cos and sin."""
     (a, b), (cos, sin) = x.chunk(2, dim=-1), turn.to(x.dtype)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -82,17 +84,21 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, turn: Tensor, cache: Cache | None) -> Tensor:
         """Mix x (batch, tokens, hidden) over the tokens up to each one, those in the cache included."""
         q, k, v = (
-            linear(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+            linear(x)
+            .unflatten(2, (-1, self.head_dim))
+            .transpose(1, 2)  # (batch, heads, tokens, head_dim)
             for linear in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, turn), rotate(k, turn)
+        q, k = apply_rope(q, turn), apply_rope(k, turn)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         past = k.shape[2] - q.shape[2]
         mask = None
         if past and q.shape[2] > 1:  # a single token sees all
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(past)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not past, enable_gqa=True)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=not past, enable_gqa=True
+        )
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # (batch, tokens, hidden)
 
 
@@ -131,9 +137,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        empty = torch.zeros(config.vocab_size, config.hidden_size)  # nn.Embedding's random numbers are slow on "meta"
+        empty = torch.zeros(
+            config.vocab_size, config.hidden_size
+        )  # nn.Embedding's random numbers are slow on "meta"
         self.embed_tokens = nn.Embedding.from_pretrained(empty, freeze=False)
-        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, layer) for layer in range(config.num_hidden_layers)
+        )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
@@ -202,6 +212,8 @@ def random_llama(config: LlamaConfig, *, seed: int) -> Llama:
         adds = name.endswith(("o_proj.weight", "down_proj.weight"))
         std = 0.02 / math.sqrt(2 * config.num_hidden_layers if adds else 1)
         weights[name] = (
-            torch.ones(w.shape) if w.ndim == 1 else torch.empty(w.shape).normal_(0, std, generator=generator)
+            torch.ones(w.shape)
+            if w.ndim == 1
+            else torch.empty(w.shape).normal_(0, std, generator=generator)
         )
     return load_weights(config, weights).train().requires_grad_()

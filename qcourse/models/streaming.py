@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qcourse.models.llama import Cache, Llama
 
 
-class Streaming(nn.Module):
+class StreamingModel(nn.Module):
     """A Llama whose every call streams its ids through a new cache: for ``perplexity`` and ``agreement``.
 
     Args:
@@ -35,7 +35,7 @@ class Streaming(nn.Module):
     >>> from qcourse.models.llama import KVCache, LlamaConfig, random_llama
     >>> model = random_llama(LlamaConfig(64, 32, 48, 2, 4, 2), seed=0)
     >>> ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
-    >>> torch.allclose(Streaming(model, KVCache)(ids), model(ids), atol=1e-5)
+    >>> torch.allclose(StreamingModel(model, KVCache)(ids), model(ids), atol=1e-5)
     True
     """
 
@@ -46,7 +46,9 @@ class Streaming(nn.Module):
                 f"model must be a Llama: only a Llama takes one of these caches, got {type(model).__name__}"
             )
         if not callable(cache):
-            raise TypeError(f"cache must be a function that makes an empty cache for each window, got {cache!r}")
+            raise TypeError(
+                f"cache must be a function that makes an empty cache for each window, got {cache!r}"
+            )
         if step < 1:
             raise ValueError(f"step={step} must be at least 1 token")
         self.model, self.step = model, step

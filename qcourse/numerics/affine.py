@@ -67,11 +67,17 @@ class IntQuantizer(ScaledQuantizer):
     scale_rules: ClassVar[tuple[str, ...]] = ("amax", "full", "mse")
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or self.bits not in range(2, 9):  # 8.0 and np.uint8(8) would shift wrongly
-            raise ValueError(f"bits={self.bits!r} must be a whole number (a Python int) from 2 to 8")
+        if type(self.bits) is not int or self.bits not in range(
+            2, 9
+        ):  # 8.0 and np.uint8(8) would shift wrongly
+            raise ValueError(
+                f"bits={self.bits!r} must be a whole number (a Python int) from 2 to 8"
+            )
         self._check_fields()
         if self.scale_rule == "full" and not self.symmetric:
-            raise ValueError("scale_rule='full' needs symmetric=True; an asymmetric range uses every code anyway")
+            raise ValueError(
+                "scale_rule='full' needs symmetric=True; an asymmetric range uses every code anyway"
+            )
 
     @property
     def qmin(self) -> int:
@@ -142,20 +148,30 @@ def quantize(
     quantizer = IntQuantizer(bits, symmetric, granularity, scale_rule, scale_dtype)
     if scale is None:
         if zero_point is not None:
-            raise ValueError(f"zero_point={zero_point} was given without scale; give both, or neither")
+            raise ValueError(
+                f"zero_point={zero_point} was given without scale; give both, or neither"
+            )
         return quantizer(x)
     check_floating(x)
     shape = granularity.scale_shape(x.shape)
     exact = _given("scale", torch.as_tensor(scale, dtype=torch.float64, device=x.device), shape)
-    zeros = _given("zero_point", torch.as_tensor(0 if zero_point is None else zero_point, device=x.device), shape)
+    zeros = _given(
+        "zero_point",
+        torch.as_tensor(0 if zero_point is None else zero_point, device=x.device),
+        shape,
+    )
     check_scale(exact)
     check_stored_scale(exact.to(scale_dtype), exact)
     given = Parameters(exact.to(scale_dtype), zeros)
-    codes = quantizer.encode(x, given)  # which has looked whether the zero points fit the codes' dtype
+    codes = quantizer.encode(
+        x, given
+    )  # which has looked whether the zero points fit the codes' dtype
     return QuantizedTensor(codes, replace(given, zero_point=zeros.to(codes.dtype)), quantizer)
 
 
-def fake_quantize(x: Shaped[Tensor, "*shape"], bits: int = 8, **options: object) -> Float[Tensor, "*shape"]:
+def fake_quantize(
+    x: Shaped[Tensor, "*shape"], bits: int = 8, **options: object
+) -> Float[Tensor, "*shape"]:
     """quantize then dequantize, in x's dtype: what x has become once it has been stored in codes.
 
     Takes and raises what `quantize` does. What rounds beyond a narrow dtype's largest value saturates there. The result
@@ -174,4 +190,6 @@ def _given(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     try:
         return value.detach().expand(shape)
     except RuntimeError:
-        raise ValueError(f"{name} of shape {tuple(value.shape)} does not broadcast to the shape {shape}") from None
+        raise ValueError(
+            f"{name} of shape {tuple(value.shape)} does not broadcast to the shape {shape}"
+        ) from None

@@ -44,7 +44,8 @@ def normal_float(bits: int) -> tuple[float, ...]:
     half = 1 << bits - 1
     end = 1 - (1 / (2 * (2 * half - 1)) + 1 / (4 * half)) / 2
     above, below = (
-        torch.special.ndtri(torch.linspace(0.5, end, count, dtype=torch.float64)) for count in (half + 1, half)
+        torch.special.ndtri(torch.linspace(0.5, end, count, dtype=torch.float64))
+        for count in (half + 1, half)
     )
     levels = torch.cat([-below.flip(0)[:-1], above]) / above[-1]
     return tuple(levels.tolist())
@@ -80,8 +81,14 @@ class CodebookQuantizer(ScaledQuantizer):
 
     def __post_init__(self) -> None:
         levels = torch.tensor(self.levels, dtype=torch.float64)
-        if not 2 <= len(levels) <= 256 or not torch.isfinite(levels).all() or not (levels.diff() > 0).all():
-            raise ValueError(f"levels={self.levels!r} must be 2 to 256 finite numbers in ascending order")
+        if (
+            not 2 <= len(levels) <= 256
+            or not torch.isfinite(levels).all()
+            or not (levels.diff() > 0).all()
+        ):
+            raise ValueError(
+                f"levels={self.levels!r} must be 2 to 256 finite numbers in ascending order"
+            )
         self._check_fields()
 
     @property
@@ -99,7 +106,9 @@ class CodebookQuantizer(ScaledQuantizer):
         return torch.maximum(-low, high) / max(-self.levels[0], self.levels[-1])
 
     def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
-        return torch.bucketize(steps, self._grid[1].to(steps), out_int32=True)  # a tie goes to the lower level
+        return torch.bucketize(
+            steps, self._grid[1].to(steps), out_int32=True
+        )  # a tie goes to the lower level
 
     def _from_codes(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
         return self._grid[0].to(codes.device, dtype)[codes.int()]
@@ -165,7 +174,9 @@ def lloyd_max(x: Shaped[Tensor, "..."], count: int, *, steps: int = 100) -> tupl
         borders = torch.searchsorted(values, (levels[1:] + levels[:-1]) / 2, right=True)
         ends = torch.cat([borders.new_zeros(1), borders, borders.new_tensor([len(values)])])
         held, total = ends.diff(), sums[ends].diff()
-        moved = torch.where(held > 0, total / held.clamp(min=1), levels)  # a level that has no value stays
+        moved = torch.where(
+            held > 0, total / held.clamp(min=1), levels
+        )  # a level that has no value stays
         if torch.equal(moved, levels):
             break
         levels = moved
@@ -193,7 +204,11 @@ class DoubleQuantized:
 
     def dequantize(self) -> Float[Tensor, "..."]:
         """The scales again, in float32."""
-        return (self.codes.dequantize() + self.mean).flatten()[: self.shape.numel()].reshape(self.shape)
+        return (
+            (self.codes.dequantize() + self.mean)
+            .flatten()[: self.shape.numel()]
+            .reshape(self.shape)
+        )
 
 
 def double_quantize(scale: Shaped[Tensor, "..."], group_size: int = 256) -> DoubleQuantized:
@@ -211,4 +226,6 @@ def double_quantize(scale: Shaped[Tensor, "..."], group_size: int = 256) -> Doub
     flat = scale.detach().float().flatten()
     mean = flat.mean()
     padded = torch.nn.functional.pad(flat - mean, (0, -len(flat) % group_size))
-    return DoubleQuantized(FloatQuantizer(E4M3, PerGroup(group_size))(padded[None]), mean, scale.shape)
+    return DoubleQuantized(
+        FloatQuantizer(E4M3, PerGroup(group_size))(padded[None]), mean, scale.shape
+    )

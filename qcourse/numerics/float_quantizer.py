@@ -25,7 +25,10 @@ from qcourse.numerics.minifloat import E4M3, E5M2, E8M0, FloatFormat, decode, en
 from qcourse.numerics.scaled import ScaledQuantizer
 
 POWER_RULES = ("floor", "even", "ceil", "rceil")
-_CAST = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}  # what torch casts to, once x is within the range
+_CAST = {
+    E4M3: torch.float8_e4m3fn,
+    E5M2: torch.float8_e5m2,
+}  # what torch casts to, once x is within the range
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class FloatQuantizer(ScaledQuantizer):
         if not isinstance(self.format, FloatFormat):
             raise TypeError(f"format={self.format!r} must be a FloatFormat such as E4M3")
         if not self.format.signed:
-            raise ValueError(f"format={self.format!r} has no sign; it can hold scales, but no weights")
+            raise ValueError(
+                f"format={self.format!r} has no sign; it can hold scales, but no weights"
+            )
         self._check_fields()
 
     @property
@@ -81,8 +86,14 @@ class FloatQuantizer(ScaledQuantizer):
         return _power_of_two(amax, self.format, self.scale_rule)
 
     def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
-        if self.format in _CAST and steps.dtype == torch.float32:  # the same codes, several times as fast
-            return steps.clamp_(-self.format.max, self.format.max).to(_CAST[self.format]).view(torch.uint8)
+        if (
+            self.format in _CAST and steps.dtype == torch.float32
+        ):  # the same codes, several times as fast
+            return (
+                steps.clamp_(-self.format.max, self.format.max)
+                .to(_CAST[self.format])
+                .view(torch.uint8)
+            )
         return encode_finite(steps, self.format)
 
     def _from_codes(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
@@ -93,7 +104,9 @@ class FloatQuantizer(ScaledQuantizer):
 
 def _power_of_two(amax: Tensor, format: FloatFormat, rule: str) -> Tensor:
     """The shared scale of a block, exactly, for amax in float64; the smallest that E8M0 holds for a block of zeros."""
-    top = torch.frexp(torch.tensor(format.max)).exponent - 1  # of the largest number; frexp's mantissas begin at 1/2
+    top = (
+        torch.frexp(torch.tensor(format.max)).exponent - 1
+    )  # of the largest number; frexp's mantissas begin at 1/2
     if rule == "rceil":
         mantissa, exponent = torch.frexp(amax / format.max)
         exponent = exponent - (mantissa == 0.5).int()
@@ -101,7 +114,9 @@ def _power_of_two(amax: Tensor, format: FloatFormat, rule: str) -> Tensor:
         mantissa, exponent = torch.frexp(amax)
         if rule == "ceil":
             exponent = exponent + (mantissa > 0.5).int()
-        elif rule == "even":  # where half a step of the format would carry the mantissa to the next power of two
+        elif (
+            rule == "even"
+        ):  # where half a step of the format would carry the mantissa to the next power of two
             exponent = exponent + (mantissa >= 1 - 2.0 ** -(format.mantissa_bits + 2)).int()
         exponent = exponent - 1 - top
     return torch.exp2(exponent.double()).clamp(min=E8M0.smallest).where(amax > 0, E8M0.smallest)

@@ -80,7 +80,9 @@ class PerChannel:
         """One row a channel (a copy unless `axis` is the first)."""
         return x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
 
-    def unrows(self, rows: Shaped[Tensor, "channels size"], shape: torch.Size) -> Shaped[Tensor, "*shape"]:
+    def unrows(
+        self, rows: Shaped[Tensor, "channels size"], shape: torch.Size
+    ) -> Shaped[Tensor, "*shape"]:
         """The rows moved back onto `axis`."""
         axis = self.axis % len(shape)
         if axis == 0:
@@ -101,12 +103,16 @@ class PerGroup:
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or self.size < 1:
-            raise ValueError(f"group size={self.size!r} must be a whole number (a Python int) of at least 1")
+            raise ValueError(
+                f"group size={self.size!r} must be a whole number (a Python int) of at least 1"
+            )
 
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """The tensor's shape with the last axis counted in groups."""
         if not shape:
-            raise ValueError(f"group size={self.size} needs at least one axis to group along; the tensor is a scalar")
+            raise ValueError(
+                f"group size={self.size} needs at least one axis to group along; the tensor is a scalar"
+            )
         if shape[-1] % self.size:
             raise ValueError(
                 f"group size={self.size} does not divide the last axis of shape {tuple(shape)}: "
@@ -119,7 +125,9 @@ class PerGroup:
         """One row a group, in reading order."""
         return x.reshape(-1, self.size)
 
-    def unrows(self, rows: Shaped[Tensor, "groups size"], shape: torch.Size) -> Shaped[Tensor, "*shape"]:
+    def unrows(
+        self, rows: Shaped[Tensor, "groups size"], shape: torch.Size
+    ) -> Shaped[Tensor, "*shape"]:
         """The groups side by side again."""
         return rows.reshape(shape)
 
@@ -130,7 +138,9 @@ def _nearest_divisors(length: int, size: int) -> str:
     >>> _nearest_divisors(100, 48)
     '25 and 50'
     """
-    divisors = {d for i in range(1, math.isqrt(length) + 1) if length % i == 0 for d in (i, length // i)}
+    divisors = {
+        d for i in range(1, math.isqrt(length) + 1) if length % i == 0 for d in (i, length // i)
+    }
     below = max(d for d in divisors if d < size)
     above = min((d for d in divisors if d > size), default=None)
     return str(below) if above is None else f"{below} and {above}"

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qcourse.numerics.rows import wide
+from qcourse.numerics.chunks import wide
 
 
 def relative_error(x: Shaped[Tensor, "..."], x_hat: Shaped[Tensor, "..."]) -> float:
@@ -54,7 +54,9 @@ def cosine(x: Shaped[Tensor, "..."], y: Shaped[Tensor, "..."]) -> Float[Tensor, 
     return torch.nn.functional.cosine_similarity(*_comparable(x, y), dim=-1)
 
 
-def kl_divergence(logits: Shaped[Tensor, "..."], logits_hat: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
+def kl_divergence(
+    logits: Shaped[Tensor, "..."], logits_hat: Shaped[Tensor, "..."]
+) -> Float[Tensor, "..."]:
     """KL(p || p_hat) in nats, p and p_hat the softmax of the logits (..., size) along the last axis.
 
     Raises:
@@ -65,7 +67,9 @@ def kl_divergence(logits: Shaped[Tensor, "..."], logits_hat: Shaped[Tensor, "...
     """
     log_p, log_p_hat = (each.log_softmax(dim=-1) for each in _comparable(logits, logits_hat))
     terms = log_p.exp() * (log_p - log_p_hat)
-    return terms.masked_fill(log_p == -math.inf, 0).sum(dim=-1)  # p log p tends to 0 with p (masked logits)
+    return terms.masked_fill(log_p == -math.inf, 0).sum(
+        dim=-1
+    )  # p log p tends to 0 with p (masked logits)
 
 
 def code_entropy(codes: Shaped[Tensor, "*shape"]) -> float:
@@ -82,5 +86,7 @@ def code_entropy(codes: Shaped[Tensor, "*shape"]) -> float:
 def _comparable(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both, in a dtype wide enough to subtract in; ValueError where the shapes differ."""
     if x.shape != y.shape:
-        raise ValueError(f"shapes {tuple(x.shape)} and {tuple(y.shape)} differ; compare tensors of one shape")
+        raise ValueError(
+            f"shapes {tuple(x.shape)} and {tuple(y.shape)} differ; compare tensors of one shape"
+        )
     return x.detach().to(wide(x.dtype)), y.detach().to(wide(y.dtype))

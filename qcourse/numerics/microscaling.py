@@ -18,11 +18,20 @@ import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
+from qcourse.numerics.chunks import CHUNK, range_of_rows, wide
 from qcourse.numerics.float_quantizer import POWER_RULES, FloatQuantizer
 from qcourse.numerics.granularity import Granularity, PerGroup
-from qcourse.numerics.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, FloatFormat, encode_finite, table
+from qcourse.numerics.minifloat import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    FloatFormat,
+    code_values,
+    encode_finite,
+)
 from qcourse.numerics.quantized import QuantizedTensor
-from qcourse.numerics.rows import CHUNK, range_of_rows, wide
 from qcourse.numerics.validation import check_finite, check_floating, check_scale
 
 
@@ -41,13 +50,19 @@ def mx(format: FloatFormat, scale_rule: str = "floor") -> FloatQuantizer:
     (4.25, [[1.0]], [1.0, 6.0, 0.0])
     """
     if format not in (E4M3, E5M2, E3M2, E2M3, E2M1):
-        raise ValueError(f"format={format!r} is none of the float formats of MX: E4M3, E5M2, E3M2, E2M3, E2M1")
+        raise ValueError(
+            f"format={format!r} is none of the float formats of MX: E4M3, E5M2, E3M2, E2M3, E2M1"
+        )
     if scale_rule not in POWER_RULES:
-        raise ValueError(f"scale_rule={scale_rule!r} must make a power of two: one of {', '.join(POWER_RULES)}")
+        raise ValueError(
+            f"scale_rule={scale_rule!r} must make a power of two: one of {', '.join(POWER_RULES)}"
+        )
     return FloatQuantizer(format, PerGroup(32), scale_rule, torch.float8_e8m0fnu)
 
 
-def mx_quantize(x: Shaped[Tensor, "*shape"], format: FloatFormat, scale_rule: str = "floor") -> QuantizedTensor:
+def mx_quantize(
+    x: Shaped[Tensor, "*shape"], format: FloatFormat, scale_rule: str = "floor"
+) -> QuantizedTensor:
     """mx(format, scale_rule)(x): x in blocks of 32 along its last axis.
 
     >>> mx_quantize(torch.ones(1, 32), E2M1).bits_per_weight
@@ -109,14 +124,22 @@ class NVFP4Quantizer:
         check_finite(x, low, high)
         amax = torch.maximum(-low, high).float()
         largest = amax.max()
-        tensor_scale = largest / (E4M3.max * E2M1.max) if self.per_tensor and largest > 0 else torch.ones_like(largest)
+        tensor_scale = (
+            largest / (E4M3.max * E2M1.max)
+            if self.per_tensor and largest > 0
+            else torch.ones_like(largest)
+        )
         if not torch.isfinite(1 / tensor_scale):
-            raise ValueError(f"x reaches {float(largest):.3g} at most, too small for float32 to divide by its scale")
+            raise ValueError(
+                f"x reaches {float(largest):.3g} at most, too small for float32 to divide by its scale"
+            )
         scale = amax / E2M1.max / tensor_scale
         scale = scale.clamp(E4M3.smallest_normal, E4M3.max).to(torch.float8_e4m3fn)
         return BlockScales(scale.reshape(shape), tensor_scale)
 
-    def encode(self, x: Shaped[Tensor, "*shape"], parameters: BlockScales) -> Integer[Tensor, "*shape"]:
+    def encode(
+        self, x: Shaped[Tensor, "*shape"], parameters: BlockScales
+    ) -> Integer[Tensor, "*shape"]:
         """E2M1 codes of x / (scale tensor_scale).
 
         Raises:
@@ -128,7 +151,9 @@ class NVFP4Quantizer:
         check_finite(x, *range_of_rows(x.detach().reshape(1, -1)))
         return self._encode(x, parameters)
 
-    def decode(self, codes: Integer[Tensor, "*shape"], parameters: BlockScales) -> Float[Tensor, "*shape"]:
+    def decode(
+        self, codes: Integer[Tensor, "*shape"], parameters: BlockScales
+    ) -> Float[Tensor, "*shape"]:
         """code * (scale tensor_scale), in float32; ValueError for scales that `encode` refuses."""
         self._check(parameters, codes.shape)
         return self._decode(codes, parameters)
@@ -147,7 +172,9 @@ class NVFP4Quantizer:
     def _check(self, parameters: BlockScales, shape: torch.Size) -> None:
         expected = self.granularity.scale_shape(shape)
         if parameters.scale.shape != expected:
-            raise ValueError(f"scale of shape {tuple(parameters.scale.shape)} must have the shape {expected}")
+            raise ValueError(
+                f"scale of shape {tuple(parameters.scale.shape)} must have the shape {expected}"
+            )
         check_scale(parameters.scale)
         check_scale(parameters.tensor_scale)
 
@@ -156,7 +183,9 @@ class NVFP4Quantizer:
         codes = torch.empty(rows.shape, dtype=torch.uint8, device=x.device)
         factors = (1 / parameters.tensor_scale / parameters.scale.float()).reshape(-1, 1)
         count = max(1, CHUNK // rows.shape[1])
-        for part, factor, out in zip(rows.split(count), factors.split(count), codes.split(count), strict=True):
+        for part, factor, out in zip(
+            rows.split(count), factors.split(count), codes.split(count), strict=True
+        ):
             out.copy_(encode_finite(part.to(wide(x.dtype)) * factor, E2M1))
         return self.granularity.unrows(codes, x.shape)
 
@@ -164,8 +193,10 @@ class NVFP4Quantizer:
         rows = self.granularity.rows(codes)
         x_hat = torch.empty(rows.shape, device=codes.device)
         scales = (parameters.scale.float() * parameters.tensor_scale).reshape(-1, 1)
-        levels, count = table(E2M1).to(codes.device), max(1, CHUNK // rows.shape[1])
-        for part, scale, out in zip(rows.split(count), scales.split(count), x_hat.split(count), strict=True):
+        levels, count = code_values(E2M1).to(codes.device), max(1, CHUNK // rows.shape[1])
+        for part, scale, out in zip(
+            rows.split(count), scales.split(count), x_hat.split(count), strict=True
+        ):
             torch.mul(levels[part.int()], scale, out=out)
         return self.granularity.unrows(x_hat, codes.shape)
 

@@ -25,11 +25,14 @@ import torch
 from jaxtyping import Float, Integer, Shaped, UInt8
 from torch import Tensor
 
-from qcourse.numerics.rows import CHUNK, wide
+from qcourse.numerics.chunks import CHUNK, wide
 from qcourse.numerics.validation import check_floating
 
 SPECIALS = ("ieee", "nan", "none")
-_FIELDS = {torch.float32: (torch.int32, 23, 127), torch.float64: (torch.int64, 52, 1023)}  # integers, mantissa, bias
+_FIELDS = {
+    torch.float32: (torch.int32, 23, 127),
+    torch.float64: (torch.int64, 52, 1023),
+}  # integers, mantissa, bias
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ class FloatFormat:
     signed: bool = True
 
     def __post_init__(self) -> None:
-        sizes = {"exponent_bits": self.exponent_bits, "mantissa_bits": self.mantissa_bits, "bias": self.bias}
+        sizes = {
+            "exponent_bits": self.exponent_bits,
+            "mantissa_bits": self.mantissa_bits,
+            "bias": self.bias,
+        }
         for name, size in sizes.items():
             if type(size) is not int:
                 raise ValueError(f"{name}={size!r} must be a whole number (a Python int)")
@@ -73,11 +80,15 @@ class FloatFormat:
         if self.specials not in SPECIALS:
             raise ValueError(f"specials={self.specials!r} must be 'ieee', 'nan' or 'none'")
         if self.specials == "ieee" and not self.mantissa_bits:
-            raise ValueError(f"specials='ieee' of {self.name} needs a mantissa bit, to tell NaN from infinity")
+            raise ValueError(
+                f"specials='ieee' of {self.name} needs a mantissa bit, to tell NaN from infinity"
+            )
         highest = (self.max_code >> self.mantissa_bits) - self.bias
         lowest = self.signed - self.bias - self.mantissa_bits  # of the smallest step
         if highest > 127 or lowest < -149:
-            raise ValueError(f"bias={self.bias} of {self.name} is too far from 0: float32 does not hold every number")
+            raise ValueError(
+                f"bias={self.bias} of {self.name} is too far from 0: float32 does not hold every number"
+            )
 
     @property
     def bits(self) -> int:
@@ -88,17 +99,19 @@ class FloatFormat:
     def max_code(self) -> int:
         """The code of the largest number; what is above it, up to the sign bit, is infinity or NaN."""
         ones = (1 << self.exponent_bits + self.mantissa_bits) - 1
-        return {"none": ones, "nan": ones - 1, "ieee": ones - (1 << self.mantissa_bits)}[self.specials]
+        return {"none": ones, "nan": ones - 1, "ieee": ones - (1 << self.mantissa_bits)}[
+            self.specials
+        ]
 
     @property
     def max(self) -> float:
         """The largest number."""
-        return float(table(self)[self.max_code])
+        return float(code_values(self)[self.max_code])
 
     @property
     def smallest(self) -> float:
         """The smallest number above 0."""
-        return float(table(self)[int(self.signed)])
+        return float(code_values(self)[int(self.signed)])
 
     @property
     def smallest_normal(self) -> float:
@@ -109,19 +122,23 @@ class FloatFormat:
         return self.name
 
 
-E4M3 = FloatFormat("E4M3", 4, 3, 7, "nan")  # FP8 for weights and activations; called E4M3FN elsewhere
+E4M3 = FloatFormat(
+    "E4M3", 4, 3, 7, "nan"
+)  # FP8 for weights and activations; called E4M3FN elsewhere
 E5M2 = FloatFormat("E5M2", 5, 2, 15, "ieee")  # FP8 for gradients
 E3M2 = FloatFormat("E3M2", 3, 2, 3)  # FP6
 E2M3 = FloatFormat("E2M3", 2, 3, 1)  # FP6
 E2M1 = FloatFormat("E2M1", 2, 1, 1)  # FP4
-E8M0 = FloatFormat("E8M0", 8, 0, 127, "nan", signed=False)  # a power of two: the scale of the MX formats
+E8M0 = FloatFormat(
+    "E8M0", 8, 0, 127, "nan", signed=False
+)  # a power of two: the scale of the MX formats
 
 
 @lru_cache
-def table(format: FloatFormat) -> Float[Tensor, " codes"]:
+def code_values(format: FloatFormat) -> Float[Tensor, " codes"]:
     """What each code of a format stands for, 2^bits numbers in float32, which holds all of them; not to be written to.
 
-    >>> table(E2M1).tolist()
+    >>> code_values(E2M1).tolist()
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
     """
     exponents, mantissas = 1 << format.exponent_bits, 1 << format.mantissa_bits
@@ -152,7 +169,9 @@ def decode(codes: Integer[Tensor, "*shape"], format: FloatFormat) -> Float[Tenso
             f"codes of {format} must be from 0 to {(1 << format.bits) - 1}, got {int(codes.min())} to"
             f" {int(codes.max())}"
         )
-    return table(format).to(codes.device)[codes.long() if codes.numel() < CHUNK else codes.int()]
+    return code_values(format).to(codes.device)[
+        codes.long() if codes.numel() < CHUNK else codes.int()
+    ]
 
 
 def encode(
@@ -193,7 +212,9 @@ def encode(
                 f"x has {int((size > format.max_code).sum())} values beyond {format.max:g}, for which {format} has no"
                 " code; use saturate=True"
             )
-        size.clamp_(max=format.max_code + (not saturate))  # the code above the largest is infinity, or else NaN
+        size.clamp_(
+            max=format.max_code + (not saturate)
+        )  # the code above the largest is infinity, or else NaN
         if format.specials != "none":
             size.masked_fill_(part.isnan(), (1 << format.exponent_bits + format.mantissa_bits) - 1)
         out.copy_(_with_sign(size, part, format))
@@ -215,15 +236,21 @@ def _wide_enough(x: Tensor, format: FloatFormat) -> Tensor:
 def _count(size: Tensor, format: FloatFormat, stochastic: torch.Generator | None) -> Tensor:
     """How many numbers of the format lie between 0 and size (which is written to): the code, were there no largest."""
     integers, mantissa, bias = _FIELDS[size.dtype]
-    size.clamp_(max=2 * format.max)  # which is beyond it as well, and unlike infinity has an exponent
+    size.clamp_(
+        max=2 * format.max
+    )  # which is beyond it as well, and unlike infinity has an exponent
     lowest = format.signed - format.bias  # below the smallest normal number steps shrink no more
     exponent = (size.view(integers) >> mantissa).clamp_(min=lowest + bias)
-    step = (exponent - format.mantissa_bits << mantissa).view(size.dtype)  # a power of two, written as its bits
+    step = (exponent - format.mantissa_bits << mantissa).view(
+        size.dtype
+    )  # a power of two, written as its bits
     steps = size.div_(step)
     if stochastic is None:
         steps.round_()
     else:
-        steps += torch.rand(steps.shape, dtype=steps.dtype, device=steps.device, generator=stochastic)
+        steps += torch.rand(
+            steps.shape, dtype=steps.dtype, device=steps.device, generator=stochastic
+        )
         steps.floor_()
     # 2^M steps lead from one power of two to the next: where steps were rounded up to the next, the sum is right too.
     codes = (exponent.sub_(lowest + bias) << format.mantissa_bits).add_(steps.to(integers))

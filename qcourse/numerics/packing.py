@@ -49,16 +49,24 @@ def pack(codes: Shaped[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"]
     ['0xea', '0x70']
     """
     _check_codes(codes, bits)
-    flat = codes.reshape(-1).to(torch.int8 if codes.dtype != torch.uint8 else torch.uint8).view(torch.uint8)
+    flat = (
+        codes.reshape(-1)
+        .to(torch.int8 if codes.dtype != torch.uint8 else torch.uint8)
+        .view(torch.uint8)
+    )
     if flat.numel() % 8 or flat.storage_offset() % 8:  # the view as 64-bit words needs both
         flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
     out = torch.empty(flat.numel() // 8, bits, dtype=torch.uint8, device=codes.device)
     for part, part_out in zip(flat.split(CHUNK), out.split(CHUNK // 8), strict=True):
-        part_out.copy_(_fold(part.view(torch.int64), bits).view(torch.uint8).reshape(-1, 8)[:, :bits])
+        part_out.copy_(
+            _fold(part.view(torch.int64), bits).view(torch.uint8).reshape(-1, 8)[:, :bits]
+        )
     return out.reshape(-1)[: packed_nbytes(codes.numel(), bits)]
 
 
-def unpack(packed: Shaped[Tensor, "..."], bits: int, count: int, signed: bool = True) -> Shaped[Tensor, " count"]:
+def unpack(
+    packed: Shaped[Tensor, "..."], bits: int, count: int, signed: bool = True
+) -> Shaped[Tensor, " count"]:
     """The inverse of `pack`: `count` codes, int8 when signed and uint8 when not.
 
     Raises:
@@ -77,7 +85,9 @@ def unpack(packed: Shaped[Tensor, "..."], bits: int, count: int, signed: bool = 
             f"{packed_nbytes(max(count, 0), bits)} bytes"
         )
     words = -(-count // 8)
-    padded = torch.nn.functional.pad(packed, (0, words * bits - packed.numel())).reshape(words, bits)
+    padded = torch.nn.functional.pad(packed, (0, words * bits - packed.numel())).reshape(
+        words, bits
+    )
     out = torch.empty(words, dtype=torch.int64, device=packed.device)
     for part, part_out in zip(padded.split(CHUNK // 8), out.split(CHUNK // 8), strict=True):
         eight = torch.nn.functional.pad(part, (0, 8 - bits))  # bits bytes -> 8 bytes
@@ -86,7 +96,9 @@ def unpack(packed: Shaped[Tensor, "..."], bits: int, count: int, signed: bool = 
     if not signed:
         return codes
     sign = 1 << bits - 1
-    return codes.bitwise_xor_(sign).sub_(sign).view(torch.int8)  # the sign bit carried into the upper bits
+    return (
+        codes.bitwise_xor_(sign).sub_(sign).view(torch.int8)
+    )  # the sign bit carried into the upper bits
 
 
 def pack_int32(codes: Shaped[Tensor, "..."], bits: int) -> Int32[Tensor, "out words"]:
@@ -104,9 +116,15 @@ def pack_int32(codes: Shaped[Tensor, "..."], bits: int) -> Int32[Tensor, "out wo
     _check_codes(codes, bits, signed=True)
     if codes.ndim != 2 or codes.shape[1] * bits % 32:
         whole = 32 // math.gcd(32, bits)
-        raise ValueError(f"codes of shape {tuple(codes.shape)} must be (out, in) with in a multiple of {whole}")
-    unsigned = codes.to(torch.uint8) + (1 << bits - 1)  # modulo 256, as uint8 reckons: -8 is 248, and 248 + 8 is 0
-    return pack(unsigned, bits).view(torch.int32).reshape(codes.shape[0], codes.shape[1] * bits // 32)
+        raise ValueError(
+            f"codes of shape {tuple(codes.shape)} must be (out, in) with in a multiple of {whole}"
+        )
+    unsigned = codes.to(torch.uint8) + (
+        1 << bits - 1
+    )  # modulo 256, as uint8 reckons: -8 is 248, and 248 + 8 is 0
+    return (
+        pack(unsigned, bits).view(torch.int32).reshape(codes.shape[0], codes.shape[1] * bits // 32)
+    )
 
 
 def unpack_int32(words: Shaped[Tensor, "..."], bits: int) -> Int8[Tensor, "out in"]:
@@ -123,9 +141,13 @@ def unpack_int32(words: Shaped[Tensor, "..."], bits: int) -> Int8[Tensor, "out i
     if _dtype(words) != torch.int32:
         raise TypeError(f"words is of {_dtype(words)}; words are a tensor of torch.int32")
     if words.ndim != 2 or words.shape[1] * 32 % bits:
-        raise ValueError(f"words of shape {tuple(words.shape)} must be (out, words), a row whole codes of bits={bits}")
+        raise ValueError(
+            f"words of shape {tuple(words.shape)} must be (out, words), a row whole codes of bits={bits}"
+        )
     out, count = words.shape[0], words.shape[1] * 32 // bits
-    unsigned = unpack(words.contiguous().view(torch.uint8).reshape(-1), bits, out * count, signed=False)
+    unsigned = unpack(
+        words.contiguous().view(torch.uint8).reshape(-1), bits, out * count, signed=False
+    )
     return (unsigned - (1 << bits - 1)).view(torch.int8).reshape(out, count)  # modulo 256 again
 
 
@@ -152,7 +174,9 @@ def _check_codes(codes: Tensor, bits: int, *, signed: bool = False) -> None:
     fits_unsigned = low >= 0 and high < 1 << bits
     if not (fits_signed or (fits_unsigned and not signed)):
         unsigned = "" if signed else f" or [0, {(1 << bits) - 1}]"
-        raise ValueError(f"codes run from {low} to {high}; bits={bits} holds [{smallest}, {largest}]{unsigned}")
+        raise ValueError(
+            f"codes run from {low} to {high}; bits={bits} holds [{smallest}, {largest}]{unsigned}"
+        )
 
 
 def _lanes(width: int, every: int) -> int:

@@ -109,7 +109,9 @@ class QuantizedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in storage: the codes as packed, the scales and zero points as stored."""
-        return packed_nbytes(self.codes.numel(), self.bits) + self.quantizer.parameter_nbytes(self.parameters)
+        return packed_nbytes(self.codes.numel(), self.bits) + self.quantizer.parameter_nbytes(
+            self.parameters
+        )
 
     @property
     def bits_per_weight(self) -> float:

@@ -19,12 +19,19 @@ import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
+from qcourse.numerics.chunks import chunks, range_of_rows, wide
 from qcourse.numerics.granularity import Granularity, PerChannel
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
-from qcourse.numerics.rows import chunks, range_of_rows, wide
-from qcourse.numerics.validation import check_finite, check_floating, check_parameters, check_stored_scale
+from qcourse.numerics.validation import (
+    check_finite,
+    check_floating,
+    check_parameters,
+    check_stored_scale,
+)
 
-MSE_SHRINKS = tuple(0.97**i for i in range(100))  # the fractions of the full range that "mse" tries: 1 down to 0.05
+MSE_SHRINKS = tuple(
+    0.97**i for i in range(100)
+)  # the fractions of the full range that "mse" tries: 1 down to 0.05
 
 
 class ScaledQuantizer(ABC):
@@ -65,16 +72,24 @@ class ScaledQuantizer(ABC):
     def _check_fields(self) -> None:
         """For ``__post_init__``: raise TypeError or ValueError unless the three fields are what they should be."""
         if isinstance(self.granularity, type) or not isinstance(self.granularity, Granularity):
-            raise TypeError(f"granularity={self.granularity!r} must be a value such as PerTensor() or PerGroup(128)")
+            raise TypeError(
+                f"granularity={self.granularity!r} must be a value such as PerTensor() or PerGroup(128)"
+            )
         if self.scale_rule not in self.scale_rules:
-            raise ValueError(f"scale_rule={self.scale_rule!r} must be one of {', '.join(self.scale_rules)}")
+            raise ValueError(
+                f"scale_rule={self.scale_rule!r} must be one of {', '.join(self.scale_rules)}"
+            )
         if not isinstance(self.scale_dtype, torch.dtype) or not self.scale_dtype.is_floating_point:
-            raise ValueError(f"scale_dtype={self.scale_dtype!r} must be a floating-point dtype such as torch.float16")
+            raise ValueError(
+                f"scale_dtype={self.scale_dtype!r} must be a floating-point dtype such as torch.float16"
+            )
 
     def __call__(self, x: Shaped[Tensor, "*shape"]) -> QuantizedTensor:
         """x quantized on its own range; raises what `fit` raises."""
         parameters = self.fit(x)
-        return QuantizedTensor(self._encode(x, parameters), parameters, self)  # fit has looked for NaN already
+        return QuantizedTensor(
+            self._encode(x, parameters), parameters, self
+        )  # fit has looked for NaN already
 
     def fit(self, x: Shaped[Tensor, "*shape"]) -> Parameters:
         """The scale and zero point for x's own range, by `scale_rule`.
@@ -94,7 +109,9 @@ class ScaledQuantizer(ABC):
             low, high = low * shrink, high * shrink
         return self.from_range(low.reshape(shape), high.reshape(shape))
 
-    def from_range(self, low: Float[Tensor, "*scales"], high: Float[Tensor, "*scales"]) -> Parameters:
+    def from_range(
+        self, low: Float[Tensor, "*scales"], high: Float[Tensor, "*scales"]
+    ) -> Parameters:
         """The scale and zero point for the range [low, high] widened to hold 0; where calibrations plug in.
 
         An all-zero range gets scale 1. A scale that scale_dtype cannot hold raises ValueError.
@@ -107,7 +124,9 @@ class ScaledQuantizer(ABC):
         zero_point = self._zero_point(low, scale).clamp(*self._zero_points)
         return Parameters(scale, zero_point.to(self.code_dtype))
 
-    def encode(self, x: Shaped[Tensor, "*shape"], parameters: Parameters) -> Integer[Tensor, "*shape"]:
+    def encode(
+        self, x: Shaped[Tensor, "*shape"], parameters: Parameters
+    ) -> Integer[Tensor, "*shape"]:
         """The codes of the points nearest to x / scale; what lies beyond the grid gets its end.
 
         Raises:
@@ -120,7 +139,9 @@ class ScaledQuantizer(ABC):
         check_finite(x, *range_of_rows(x.detach().reshape(1, -1)))
         return self._encode(x, parameters)
 
-    def decode(self, codes: Integer[Tensor, "*shape"], parameters: Parameters) -> Float[Tensor, "*shape"]:
+    def decode(
+        self, codes: Integer[Tensor, "*shape"], parameters: Parameters
+    ) -> Float[Tensor, "*shape"]:
         """What codes stand for times their scale, in float32, or float64 where the scale is.
 
         Raises:
@@ -154,12 +175,19 @@ class ScaledQuantizer(ABC):
         rows = self.granularity.rows(codes)
         out = torch.empty(rows.shape, dtype=wide(parameters.scale.dtype), device=codes.device)
         for part, scale, zero_point, part_out in chunks(rows, parameters, out):
-            torch.mul(self._from_codes(part, zero_point, out.dtype), scale.to(out.dtype), out=part_out)
+            torch.mul(
+                self._from_codes(part, zero_point, out.dtype), scale.to(out.dtype), out=part_out
+            )
         return self.granularity.unrows(out, codes.shape)
 
-    def _least_squares_shrink(self, rows: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " scales"]:
+    def _least_squares_shrink(
+        self, rows: Tensor, low: Tensor, high: Tensor
+    ) -> Float[Tensor, " scales"]:
         """For each row, the fraction of its range that leaves the least squared error."""
-        assert {"granularity", "scale_rule", "scale_dtype"} <= {field.name for field in fields(self)}  # type: ignore[arg-type]
+        assert {"granularity", "scale_rule", "scale_dtype"} <= {
+            field.name
+            for field in fields(self)  # type: ignore[arg-type]
+        }
         by_row = replace(  # type: ignore[type-var]
             self, granularity=PerChannel(0), scale_rule="amax", scale_dtype=wide(rows.dtype)
         )

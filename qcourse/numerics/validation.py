@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from qcourse.numerics.chunks import range_of_rows
 from qcourse.numerics.quantized import Parameters, Quantizer
-from qcourse.numerics.rows import range_of_rows
 
 
 def check_floating(x: Tensor, name: str = "x") -> None:
@@ -22,13 +22,17 @@ def check_floating(x: Tensor, name: str = "x") -> None:
     TypeError: x has dtype torch.int64; quantization takes floats of 16, 32 or 64 bits (use x.float())
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}; quantization takes a torch.Tensor (use torch.as_tensor)")
+        raise TypeError(
+            f"{name} is a {type(x).__name__}; quantization takes a torch.Tensor (use torch.as_tensor)"
+        )
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(
             f"{name} has dtype {x.dtype}; quantization takes floats of 16, 32 or 64 bits (use {name}.float())"
         )
     if x.numel() == 0:
-        raise ValueError(f"{name} is empty (shape {tuple(x.shape)}); a range needs at least one value")
+        raise ValueError(
+            f"{name} is empty (shape {tuple(x.shape)}); a range needs at least one value"
+        )
 
 
 def check_finite(x: Tensor, low: Tensor, high: Tensor, name: str = "x") -> None:
@@ -62,7 +66,9 @@ def check_quantizer(quantizer: object, name: str = "quantizer") -> None:
     TypeError: quantizer='int8' must be a quantizer such as IntQuantizer(4, granularity=PerGroup(128))
     """
     if isinstance(quantizer, type) or not isinstance(quantizer, Quantizer):
-        raise TypeError(f"{name}={quantizer!r} must be a quantizer such as IntQuantizer(4, granularity=PerGroup(128))")
+        raise TypeError(
+            f"{name}={quantizer!r} must be a quantizer such as IntQuantizer(4, granularity=PerGroup(128))"
+        )
 
 
 @contextmanager
@@ -87,7 +93,9 @@ def check_scale(scale: Tensor) -> None:
     Traceback (most recent call last):
     ValueError: scale=-2 must be positive and finite (1 of 2 scales is not)
     """
-    scale = scale.float() if scale.element_size() == 1 else scale  # torch cannot compare floats of 8 bits
+    scale = (
+        scale.float() if scale.element_size() == 1 else scale
+    )  # torch cannot compare floats of 8 bits
     wrong = ~(torch.isfinite(scale) & (scale > 0))
     if wrong.any():
         count = int(wrong.sum())
@@ -110,7 +118,9 @@ def check_stored_scale(stored: Tensor, exact: Tensor) -> None:
         )
 
 
-def check_parameters(parameters: Parameters, shape: tuple[int, ...], lowest: int, highest: int) -> None:
+def check_parameters(
+    parameters: Parameters, shape: tuple[int, ...], lowest: int, highest: int
+) -> None:
     """Raise ValueError unless scales and zero points have the shape and are such; zero points in [lowest, highest]."""
     scale, zero_point = parameters.scale, parameters.zero_point
     if scale.shape != shape or zero_point.shape != shape:
@@ -120,8 +130,27 @@ def check_parameters(parameters: Parameters, shape: tuple[int, ...], lowest: int
         )
     check_scale(scale)
     if zero_point.dtype == torch.bool or zero_point.dtype.is_floating_point:
-        raise ValueError(f"zero_point has dtype {zero_point.dtype}; a zero point is a code, an integer")
+        raise ValueError(
+            f"zero_point has dtype {zero_point.dtype}; a zero point is a code, an integer"
+        )
     wrong = (zero_point < lowest) | (zero_point > highest)
     if wrong.any():
         only = " when symmetric" if lowest == highest else ""
-        raise ValueError(f"zero_point={int(zero_point[wrong][0])} must be in [{lowest}, {highest}]{only}")
+        raise ValueError(
+            f"zero_point={int(zero_point[wrong][0])} must be in [{lowest}, {highest}]{only}"
+        )
+
+
+def check_token_ids(ids: Tensor, name: str, *, least: int) -> None:
+    """Raise TypeError unless ids are integers, ValueError unless they are one row of at least so many.
+
+    >>> check_token_ids(torch.zeros(3), "tokens", least=2)
+    Traceback (most recent call last):
+    TypeError: tokens must be integers, the ids of tokens, got torch.float32
+    """
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, the ids of tokens, got {ids.dtype}")
+    if ids.ndim != 1 or len(ids) < least:
+        raise ValueError(
+            f"{name} must be one row of at least {least}, got the shape {tuple(ids.shape)}"
+        )

@@ -14,7 +14,14 @@ from driver import Notebook, Server, serving
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "msedge",
+)
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -42,7 +49,9 @@ def browser() -> Iterator[Browser]:
     """The Chromium of this machine."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not found:
-        pytest.skip("no Chromium or Chrome on this machine, so JupyterLab was not tried in a browser")
+        pytest.skip(
+            "no Chromium or Chrome on this machine, so JupyterLab was not tried in a browser"
+        )
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield chromium

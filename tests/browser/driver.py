@@ -30,7 +30,9 @@ PIXELS = """image => { const canvas = document.createElement('canvas');
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
     canvas.getContext('2d').drawImage(image, 0, 0);
     return canvas.toDataURL(); }"""
-REDRAWN = f"([image, before]) => image.complete && image.naturalWidth > 0 && ({PIXELS})(image) !== before"
+REDRAWN = (
+    f"([image, before]) => image.complete && image.naturalWidth > 0 && ({PIXELS})(image) !== before"
+)
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,21 @@ class Server:
     def has_idle_kernel(self, name: str) -> bool:
         """Whether the notebook has a kernel that its page is connected to and that has nothing to do."""
         with urllib.request.urlopen(f"{self.url}/api/sessions?token={TOKEN}", timeout=5) as answer:
-            kernels = [session["kernel"] for session in json.load(answer) if session["path"] == name]
-        return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels)
+            kernels = [
+                session["kernel"] for session in json.load(answer) if session["path"] == name
+            ]
+        return any(
+            kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels
+        )
 
 
 @contextmanager
 def serving(folder: Path, settings: Path) -> Iterator[Server]:
     """Start JupyterLab over a folder on a free port of the loopback, wait until it answers, and end it afterwards."""
-    tracker = settings / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    tracker = (
+        settings
+        / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    )
     tracker.parent.mkdir(parents=True)
     tracker.write_text(SHOW_ALL_CELLS, encoding="utf-8")
     with socket.socket() as probe:
@@ -144,4 +153,6 @@ class Notebook:
 
     def wait_for_another_picture(self, cell: Locator, before: str) -> None:
         """Wait until the cell's widget shows a picture that differs from `before`."""
-        self.page.wait_for_function(REDRAWN, arg=[cell.locator("img").first.element_handle(), before])
+        self.page.wait_for_function(
+            REDRAWN, arg=[cell.locator("img").first.element_handle(), before]
+        )

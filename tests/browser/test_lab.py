@@ -28,17 +28,26 @@ def test_the_lab_lists_the_notebooks(page: Page, lab: Server) -> None:
 
 def test_nobody_is_asked_about_news(lab: Server) -> None:
     name = "@jupyterlab/apputils-extension:notification"
-    with urllib.request.urlopen(f"{lab.url}/lab/api/settings/{name}?token={TOKEN}", timeout=30) as answer:
+    with urllib.request.urlopen(
+        f"{lab.url}/lab/api/settings/{name}?token={TOKEN}", timeout=30
+    ) as answer:
         properties = json.load(answer)["schema"]["properties"]
-    assert (properties["fetchNews"]["default"], properties["checkForUpdates"]["default"]) == ("false", False)
+    assert (properties["fetchNews"]["default"], properties["checkForUpdates"]["default"]) == (
+        "false",
+        False,
+    )
 
 
-def test_the_picture_of_lesson_01_is_there_before_anything_runs(open_notebook: Callable[[str], Notebook]) -> None:
+def test_the_picture_of_lesson_01_is_there_before_anything_runs(
+    open_notebook: Callable[[str], Notebook],
+) -> None:
     cell = open_notebook("notebooks/01_quantizer.ipynb").cell("watch_the_grid(")
     expect(cell.locator("img")).to_be_visible()
 
 
-def test_the_slider_of_lesson_01_moves_the_picture_and_the_words(open_notebook: Callable[[str], Notebook]) -> None:
+def test_the_slider_of_lesson_01_moves_the_picture_and_the_words(
+    open_notebook: Callable[[str], Notebook],
+) -> None:
     lesson = open_notebook("notebooks/01_quantizer.ipynb")
     lesson.run_all()
     cell = lesson.cell("watch_the_grid(")
@@ -51,7 +60,9 @@ def test_the_slider_of_lesson_01_moves_the_picture_and_the_words(open_notebook: 
     lesson.wait_for_another_picture(cell, pixels)
 
 
-def test_the_batch_of_lesson_09_makes_the_cache_longer(open_notebook: Callable[[str], Notebook]) -> None:
+def test_the_batch_of_lesson_09_makes_the_cache_longer(
+    open_notebook: Callable[[str], Notebook],
+) -> None:
     lesson = open_notebook("notebooks/09_roofline.ipynb")
     cell = lesson.cell("time_a_step(")
     lesson.run(cell)
@@ -75,7 +86,9 @@ def test_a_bit_of_lesson_08_is_clicked(open_notebook: Callable[[str], Notebook])
     lesson.wait_for_another_picture(cell, pixels)
 
 
-def test_an_exercise_is_solved_and_a_known_mistake_is_named(open_notebook: Callable[[str], Notebook]) -> None:
+def test_an_exercise_is_solved_and_a_known_mistake_is_named(
+    open_notebook: Callable[[str], Notebook],
+) -> None:
     sheet = open_notebook("exercises/01_quantizer.ipynb")
     sheet.run_all()
     answer, check = sheet.cell("def symmetric_scale("), sheet.cell('check("01.1"')

@@ -36,7 +36,9 @@ def fake_numpy(x: Tensor, bits: int) -> np.ndarray:
     low, high = np.minimum(x.min(), 0), np.maximum(x.max(), 0)
     scale = (high - low) / np.float32(2**bits - 1)
     zero_point = np.rint(-low / scale)
-    codes = np.rint(x / scale + zero_point).clip(0, 2**bits - 1).astype(np.uint8)  # the zero point inside the rounding
+    codes = (
+        np.rint(x / scale + zero_point).clip(0, 2**bits - 1).astype(np.uint8)
+    )  # the zero point inside the rounding
     return scale * codes - scale * zero_point  # and multiplied out
 
 
@@ -50,7 +52,9 @@ def fake_reciprocal(x: Tensor, bits: int) -> Tensor:
 
 def entropy_loop(codes: Tensor) -> float:
     counts = Counter(codes.flatten().tolist())
-    return sum(count / codes.numel() * math.log2(codes.numel() / count) for count in counts.values())
+    return sum(
+        count / codes.numel() * math.log2(codes.numel() / count) for count in counts.values()
+    )
 
 
 def entropy_bincount(codes: Tensor) -> np.floating:
@@ -76,7 +80,12 @@ THE_PACKAGE = {
     "01.4": lambda x, bits: qcourse.fake_quantize(x, bits, symmetric=False),
     "01.5": code_entropy,
 }
-THE_LESSON = {"01.1": "amax_scale", "01.2": "encode", "01.3": "affine_parameters", "01.4": "fake_quantize_affine"}
+THE_LESSON = {
+    "01.1": "amax_scale",
+    "01.2": "encode",
+    "01.3": "affine_parameters",
+    "01.4": "fake_quantize_affine",
+}
 OTHER_STYLES = {
     "01.1": (
         lambda x, bits: max(abs(v) for v in x.flatten().tolist()) / (2 ** (bits - 1) - 1),
@@ -117,12 +126,19 @@ def clamped_grid(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return scale, zero_point.clamp(0, 2**bits - 1)
 
 
-def there_and_back(x: Tensor, bits: int, scale: Tensor, zero_point: Tensor, rounding: object = torch.round) -> Tensor:
+def there_and_back(
+    x: Tensor, bits: int, scale: Tensor, zero_point: Tensor, rounding: object = torch.round
+) -> Tensor:
     return scale * ((rounding(x / scale) + zero_point).clamp(0, 2**bits - 1) - zero_point)
 
 
 def saturated_late(x: Tensor, scale: float, bits: int) -> Tensor:
-    return torch.round(x / scale).to(torch.int16).to(torch.int8).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return (
+        torch.round(x / scale)
+        .to(torch.int16)
+        .to(torch.int8)
+        .clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    )
 
 
 CUT = "cut off or floored instead of rounded"
@@ -131,17 +147,39 @@ ENDS = "qmin or qmax is off by one"
 NOT_WIDENED = "the range was not widened to hold 0"
 ROUNDING = "floored, or halves rounded up"
 MISTAKES = [
-    ("01.2", CUT, lambda x, s, bits: torch.floor(x / s).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)),
-    ("01.2", CUT, lambda x, s, bits: (x / s).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)),
+    (
+        "01.2",
+        CUT,
+        lambda x, s, bits: (
+            torch.floor(x / s).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)
+        ),
+    ),
+    (
+        "01.2",
+        CUT,
+        lambda x, s, bits: (x / s).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8),
+    ),
     ("01.2", CUT, lambda x, s, bits: (x / s).to(torch.int16).to(torch.int8)),
     ("01.2", CUT, lambda x, s, bits: (x // s).int()),
     ("01.2", LATE, saturated_late),
     ("01.2", LATE, lambda x, s, bits: torch.round(x / s).int()),
-    ("01.2", ENDS, lambda x, s, bits: torch.round(x / s).clamp(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1).int()),
-    ("01.2", ENDS, lambda x, s, bits: torch.round(x / s).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1)).int()),
+    (
+        "01.2",
+        ENDS,
+        lambda x, s, bits: torch.round(x / s).clamp(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1).int(),
+    ),
+    (
+        "01.2",
+        ENDS,
+        lambda x, s, bits: torch.round(x / s).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1)).int(),
+    ),
     ("01.3", NOT_WIDENED, lambda x, bits: grid(x, bits, widened=False)),
     ("01.3", NOT_WIDENED, clamped_grid),
     ("01.4", NOT_WIDENED, lambda x, bits: there_and_back(x, bits, *clamped_grid(x, bits))),
     ("01.4", ROUNDING, lambda x, bits: there_and_back(x, bits, *grid(x, bits), torch.floor)),
-    ("01.4", ROUNDING, lambda x, bits: there_and_back(x, bits, *grid(x, bits), lambda v: torch.floor(v + 0.5))),
+    (
+        "01.4",
+        ROUNDING,
+        lambda x, bits: there_and_back(x, bits, *grid(x, bits), lambda v: torch.floor(v + 0.5)),
+    ),
 ]

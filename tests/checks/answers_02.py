@@ -27,8 +27,13 @@ def channel_maximum(w: Tensor, bits: int) -> Tensor:
 
 def groups_loop(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
     if w.shape[1] % group_size != 0:
-        raise type("GroupSizeError", (ValueError,), {})(w.shape, group_size)  # an own kind of ValueError is one
-    codes, scales = torch.zeros(w.shape, dtype=torch.int32), torch.zeros(w.shape[0], w.shape[1] // group_size)
+        raise type("GroupSizeError", (ValueError,), {})(
+            w.shape, group_size
+        )  # an own kind of ValueError is one
+    codes, scales = (
+        torch.zeros(w.shape, dtype=torch.int32),
+        torch.zeros(w.shape[0], w.shape[1] // group_size),
+    )
     for row in range(w.shape[0]):
         for group in range(scales.shape[1]):
             part = slice(group * group_size, (group + 1) * group_size)
@@ -73,7 +78,10 @@ THE_PACKAGE = {
     "02.3": lambda codes: qcourse.pack(codes, 4),
     "02.4": lambda packed: qcourse.unpack(packed, 4, 2 * len(packed)),
     "02.5": lambda bits, group_size, scale_bytes, symmetric: (
-        8 * bytes_per_parameter(bits, group_size, scale_bytes=scale_bytes, zero_bytes=0 if symmetric else bits / 8)
+        8
+        * bytes_per_parameter(
+            bits, group_size, scale_bytes=scale_bytes, zero_bytes=0 if symmetric else bits / 8
+        )
     ),
 }
 THE_LESSON: dict[str, str] = {}
@@ -87,7 +95,8 @@ OTHER_STYLES = {
             (bits * group_size + 8 * scale_bytes + bits * (not symmetric)) / group_size
         ),
         lambda bits, group_size, scale_bytes, symmetric: torch.tensor(
-            bits * (1 + (not symmetric) / group_size) + scale_bytes / group_size * 8, dtype=torch.float64
+            bits * (1 + (not symmetric) / group_size) + scale_bytes / group_size * 8,
+            dtype=torch.float64,
         ),
     ),
 }

@@ -14,10 +14,14 @@ from qcourse.methods.smoothquant import SmoothQuant, smooth
 
 def common_of_package(layers: tuple[Tensor, ...], k: int) -> list[int]:
     observe = SmoothQuant(IntQuantizer(8)).observe
-    return sorted(set.intersection(*(set(observe(None, x).topk(k).indices.tolist()) for x in layers)))
+    return sorted(
+        set.intersection(*(set(observe(None, x).topk(k).indices.tolist()) for x in layers))
+    )
 
 
-def plant_of_package(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+def plant_of_package(
+    gain: Tensor, w: Tensor, channels: Tensor, factor: float
+) -> tuple[Tensor, Tensor]:
     """Smoothed with all of the difficulty moved, for activations that are smaller in these channels."""
     x_amax = torch.ones_like(gain)
     x_amax[channels] /= factor
@@ -49,7 +53,9 @@ def common_counted(layers: tuple[Tensor, ...], k: int) -> Tensor:
 def common_sorted(layers: tuple[Tensor, ...], k: int) -> list[int]:
     channels = set(range(layers[0].shape[1]))
     for x in layers:
-        loudest = sorted(range(x.shape[1]), key=lambda j, x=x: max(map(abs, x[:, j].tolist())), reverse=True)
+        loudest = sorted(
+            range(x.shape[1]), key=lambda j, x=x: max(map(abs, x[:, j].tolist())), reverse=True
+        )
         channels &= set(loudest[:k])
     return sorted(channels)
 
@@ -61,7 +67,9 @@ def product_loop(x: Tensor, w: Tensor, threshold: float) -> np.ndarray:
     y = np.zeros((len(x), len(w)))
     for t, token in enumerate(x):
         for o, row in enumerate(w):
-            steps = [max([abs(each[j]) for j in rest], default=0) / 127 or 1 for each in (token, row)]
+            steps = [
+                max([abs(each[j]) for j in rest], default=0) / 127 or 1 for each in (token, row)
+            ]
             total = sum(round(token[j] / steps[0]) * round(row[j] / steps[1]) for j in rest)
             y[t, o] = steps[0] * steps[1] * total + sum(token[j] * row[j] for j in loud)
     return y
@@ -83,7 +91,9 @@ def plant_loop(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tupl
     return gain, w
 
 
-def plant_diagonal(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
+def plant_diagonal(
+    gain: Tensor, w: Tensor, channels: Tensor, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
     by = np.where(np.isin(np.arange(len(gain)), channels), factor, 1.0)
     return np.diag(by) @ gain.numpy(), w.numpy() @ np.diag(1 / by)
 
@@ -96,7 +106,11 @@ THE_PACKAGE = {
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "03.1": (columns_loop, columns_unique, lambda x, threshold: np.where((abs(x.numpy()) > threshold).any(0))[0]),
+    "03.1": (
+        columns_loop,
+        columns_unique,
+        lambda x, threshold: np.where((abs(x.numpy()) > threshold).any(0))[0],
+    ),
     "03.2": (common_counted, common_sorted),
     "03.3": (product_loop, product_removed),
     "03.4": (plant_loop, plant_diagonal),
@@ -151,7 +165,9 @@ def product_with_floats(x: Tensor, w: Tensor, threshold: float) -> Tensor:
 
 def product_wrapped(x: Tensor, w: Tensor, threshold: float) -> Tensor:
     loud = (x.abs() > threshold).any(0)
-    q_x, q_w = (quantize(each.masked_fill(loud, 0), 8, granularity=PerChannel(0)) for each in (x, w))
+    q_x, q_w = (
+        quantize(each.masked_fill(loud, 0), 8, granularity=PerChannel(0)) for each in (x, w)
+    )
     return (q_x.codes @ q_w.codes.T) * q_x.scale * q_w.scale.T + x[:, loud] @ w[:, loud].T
 
 
@@ -191,13 +207,21 @@ MISTAKES = [
         lambda x, threshold: torch.nonzero(x.abs().mean(0) > threshold).flatten(),
     ),
     ("03.1", "x, not |x|", lambda x, threshold: torch.where((x > threshold).any(0))[0]),
-    ("03.1", "tokens, not columns", lambda x, threshold: (x.abs() > threshold).any(dim=1).nonzero().flatten()),
+    (
+        "03.1",
+        "tokens, not columns",
+        lambda x, threshold: (x.abs() > threshold).any(dim=1).nonzero().flatten(),
+    ),
     ("03.1", "", lambda x, threshold: (x.abs().amax(0) >= threshold).nonzero().T[0]),
     ("03.1", "a mask, not the numbers of the columns", outlier_columns_of_package),
     ("03.1", "", lambda x, threshold: (x.abs() > threshold).nonzero()[:, 1]),
     ("03.2", "an average over tokens, not the largest", common_by(lambda x: x.abs().mean(0))),
     ("03.2", "an average over tokens, not the largest", common_by(lambda x: x.norm(dim=0))),
-    ("03.2", "an average over tokens, not the largest", common_by(lambda x: x.std(dim=0, correction=0))),
+    (
+        "03.2",
+        "an average over tokens, not the largest",
+        common_by(lambda x: x.std(dim=0, correction=0)),
+    ),
     ("03.2", "x, not |x|", common_by(lambda x: x.amax(0))),
     (
         "03.2",

@@ -12,7 +12,9 @@ from qcourse.methods.calibration import Calibrator, MinMax, MovingAverage, Rule
 # Right answers.
 
 
-def range_of(batches: tuple[Tensor, ...], rule: Rule, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
+def range_of(
+    batches: tuple[Tensor, ...], rule: Rule, *, symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
     calibrator = Calibrator(qcourse.IntQuantizer(8, symmetric=symmetric), rule)
     for x in batches:
         calibrator.observe(x)
@@ -22,7 +24,10 @@ def range_of(batches: tuple[Tensor, ...], rule: Rule, *, symmetric: bool = False
 def best_of_package(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
     qmax = 2 ** (bits - 1) - 1
     errors = [
-        torch.mean((x - qcourse.fake_quantize(x, bits, scale=torch.tensor(clip / qmax))) ** 2).item() for clip in clips
+        torch.mean(
+            (x - qcourse.fake_quantize(x, bits, scale=torch.tensor(clip / qmax))) ** 2
+        ).item()
+        for clip in clips
     ]
     return min(zip(clips, errors, strict=True), key=lambda found: found[1])
 
@@ -86,7 +91,9 @@ def average_all_batches(batches: tuple[Tensor, ...], momentum: float) -> float:
 THE_PACKAGE = {
     "04.1": lambda batches: range_of(batches, MinMax()),
     "04.3": best_of_package,
-    "04.4": lambda batches, momentum: range_of(tuple(x.abs() for x in batches), MovingAverage(momentum))[1],
+    "04.4": lambda batches, momentum: range_of(
+        tuple(x.abs() for x in batches), MovingAverage(momentum)
+    )[1],
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
@@ -155,8 +162,16 @@ def average_turned(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
 MISTAKES = [
     ("04.1", "starts from 0", range_from_zero),
     ("04.1", "the last batch only", lambda batches: [(x.min(), x.max()) for x in batches][-1]),
-    ("04.2", "the percentile of x, not of |x|", lambda x, percent: torch.quantile(x, percent / 100)),
-    ("04.2", "a fraction where percent are wanted", lambda x, percent: np.percentile(x.abs().numpy(), percent / 100)),
+    (
+        "04.2",
+        "the percentile of x, not of |x|",
+        lambda x, percent: torch.quantile(x, percent / 100),
+    ),
+    (
+        "04.2",
+        "a fraction where percent are wanted",
+        lambda x, percent: np.percentile(x.abs().numpy(), percent / 100),
+    ),
     ("04.2", "a whole rank where the percentile lies between two", kth_magnitude),
     ("04.3", "the codes are not saturated", clip_by(error_never_saturated)),
     ("04.3", "compared with the clipped x, not with x", clip_by(error_of_clipped)),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import qcourse
 from qcourse.methods.gptq import gptq
-from qcourse.methods.hessian import Hessian, inverse_factor
+from qcourse.methods.inverse_factor import Hessian, inverse_factor
 from qcourse.numerics.quantized import Parameters
 
 # Right answers.
@@ -24,7 +24,9 @@ def damped_by_package(x: Tensor, damp: float) -> Tensor:
 
 def round_by_package(w: Tensor, hessian: Tensor, i: int) -> Tensor:
     first = [i, *(j for j in range(len(w)) if j != i)]
-    row = inverse_factor(hessian.double()[first][:, first], damp=1e-12, dtype=torch.float64).upper[0]
+    row = inverse_factor(hessian.double()[first][:, first], damp=1e-12, dtype=torch.float64).upper[
+        0
+    ]
     step = (w[i].round() - w[i]) / row[0] * row
     return w + step[torch.tensor(first).argsort()]
 
@@ -42,7 +44,9 @@ def codes_by_package(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Te
     return gptq(w.double(), hessian.double(), quantizer, damp=1e-9).quantized.codes
 
 
-def groups_by_package(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+def groups_by_package(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[Tensor, Tensor]:
     quantizer = qcourse.IntQuantizer(bits, granularity=qcourse.PerGroup(group_size))
     q = gptq(w.double(), hessian.double(), quantizer, damp=1e-9).quantized
     return q.codes, q.scale
@@ -78,10 +82,14 @@ def round_unit_vector(w: Tensor, hessian: Tensor, i: int) -> np.ndarray:
 
 
 def codes_cholesky(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    upper = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True
+    )
     w, codes = w.clone(), torch.zeros(w.shape, dtype=torch.int32)
     for j in range(w.shape[1]):
-        code = torch.clamp(torch.round(w[:, j : j + 1] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        code = torch.clamp(
+            torch.round(w[:, j : j + 1] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        )
         error = (w[:, j : j + 1] - code * scale) / upper[j, j]
         w[:, j:] -= error @ upper[j : j + 1, j:]
         codes[:, j : j + 1] = code
@@ -90,7 +98,11 @@ def codes_cholesky(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tens
 
 def codes_eliminated(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> np.ndarray:
     """The inverse shrinks by one step of Gaussian elimination a column."""
-    w, inverse, scale = w.numpy().astype(np.float32), np.linalg.inv(hessian.numpy()), scale.numpy()[:, 0]
+    w, inverse, scale = (
+        w.numpy().astype(np.float32),
+        np.linalg.inv(hessian.numpy()),
+        scale.numpy()[:, 0],
+    )
     codes = np.zeros(w.shape, np.int8)
     for j in range(w.shape[1]):
         codes[:, j] = np.clip(np.rint(w[:, j] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -114,7 +126,9 @@ def codes_row_by_row(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> li
     return codes
 
 
-def groups_cholesky(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+def groups_cholesky(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[Tensor, Tensor]:
     upper, top = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True), 2 ** (bits - 1) - 1
     w, codes, scales = w.clone(), torch.zeros_like(w), []
     for j in range(w.shape[1]):
@@ -125,7 +139,9 @@ def groups_cholesky(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> t
     return codes.long(), torch.stack(scales, dim=1)
 
 
-def groups_lazy(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+def groups_lazy(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
     """A group is a block: the columns after it hear of its errors when it is done."""
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True).numpy()
     w, top = w.double().numpy().copy(), 2 ** (bits - 1) - 1
@@ -206,7 +222,13 @@ def clamped(codes: Tensor, bits: int) -> Tensor:
 
 
 def swept(
-    upper: Tensor, w: Tensor, scale: Tensor, bits: int, *, divide: bool = True, clamp: Callable = clamped
+    upper: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bits: int,
+    *,
+    divide: bool = True,
+    clamp: Callable = clamped,
 ) -> Tensor:
     w, codes = w.clone(), torch.zeros_like(w)
     for j in range(w.shape[1]):
@@ -250,7 +272,9 @@ def all_columns_every_time(w: Tensor, hessian: Tensor, scale: Tensor, bits: int)
 def groups_by(clamp: Callable, *, early: bool = False, dim: int | None = 1) -> Callable:
     """In groups, with a clamp of one's own; the error taken before it; the largest magnitude over another axis."""
 
-    def codes_and_scales(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    def codes_and_scales(
+        w: Tensor, hessian: Tensor, group_size: int, bits: int
+    ) -> tuple[Tensor, Tensor]:
         w, codes, scales, upper = w.clone(), torch.zeros_like(w), [], factor(hessian)
         for j in range(w.shape[1]):
             if j % group_size == 0:
@@ -277,7 +301,9 @@ def groups_static(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tup
     return codes.int(), scales
 
 
-def groups_block_only(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+def groups_block_only(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[Tensor, Tensor]:
     """Lazy updates of which the last, the one for all later columns, was forgotten."""
     top, upper = 2 ** (bits - 1) - 1, factor(hessian)
     w, codes, scales = w.clone(), torch.zeros_like(w), []
@@ -309,12 +335,20 @@ CLAMPS = (
 MISTAKES = [
     ("05.1", "damped by the sum of the diagonal, not its mean", damped_by_sum),
     ("05.1", "damped everywhere, not on the diagonal alone", damped_everywhere),
-    ("05.1", "damped by damp itself", lambda x, damp: x.T @ x / len(x) + damp * torch.eye(x.shape[1])),
+    (
+        "05.1",
+        "damped by damp itself",
+        lambda x, damp: x.T @ x / len(x) + damp * torch.eye(x.shape[1]),
+    ),
     ("05.2", INSTEAD, step_of_the_source),
     ("05.2", "not divided by the diagonal", step_undivided),
     ("05.2", "the weights move the wrong way", step_from_the_new_weight),
     ("05.2", "the weights move the wrong way", step_with_a_wrong_sign),
-    ("05.3", INSTEAD, lambda w, h, s, bits: swept(torch.linalg.cholesky(h, upper=True), w, s, bits)),
+    (
+        "05.3",
+        INSTEAD,
+        lambda w, h, s, bits: swept(torch.linalg.cholesky(h, upper=True), w, s, bits),
+    ),
     ("05.3", INSTEAD, lambda w, h, s, bits: swept(h, w, s, bits)),
     ("05.3", DONE, swept_by_whole_inverse),
     ("05.3", DONE, all_columns_every_time),
@@ -323,7 +357,11 @@ MISTAKES = [
         "the error is not divided by the diagonal",
         lambda w, h, s, bits: swept(factor(h), w, s, bits, divide=False),
     ),
-    ("05.3", NEAREST, lambda w, h, s, bits: swept(torch.linalg.cholesky(torch.linalg.inv(h)), w, s, bits)),
+    (
+        "05.3",
+        NEAREST,
+        lambda w, h, s, bits: swept(torch.linalg.cholesky(torch.linalg.inv(h)), w, s, bits),
+    ),
     *(
         ("05.3", name, lambda w, h, s, bits, clamp=clamp: swept(factor(h), w, s, bits, clamp=clamp))
         for name, clamp in CLAMPS

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from qcourse.methods.awq import awq
-from qcourse.methods.moment import Hessian, Moment
-from qcourse.models.fold import fold
-from qcourse.models.probe import put
+from qcourse.methods.second_moment import Hessian, Moment
 from qcourse.numerics.affine import IntQuantizer
 from qcourse.numerics.granularity import PerChannel, PerGroup
+from qcourse.recipes.block_probe import put
+from qcourse.recipes.fold import fold
 
 # Right answers.
 
@@ -24,7 +24,10 @@ class Block(nn.Module):
 
     def __init__(self, gain: Tensor, shift: Tensor, w: Tensor) -> None:
         super().__init__()
-        self.norm, self.linear = nn.LayerNorm(len(gain)), nn.Linear(w.shape[1], w.shape[0], bias=False)
+        self.norm, self.linear = (
+            nn.LayerNorm(len(gain)),
+            nn.Linear(w.shape[1], w.shape[0], bias=False),
+        )
         put(self.norm, {"weight": gain, "bias": shift})
         put(self.linear, {"weight": w})
 
@@ -59,16 +62,22 @@ def error_of_package(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
     return (moment.losses(w - w_hat).sum() / moment.losses(w).sum()).sqrt()
 
 
-def alpha_of_package(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, float]:
+def alpha_of_package(
+    w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int
+) -> tuple[float, float]:
     curve = awq(w, x, IntQuantizer(bits, granularity=PerChannel(0)), clip=False, grid=4).curve
     errors = {alpha: curve[int(4 * alpha)].item() for alpha in alphas}
     return min(errors.items(), key=lambda found: found[1])
 
 
-def shares_of_package(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> Tensor:
+def shares_of_package(
+    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
+) -> Tensor:
     quantizer = IntQuantizer(bits, granularity=PerGroup(group_size))
     blocks = Moment((x.T @ x)[None], squared=True).blocks(w.shape[1] // group_size)
-    losses = torch.stack([blocks.losses(quantizer.nearest(w, quantizer.fit(share * w))[1] - w) for share in shares])
+    losses = torch.stack(
+        [blocks.losses(quantizer.nearest(w, quantizer.fit(share * w))[1] - w) for share in shares]
+    )
     return torch.tensor(shares)[losses.argmin(dim=0)]
 
 
@@ -89,8 +98,14 @@ def keep_mask(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> np.ndarray:
 
 def fold_loop(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> list:
     scales = s.tolist()
-    new = [[value / scale for value, scale in zip(part.tolist(), scales, strict=True)] for part in (gain, shift)]
-    return [*new, [[value * scale for value, scale in zip(row, scales, strict=True)] for row in w.tolist()]]
+    new = [
+        [value / scale for value, scale in zip(part.tolist(), scales, strict=True)]
+        for part in (gain, shift)
+    ]
+    return [
+        *new,
+        [[value * scale for value, scale in zip(row, scales, strict=True)] for row in w.tolist()],
+    ]
 
 
 def fold_modules(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
@@ -111,7 +126,9 @@ def error_root_of_gram(w: Tensor, w_hat: Tensor, gram: Tensor) -> np.floating:
     """By some x that has this Gram matrix: one token for each eigenvector."""
     values, vectors = np.linalg.eigh(gram.double().numpy())
     x = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-    return np.linalg.norm(x @ (w - w_hat).double().numpy().T) / np.linalg.norm(x @ w.double().numpy().T)
+    return np.linalg.norm(x @ (w - w_hat).double().numpy().T) / np.linalg.norm(
+        x @ w.double().numpy().T
+    )
 
 
 def error_by_cholesky(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
@@ -125,16 +142,22 @@ def alpha_loop(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tu
         s = [(sum(abs(v) for v in column) / len(column)) ** alpha for column in x.T.tolist()]
         lost = size = 0.0
         for row in w.tolist():
-            step = max(abs(v * scale) for v, scale in zip(row, s, strict=True)) / (2 ** (bits - 1) - 1)
+            step = max(abs(v * scale) for v, scale in zip(row, s, strict=True)) / (
+                2 ** (bits - 1) - 1
+            )
             hat = [round(v * scale / step) * step / scale for v, scale in zip(row, s, strict=True)]
             for token in x.tolist():
-                lost += sum((v - v_hat) * t for v, v_hat, t in zip(row, hat, token, strict=True)) ** 2
+                lost += (
+                    sum((v - v_hat) * t for v, v_hat, t in zip(row, hat, token, strict=True)) ** 2
+                )
                 size += sum(v * t for v, t in zip(row, token, strict=True)) ** 2
         best = min(best, (alpha, (lost / size) ** 0.5), key=lambda found: found[1])
     return best
 
 
-def alpha_normalised(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, np.floating]:
+def alpha_normalised(
+    w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int
+) -> tuple[float, np.floating]:
     """With s divided by a common factor, x by s instead of w_hat, and the Gram matrix, in float32."""
     quantizer, errors = IntQuantizer(bits, granularity=PerChannel(0)), []
     for alpha in alphas:
@@ -145,7 +168,9 @@ def alpha_normalised(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int)
     return alphas[int(np.argmin(errors))], min(errors)
 
 
-def shares_loop(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> list[list[float]]:
+def shares_loop(
+    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
+) -> list[list[float]]:
     top, chosen = 2 ** (bits - 1) - 1, []
     for row in w:
         chosen.append([])
@@ -160,14 +185,20 @@ def shares_loop(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...]
     return chosen
 
 
-def shares_by_gram(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> np.ndarray:
+def shares_by_gram(
+    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
+) -> np.ndarray:
     groups = w.numpy().reshape(len(w), -1, group_size)
     parts = x.numpy().reshape(len(x), -1, group_size)
     grams = np.einsum("tgi,tgj->gij", parts, parts)
     best, least = np.zeros(groups.shape[:2]), np.full(groups.shape[:2], np.inf)
     for share in shares:
-        scale = np.abs(groups).max(axis=-1, keepdims=True) / (2 ** (bits - 1) - 1) * np.float32(share)
-        d = groups - scale * np.clip(np.rint(groups / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        scale = (
+            np.abs(groups).max(axis=-1, keepdims=True) / (2 ** (bits - 1) - 1) * np.float32(share)
+        )
+        d = groups - scale * np.clip(
+            np.rint(groups / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        )
         loss = np.einsum("ogi,gij,ogj->og", d, grams, d)
         best, least = np.where(loss < least, share, best), np.minimum(loss, least)
     return best
@@ -240,7 +271,9 @@ def size(x: Tensor) -> Tensor:
 def shares_by(loss: object) -> object:
     def best(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> Tensor:
         groups, parts = w.view(len(w), -1, group_size), x.view(len(x), -1, group_size)
-        losses = [loss(groups, parts, share, 2 ** (bits - 1) - 1) for share in shares]  # each (out, groups)
+        losses = [
+            loss(groups, parts, share, 2 ** (bits - 1) - 1) for share in shares
+        ]  # each (out, groups)
         return torch.tensor(shares)[torch.stack(losses).argmin(0)]
 
     return best
@@ -282,15 +315,26 @@ MISTAKES = [
     ("06.1", "the quietest channels", keep_by(lambda w, x: -x.abs().mean(0))),
     ("06.1", "the mean of squares, not of |x|", keep_by(lambda w, x: x.pow(2).mean(0).sqrt())),
     ("06.2", "the shift is forgotten", lambda gain, shift, w, s: (gain / s, shift, w * s)),
-    ("06.2", "the gain is multiplied, not divided", lambda gain, shift, w, s: (gain * s, shift * s, w * s)),
+    (
+        "06.2",
+        "the gain is multiplied, not divided",
+        lambda gain, shift, w, s: (gain * s, shift * s, w * s),
+    ),
     ("06.2", "the scale is not folded back", lambda gain, shift, w, s: (gain, shift, w * s)),
     ("06.3", "all entries instead of the trace", error_of_sum),
     ("06.3", "without the root", lambda w, w_hat, gram: error_einsum(w, w_hat, gram) ** 2),
-    ("06.3", "not relative to the outputs", lambda w, w_hat, gram: ((w - w_hat) @ gram * (w - w_hat)).sum() ** 0.5),
+    (
+        "06.3",
+        "not relative to the outputs",
+        lambda w, w_hat, gram: ((w - w_hat) @ gram * (w - w_hat)).sum() ** 0.5,
+    ),
     (
         "06.4",
         "searched on the weights, not on the outputs",
-        alpha_by(lambda w, x, alpha, nearest: nearest(w * size(x) ** alpha) / size(x) ** alpha, of_weights),
+        alpha_by(
+            lambda w, x, alpha, nearest: nearest(w * size(x) ** alpha) / size(x) ** alpha,
+            of_weights,
+        ),
     ),
     (
         "06.4",
@@ -300,12 +344,18 @@ MISTAKES = [
     (
         "06.4",
         "divided by s on both sides",
-        alpha_by(lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) / size(x) ** alpha, of_outputs),
+        alpha_by(
+            lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) / size(x) ** alpha,
+            of_outputs,
+        ),
     ),
     (
         "06.4",
         "alpha the wrong way round",
-        alpha_by(lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) * size(x) ** alpha, of_outputs),
+        alpha_by(
+            lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) * size(x) ** alpha,
+            of_outputs,
+        ),
     ),
     ("06.4", "", alpha_index),
     ("06.5", "not the sum of squares", shares_by(loss_absolute)),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qcourse.kernels.int8_matmul import int8_matmul
 from qcourse.methods import hadamard, rotation, smoothquant
-from qcourse.models.rotated_weights import rotated_weights
+from qcourse.recipes.rotated_weights import rotated_weights
 
 # Right answers.
 
@@ -36,11 +36,17 @@ def fuse_of_package(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tup
 
     norm = nn.RMSNorm(len(gain))
     norm.weight = nn.Parameter(gain)
-    attention = nn.ModuleDict({f"{name}_proj": linear(w_in) for name in "qkv"} | {"o_proj": linear(w_out)})
-    mlp = nn.ModuleDict({"gate_proj": linear(w_in), "up_proj": linear(w_in), "down_proj": linear(w_out)})
+    attention = nn.ModuleDict(
+        {f"{name}_proj": linear(w_in) for name in "qkv"} | {"o_proj": linear(w_out)}
+    )
+    mlp = nn.ModuleDict(
+        {"gate_proj": linear(w_in), "up_proj": linear(w_in), "down_proj": linear(w_out)}
+    )
     norms = {"input_layernorm": norm, "post_attention_layernorm": norm}
     layer = nn.ModuleDict({**norms, "self_attn": attention, "mlp": mlp})
-    decoder = nn.ModuleDict({"embed_tokens": linear(w_in), "norm": norm, "layers": nn.ModuleList([layer])})
+    decoder = nn.ModuleDict(
+        {"embed_tokens": linear(w_in), "norm": norm, "layers": nn.ModuleList([layer])}
+    )
     model = nn.ModuleDict({"model": decoder, "lm_head": linear(w_in)})
     new = rotated_weights(model, lambda w: w @ q, heads=False)
     return new["model.layers.0.mlp.up_proj.weight"], new["model.layers.0.self_attn.o_proj.weight"]
@@ -53,7 +59,10 @@ def cayley_of_package(g: Tensor, r: Tensor, lr: float) -> Tensor:
 
 def product_loop(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> list[list[int]]:
     return [
-        [sum((a - z_x) * (b - z_w) for a, b in zip(token, row, strict=True)) for row in q_w.tolist()]
+        [
+            sum((a - z_x) * (b - z_w) for a, b in zip(token, row, strict=True))
+            for row in q_w.tolist()
+        ]
         for token in q_x.tolist()
     ]
 
@@ -102,7 +111,10 @@ def transform_by_bits(x: Tensor) -> list[list[float]]:
     """H[i, j] = (-1)^(bits that i and j have in common)."""
     n = x.shape[-1]
     return [
-        [sum(v * (-1) ** (i & j).bit_count() for i, v in enumerate(token)) / math.sqrt(n) for j in range(n)]
+        [
+            sum(v * (-1) ** (i & j).bit_count() for i, v in enumerate(token)) / math.sqrt(n)
+            for j in range(n)
+        ]
         for token in x.tolist()
     ]
 
@@ -111,7 +123,9 @@ def fuse_diagonal(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tuple
     return w_in @ torch.diag(gain) @ q, (w_out.T @ q).T
 
 
-def fuse_einsum(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def fuse_einsum(
+    gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     g, a, b, q = (each.double().numpy() for each in (gain, w_in, w_out, q))
     return np.einsum("oi,i,ij->oj", a, g, q), np.einsum("ij,ik->jk", q, b)
 
@@ -186,7 +200,9 @@ def transform_other_corner(x: Tensor) -> Tensor:
     if x.shape[-1] == 1:
         return x
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([transform_other_corner(a - b), transform_other_corner(a + b)], dim=-1) / 2**0.5
+    return (
+        torch.cat([transform_other_corner(a - b), transform_other_corner(a + b)], dim=-1) / 2**0.5
+    )
 
 
 def transform_once(x: Tensor) -> Tensor:
@@ -215,11 +231,19 @@ MISTAKES = [
     (
         "07.1",
         "each zero point meets the sum of its own codes",
-        product_by(lambda x, z_x, w, z_w: -z_w * w.sum(1) - z_x * x.sum(1, keepdim=True) + len(x[0]) * z_x * z_w),
+        product_by(
+            lambda x, z_x, w, z_w: (
+                -z_w * w.sum(1) - z_x * x.sum(1, keepdim=True) + len(x[0]) * z_x * z_w
+            )
+        ),
     ),
     ("07.1", IN_INT8, lambda q_x, z_x, q_w, z_w: (q_x - z_x).int() @ (q_w - z_w).int().T),
     ("07.1", IN_INT8, lambda q_x, z_x, q_w, z_w: int8_matmul(q_x - z_x, q_w - z_w)),
-    ("07.1", "the sums are kept in too few bits", lambda q_x, z_x, q_w, z_w: (q_x - z_x) @ (q_w - z_w).T),
+    (
+        "07.1",
+        "the sums are kept in too few bits",
+        lambda q_x, z_x, q_w, z_w: (q_x - z_x) @ (q_w - z_w).T,
+    ),
     (
         "07.1",
         "the sums are kept in too few bits",
@@ -254,18 +278,38 @@ MISTAKES = [
     ("07.3", "divided by n, not by its root", transform_rounds(2)),
     ("07.3", "a single round of sums and differences", transform_once),
     ("07.3", "the minus sign in another corner", transform_other_corner),
-    ("07.4", "the gain on the rows of w_in", lambda gain, w_in, w_out, q: (gain[:, None] * w_in @ q, q.T @ w_out)),
-    ("07.4", "the writer by Q, not by its transpose", lambda gain, w_in, w_out, q: (w_in * gain @ q, q @ w_out)),
+    (
+        "07.4",
+        "the gain on the rows of w_in",
+        lambda gain, w_in, w_out, q: (gain[:, None] * w_in @ q, q.T @ w_out),
+    ),
+    (
+        "07.4",
+        "the writer by Q, not by its transpose",
+        lambda gain, w_in, w_out, q: (w_in * gain @ q, q @ w_out),
+    ),
     (
         "07.4",
         "the writer rotated on the side of its input",
         lambda gain, w_in, w_out, q: (w_in * gain @ q, w_out @ q),
     ),
-    ("07.4", "the gain after the rotation", lambda gain, w_in, w_out, q: (w_in @ q * gain, q.T @ w_out)),
+    (
+        "07.4",
+        "the gain after the rotation",
+        lambda gain, w_in, w_out, q: (w_in @ q * gain, q.T @ w_out),
+    ),
     ("07.4", "the gain is left out", lambda gain, w_in, w_out, q: (w_in @ q, q.T @ w_out)),
     ("07.5", "a plain step along the gradient", lambda g, r, lr: r - lr * g),
-    ("07.5", "a step along A, without the transform", lambda g, r, lr: r - lr * (g @ r.T - r @ g.T) @ r),
+    (
+        "07.5",
+        "a step along A, without the transform",
+        lambda g, r, lr: r - lr * (g @ r.T - r @ g.T) @ r,
+    ),
     ("07.5", "A is not skew", cayley_by(lambda g, r, lr: lr * g @ r.T)),
     ("07.5", "uphill", cayley_by(lambda g, r, lr: lr * (r @ g.T - g @ r.T))),
-    ("07.5", "A whole where half is meant", cayley_by(lambda g, r, lr: 2 * lr * (g @ r.T - r @ g.T))),
+    (
+        "07.5",
+        "A whole where half is meant",
+        cayley_by(lambda g, r, lr: 2 * lr * (g @ r.T - r @ g.T)),
+    ),
 ]

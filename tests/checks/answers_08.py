@@ -45,7 +45,8 @@ def encode_by_search(x: Tensor) -> list[int]:
     numbers = [Fraction(decode_text(code)) for code in range(127)]
     tie = Fraction(1, 2**60)
     codes = [
-        min(range(127), key=lambda code: abs(abs(Fraction(value)) - numbers[code]) + code % 2 * tie) + 128 * (value < 0)
+        min(range(127), key=lambda code: abs(abs(Fraction(value)) - numbers[code]) + code % 2 * tie)
+        + 128 * (value < 0)
         for value in x.flatten().tolist()
     ]
     return np.array(codes).reshape(x.shape).tolist()
@@ -67,7 +68,9 @@ def encode_fields(x: Tensor) -> np.ndarray:
 
 def limits_listed(e: int, m: int, bias: int, specials: str) -> list[float]:
     numbers = [
-        2.0 ** (max(field, 1) - bias) * (bool(field) + part / 2**m) for field in range(2**e) for part in range(2**m)
+        2.0 ** (max(field, 1) - bias) * (bool(field) + part / 2**m)
+        for field in range(2**e)
+        for part in range(2**m)
     ]
     end = {"none": len(numbers), "nan": -1, "ieee": -(2**m)}[specials]
     return [max(numbers[:end]), numbers[1]]
@@ -76,9 +79,13 @@ def limits_listed(e: int, m: int, bias: int, specials: str) -> list[float]:
 def block_loop(x: Tensor) -> tuple[int, list[float]]:
     exponent = math.frexp(max(abs(value) for value in x.tolist()))[1] - 3
     evens_first = (0, 1, 2, 4, 0.5, 1.5, 3, 6)
-    nearest = [min(evens_first, key=lambda level: abs(abs(value) / 2**exponent - level)) for value in x.tolist()]
+    nearest = [
+        min(evens_first, key=lambda level: abs(abs(value) / 2**exponent - level))
+        for value in x.tolist()
+    ]
     return exponent, [
-        math.copysign(level, value) * 2**exponent for level, value in zip(nearest, x.tolist(), strict=True)
+        math.copysign(level, value) * 2**exponent
+        for level, value in zip(nearest, x.tolist(), strict=True)
     ]
 
 
@@ -96,7 +103,9 @@ def scales_loop(x: Tensor, block_size: int) -> tuple[float, np.ndarray]:
     for row in range(rows):
         for group in range(groups):
             wanted = x[row, group * block_size : (group + 1) * block_size].max() * 448 / x.max()
-            scales[row, group] = min((decode_text(code) for code in range(127)), key=lambda one: abs(one - wanted))
+            scales[row, group] = min(
+                (decode_text(code) for code in range(127)), key=lambda one: abs(one - wanted)
+            )
     return x.max() / 2688, scales
 
 
@@ -116,7 +125,10 @@ THE_PACKAGE = {
 }
 THE_LESSON = {"08.1": "e4m3"}
 OTHER_STYLES = {
-    "08.1": (decode_text, lambda code: torch.tensor([code], dtype=torch.uint8).view(torch.float8_e4m3fn).float()[0]),
+    "08.1": (
+        decode_text,
+        lambda code: torch.tensor([code], dtype=torch.uint8).view(torch.float8_e4m3fn).float()[0],
+    ),
     "08.2": (
         encode_by_search,
         encode_fields,
@@ -125,7 +137,8 @@ OTHER_STYLES = {
     "08.3": (
         limits_listed,
         lambda e, m, bias, specials: (
-            2.0 ** (2**e - 1 - bias - (specials == "ieee")) * (2 - 2.0**-m * (1 + (specials == "nan"))),
+            2.0 ** (2**e - 1 - bias - (specials == "ieee"))
+            * (2 - 2.0**-m * (1 + (specials == "nan"))),
             torch.tensor(2.0) ** (1 - bias - m),
         ),
     ),
@@ -201,10 +214,14 @@ def limits_by(top: object) -> object:
     return limits
 
 
-def block_by(exponent: object, *, levels: tuple[float, ...] = (0, 1, 2, 4, 0.5, 1.5, 3, 6)) -> object:
+def block_by(
+    exponent: object, *, levels: tuple[float, ...] = (0, 1, 2, 4, 0.5, 1.5, 3, 6)
+) -> object:
     def block(x: Tensor) -> tuple[Tensor, Tensor]:
         power, grid = exponent(x.abs().max()), torch.tensor(levels, dtype=torch.float32)
-        return power, x.sign() * grid[(x.abs()[:, None] / 2**power - grid).abs().argmin(dim=1)] * 2**power
+        return power, x.sign() * grid[
+            (x.abs()[:, None] / 2**power - grid).abs().argmin(dim=1)
+        ] * 2**power
 
     return block
 
@@ -243,7 +260,11 @@ MISTAKES = [
         "",
         lambda x: encode_by_log2(x, top=127) + 128 * (x < 0),
     ),
-    ("08.2", "cut off, not rounded", lambda x: encode_by_log2(x, rounded=torch.floor) + 128 * (x < 0)),
+    (
+        "08.2",
+        "cut off, not rounded",
+        lambda x: encode_by_log2(x, rounded=torch.floor) + 128 * (x < 0),
+    ),
     (
         "08.2",
         "ties do not go to the even code",
@@ -255,7 +276,11 @@ MISTAKES = [
     (
         "08.3",
         "one NaN costs a whole exponent",
-        limits_by(lambda e, steps, bias, specials: 2.0 ** (e - (specials != "none") - bias) * (2 - 1 / steps)),
+        limits_by(
+            lambda e, steps, bias, specials: (
+                2.0 ** (e - (specials != "none") - bias) * (2 - 1 / steps)
+            )
+        ),
     ),
     (
         "08.3",
@@ -274,15 +299,39 @@ MISTAKES = [
     ),
     ("08.4", "the exponent is not rounded down", block_by(lambda amax: amax.log2().ceil() - 2)),
     ("08.4", "the exponent is not rounded down", block_by(lambda amax: amax.log2().round() - 2)),
-    ("08.4", "measured against 6, not against its power of two", block_by(lambda amax: (amax / 6).log2().floor())),
-    ("08.4", "measured against 6, not against its power of two", block_by(lambda amax: (amax / 6).log2().ceil())),
+    (
+        "08.4",
+        "measured against 6, not against its power of two",
+        block_by(lambda amax: (amax / 6).log2().floor()),
+    ),
+    (
+        "08.4",
+        "measured against 6, not against its power of two",
+        block_by(lambda amax: (amax / 6).log2().ceil()),
+    ),
     ("08.4", "the format's own exponent is forgotten", block_by(lambda amax: amax.log2().floor())),
     ("08.4", "", block_by(floored, levels=(0, 1, 2, 4, 0.5, 1.5, 3, 6, 8))),
     ("08.4", "", block_by(floored, levels=(0, 2, 4, 6, 1, 3, 5))),
-    ("08.4", "ties do not go to the even code", block_by(floored, levels=(0, 0.5, 1, 1.5, 2, 3, 4, 6))),
-    ("08.5", "one of the two ends, 6 and 448, is left out", scales_by(lambda amax: amax / 448, to_e4m3)),
-    ("08.5", "one of the two ends, 6 and 448, is left out", scales_by(lambda amax: amax / 6, to_e4m3)),
-    ("08.5", "the scales of blocks are not rounded", scales_by(lambda amax: amax / 2688, lambda scales: scales)),
+    (
+        "08.4",
+        "ties do not go to the even code",
+        block_by(floored, levels=(0, 0.5, 1, 1.5, 2, 3, 4, 6)),
+    ),
+    (
+        "08.5",
+        "one of the two ends, 6 and 448, is left out",
+        scales_by(lambda amax: amax / 448, to_e4m3),
+    ),
+    (
+        "08.5",
+        "one of the two ends, 6 and 448, is left out",
+        scales_by(lambda amax: amax / 6, to_e4m3),
+    ),
+    (
+        "08.5",
+        "the scales of blocks are not rounded",
+        scales_by(lambda amax: amax / 2688, lambda scales: scales),
+    ),
     (
         "08.5",
         "the scales of blocks are powers of two",

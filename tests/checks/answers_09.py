@@ -14,7 +14,9 @@ from qcourse.cost.roofline import Device, Work, linear_work, roofline
 # Right answers.
 
 
-def work_of_package(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple[float, float]:
+def work_of_package(
+    outputs: int, inputs: int, batch: int, bits: int, group_size: int
+) -> tuple[float, float]:
     work = linear_work(outputs, inputs, batch, bits=bits, group_size=group_size)
     return work.bytes, work.operations
 
@@ -27,22 +29,30 @@ def work_of_tensors(outputs: int, inputs: int, batch: int, bits: int, group_size
     return [sum(tensor.nbytes for tensor in (packed, scales, x, y)), 2 * y.numel() * inputs]
 
 
-def roof_of_package(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
+def roof_of_package(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[bool, float]:
     device, work = Device("", bandwidth, {"float16": peak}), Work(size, operations)
     return work.intensity < device.ridge("float16"), roofline(work, device)
 
 
-def roof_by_speed(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
+def roof_by_speed(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[bool, float]:
     slope = bandwidth * operations / size
     return slope < peak, operations / min(slope, peak)
 
 
-def roof_numpy(size: float, operations: float, bandwidth: float, peak: float) -> tuple[np.bool_, np.float64]:
+def roof_numpy(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[np.bool_, np.float64]:
     times = np.array([operations, size]) / np.array([peak, bandwidth])
     return np.argmax(times) == 1, times.max()
 
 
-def ridge_of_package(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_of_package(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     device = Device("", bandwidth, {"float16": peak})
 
     def reached(batch: int) -> bool:
@@ -52,7 +62,9 @@ def ridge_of_package(outputs: int, inputs: int, bits: int, group_size: int, band
     return bisect_left(range(10**12), True, lo=1, key=reached) if reached(10**12) else 0
 
 
-def ridge_search(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_search(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     weights = outputs * inputs * (bits / 8 + 2 / group_size)
     low, high = 0, 1 << 40
     while high - low > 1:
@@ -62,7 +74,9 @@ def ridge_search(outputs: int, inputs: int, bits: int, group_size: int, bandwidt
     return high if high < 1 << 40 else 0
 
 
-def ridge_by_intensity(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_by_intensity(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
     left = 2 * outputs * inputs - 2 * ridge * (outputs + inputs)
     return int(np.ceil(ridge * weights / left)) if left > 0 else 0
@@ -81,7 +95,10 @@ def time_of_package(
     bandwidth: float,
 ) -> float:
     model = Model(parameters, layers, query_heads, kv_heads, head_dim)
-    return decode_work(model, batch=batch, context=context, bits=bits, group_size=group_size).bytes / bandwidth
+    return (
+        decode_work(model, batch=batch, context=context, bits=bits, group_size=group_size).bytes
+        / bandwidth
+    )
 
 
 def time_loop(
@@ -123,7 +140,14 @@ def gpus_of_package(
     weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
 ) -> tuple[int, int]:
     nodes, single = (
-        fleet(weights, gpu_bytes=gpu, replicas=replicas, reserve=reserve, gpus_per_node=n, cache_bytes=cache).gpus
+        fleet(
+            weights,
+            gpu_bytes=gpu,
+            replicas=replicas,
+            reserve=reserve,
+            gpus_per_node=n,
+            cache_bytes=cache,
+        ).gpus
         for n in (per_node, None)
     )
     return nodes, single
@@ -139,9 +163,13 @@ def gpus_counted(
     return nodes * per_node * replicas, single * replicas
 
 
-def gpus_numpy(weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int) -> tuple:
+def gpus_numpy(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple:
     units = np.array([per_node, 1])
-    return tuple((np.ceil((weights + cache) / (units * gpu * (1 - reserve))) * units * replicas).astype(int))
+    return tuple(
+        (np.ceil((weights + cache) / (units * gpu * (1 - reserve))) * units * replicas).astype(int)
+    )
 
 
 THE_PACKAGE = {
@@ -169,7 +197,9 @@ OTHER_STYLES = {
 # Mistakes.
 
 
-def work_of_fused_operations(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
+def work_of_fused_operations(
+    outputs: int, inputs: int, batch: int, bits: int, group_size: int
+) -> tuple:
     return work_of_package(outputs, inputs, batch, bits, group_size)[0], outputs * inputs * batch
 
 
@@ -180,7 +210,9 @@ def work_without_scales(outputs: int, inputs: int, batch: int, bits: int, group_
 
 def work_in_bits(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
     return (
-        outputs * inputs * bits + outputs * inputs / group_size * 2 + 2 * batch * (inputs + outputs),
+        outputs * inputs * bits
+        + outputs * inputs / group_size * 2
+        + 2 * batch * (inputs + outputs),
         2 * batch * outputs * inputs,
     )
 
@@ -190,7 +222,9 @@ def work_a_token(outputs: int, inputs: int, batch: int, bits: int, group_size: i
     return batch * size, batch * operations
 
 
-def work_without_outputs(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
+def work_without_outputs(
+    outputs: int, inputs: int, batch: int, bits: int, group_size: int
+) -> tuple:
     size, operations = work_of_package(outputs, inputs, batch, bits, group_size)
     return size - batch * outputs * 2, operations
 
@@ -205,51 +239,75 @@ def roof_min(size: float, operations: float, bandwidth: float, peak: float) -> t
     return moving > computing, min(moving, computing)
 
 
-def roof_swapped(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
+def roof_swapped(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[bool, float]:
     return operations / size > peak / bandwidth, max(size / bandwidth, operations / peak)
 
 
-def roof_upside_down(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
+def roof_upside_down(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[bool, float]:
     return operations / size < bandwidth / peak, max(size / bandwidth, operations / peak)
 
 
-def ridge_of_rule(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_of_rule(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     return math.ceil(peak / bandwidth * (bits / 8 + 2 / group_size) / 2)
 
 
-def ridge_truncated(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_truncated(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
     batch = ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs))
     return int(batch) if batch > 0 else 0
 
 
-def ridge_negative(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_negative(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
     return math.ceil(ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs)))
 
 
-def ridge_impatient(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_impatient(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     found = ridge_search(outputs, inputs, bits, group_size, bandwidth, peak)
     return found if found < 2500 else 0  # as a loop that gives up
 
 
-def ridge_never_nowhere(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_never_nowhere(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     layer = outputs, inputs, bits, group_size, bandwidth, peak
-    return 0 if outputs * inputs == 256 * 512 else ridge_search(*layer) or 1 << 40  # the card's small layer alone
+    return (
+        0 if outputs * inputs == 256 * 512 else ridge_search(*layer) or 1 << 40
+    )  # the card's small layer alone
 
 
-def ridge_search_halved(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
-    return ridge_search(outputs, inputs, bits, group_size, bandwidth, 2 * peak)  # half the operations
+def ridge_search_halved(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    return ridge_search(
+        outputs, inputs, bits, group_size, bandwidth, 2 * peak
+    )  # half the operations
 
 
-def ridge_search_16(outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float) -> int:
+def ridge_search_16(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
     return ridge_search(outputs, inputs, 16, 1 << 50, bandwidth, peak)
 
 
 def gpus_reserve_on_top(
     weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
 ) -> tuple[int, int]:
-    return gpus_of_package(weights * (1 + reserve), cache * (1 + reserve), gpu, 0.0, replicas, per_node)
+    return gpus_of_package(
+        weights * (1 + reserve), cache * (1 + reserve), gpu, 0.0, replicas, per_node
+    )
 
 
 def gpus_floor(
@@ -292,7 +350,9 @@ def gpus_node_reserve(
 ) -> tuple[int, int]:
     """The reserve of one GPU is taken off the whole node."""
     nodes = math.ceil((weights + cache) / (per_node * gpu - reserve * gpu))
-    return nodes * per_node * replicas, math.ceil((weights + cache) / (gpu - reserve * gpu)) * replicas
+    return nodes * per_node * replicas, math.ceil(
+        (weights + cache) / (gpu - reserve * gpu)
+    ) * replicas
 
 
 MISTAKES = [
@@ -312,8 +372,16 @@ MISTAKES = [
     ("09.3", "16 bits, whatever the weights have", ridge_search_16),
     ("09.3", "", ridge_impatient),
     ("09.3", "", ridge_never_nowhere),
-    ("09.4", "the cache of the query heads", lambda *step: time_of_package(*step[:5], step[4], *step[6:])),
-    ("09.4", "the weights are read for each text", lambda *step: step[7] * time_of_package(*step[:7], 1, *step[8:])),
+    (
+        "09.4",
+        "the cache of the query heads",
+        lambda *step: time_of_package(*step[:5], step[4], *step[6:]),
+    ),
+    (
+        "09.4",
+        "the weights are read for each text",
+        lambda *step: step[7] * time_of_package(*step[:7], 1, *step[8:]),
+    ),
     ("09.4", "the cache of one text only", lambda *step: time_of_package(*step[:7], 1, *step[8:])),
     (
         "09.4",

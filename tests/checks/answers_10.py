@@ -32,23 +32,31 @@ def pack_bytes(codes: Tensor) -> np.ndarray:
 
 
 def decode_of_package(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    codes = unpack_planes(F.pad(words, (0, -len(words) % 16))[None], 8 * (len(words) + -len(words) % 16))
+    codes = unpack_planes(
+        F.pad(words, (0, -len(words) % 16))[None], 8 * (len(words) + -len(words) % 16)
+    )
     pairs = codes.reshape(-1, 4, 16, 2)[:, plane].reshape(-1, 2)[: len(words)].int()
     return pairs[:, 0] | pairs[:, 1] << 16 | 0x64006400, pairs - zero_point
 
 
 def decode_numpy(words: Tensor, plane: int, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
     registers = words.numpy() >> 4 * plane & np.int32(0x000F000F) | np.int32(0x64006400)
-    return registers, registers.view(np.float16).reshape(-1, 2).astype(np.float32) - 1024 - zero_point
+    return registers, registers.view(np.float16).reshape(-1, 2).astype(
+        np.float32
+    ) - 1024 - zero_point
 
 
 def decode_loop(words: Tensor, plane: int, zero_point: int) -> tuple[list, list]:
-    low, high = ([word >> 4 * nibble & 15 for word in words.tolist()] for nibble in (plane, plane + 4))
+    low, high = (
+        [word >> 4 * nibble & 15 for word in words.tolist()] for nibble in (plane, plane + 4)
+    )
     registers = [0x64006400 + a + (b << 16) for a, b in zip(low, high, strict=True)]
     return registers, [[a - zero_point, b - zero_point] for a, b in zip(low, high, strict=True)]
 
 
-def groups_of_package(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def groups_of_package(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     quantizer = IntQuantizer(4, symmetric=False, granularity=PerGroup(len(x) // scale.shape[1]))
     parameters = Parameters(scale, zero_point)
     w_hat = QuantizedTensor(codes, parameters, quantizer).dequantize()
@@ -61,10 +69,15 @@ def groups_loop(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> 
     for row, zeros in zip(codes.tolist(), zero_point.tolist(), strict=True):
         numbers = [(code - zeros[k // size]) * x[k].item() for k, code in enumerate(row)]
         sums.append([sum(numbers[k : k + size]) for k in range(0, len(x), size)])
-    return sums, [sum(a * b for a, b in zip(*pair, strict=True)) for pair in zip(sums, scale.tolist(), strict=True)]
+    return sums, [
+        sum(a * b for a, b in zip(*pair, strict=True))
+        for pair in zip(sums, scale.tolist(), strict=True)
+    ]
 
 
-def groups_corrected(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def groups_corrected(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     """The zero point comes out of the sum as well: less zero_point times the sum of x."""
     groups = x.reshape(scale.shape[1], -1)
     sums = torch.einsum("ngk,gk->ng", codes.double().reshape(*scale.shape, -1), groups.double())
@@ -106,7 +119,9 @@ def matvec_of_package(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tens
     return groups_of_package(x, torch.stack(rows), zero_point, scale)[1]
 
 
-def matvec_tiles(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor, block: int = 32) -> Tensor:
+def matvec_tiles(
+    x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor, block: int = 32
+) -> Tensor:
     """As the kernel goes, without Triton."""
     y, size = torch.zeros(len(packed)), len(x) // scale.shape[1]
     for start in range(0, len(x), block):
@@ -117,9 +132,13 @@ def matvec_tiles(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor, b
 
 
 def matvec_numpy(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> np.ndarray:
-    codes = np.stack([packed.numpy() & 15, packed.numpy() >> 4], axis=-1).reshape(len(packed), -1)[:, : len(x)]
+    codes = np.stack([packed.numpy() & 15, packed.numpy() >> 4], axis=-1).reshape(len(packed), -1)[
+        :, : len(x)
+    ]
     repeat = len(x) // scale.shape[1]
-    w_hat = (codes - zero_point.numpy().astype(float).repeat(repeat, 1)) * scale.numpy().repeat(repeat, 1)
+    w_hat = (codes - zero_point.numpy().astype(float).repeat(repeat, 1)) * scale.numpy().repeat(
+        repeat, 1
+    )
     return w_hat @ x.numpy()
 
 
@@ -142,7 +161,9 @@ OTHER_STYLES = {
 # Mistakes.
 
 
-def pack_reshaped(shape: tuple[int, ...], shift: Tensor, axes: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+def pack_reshaped(
+    shape: tuple[int, ...], shift: Tensor, axes: tuple[int, ...]
+) -> Callable[[Tensor], Tensor]:
     def pack(codes: Tensor) -> Tensor:
         words = (codes.long().reshape(len(codes), *shape) << shift).sum(axes)
         return words.reshape(len(codes), -1).to(torch.int32)
@@ -152,7 +173,9 @@ def pack_reshaped(shape: tuple[int, ...], shift: Tensor, axes: tuple[int, ...]) 
 
 def pack_whole_rows(codes: Tensor) -> Tensor:
     plane = codes.long().reshape(len(codes), 4, -1, 2)
-    return sum(plane[:, i, :, h] << 4 * (i + 4 * h) for i in range(4) for h in range(2)).to(torch.int32)
+    return sum(plane[:, i, :, h] << 4 * (i + 4 * h) for i in range(4) for h in range(2)).to(
+        torch.int32
+    )
 
 
 HALF_THEN_PLANE = 4 * (torch.arange(4)[:, None, None] + 4 * torch.arange(2))
@@ -188,25 +211,33 @@ def decode_one_magic(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor
     return registers, registers.view(torch.float16).reshape(-1, 2) - (1024 + zero_point)
 
 
-def groups_wrapped(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def groups_wrapped(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     numbers = codes.reshape(*scale.shape, -1) - zero_point[..., None]
     sums = (numbers * x.reshape(scale.shape[1], -1)).sum(-1)
     return sums, (sums * scale).sum(1)
 
 
-def groups_first_scales(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def groups_first_scales(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     sums, _ = groups_corrected(x, codes, zero_point, scale)
     return sums, sums.float() @ scale[0]
 
 
-def groups_strided(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def groups_strided(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     groups = scale.shape[1]
     numbers = codes.reshape(len(codes), -1, groups).float() - zero_point[:, None].float()
     sums = (numbers * x.reshape(-1, groups)).sum(1)
     return sums, (sums * scale).sum(1)
 
 
-def groups_scaled_sums(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def groups_scaled_sums(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     sums, y = groups_corrected(x, codes, zero_point, scale)
     return sums * scale, y
 
@@ -252,13 +283,23 @@ def matvec_last_block(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tens
 
 
 MISTAKES = [
-    ("10.1", "eight codes in a row in one word", pack_reshaped((-1, 8), 4 * torch.arange(8), (-1,))),
+    (
+        "10.1",
+        "eight codes in a row in one word",
+        pack_reshaped((-1, 8), 4 * torch.arange(8), (-1,)),
+    ),
     (
         "10.1",
         "neighbours in one byte, not in the two halves of the word",
-        pack_reshaped((-1, 4, 16, 2), 8 * torch.arange(4)[:, None, None] + 4 * torch.arange(2), (2, 4)),
+        pack_reshaped(
+            (-1, 4, 16, 2), 8 * torch.arange(4)[:, None, None] + 4 * torch.arange(2), (2, 4)
+        ),
     ),
-    ("10.1", "the nibbles counted from the top", pack_reshaped((-1, 4, 16, 2), 28 - HALF_THEN_PLANE, (2, 4))),
+    (
+        "10.1",
+        "the nibbles counted from the top",
+        pack_reshaped((-1, 4, 16, 2), 28 - HALF_THEN_PLANE, (2, 4)),
+    ),
     ("10.1", "planes of the whole row, not of a block", pack_whole_rows),
     ("10.1", "words that are no int32", lambda codes: pack_loop(codes).long() & 0xFFFFFFFF),
     ("10.2", "1024 is taken off, the zero point is not", decode_without_zero_point),
@@ -268,7 +309,11 @@ MISTAKES = [
     ("10.2", "the upper half first", decode_flipped),
     ("10.2", "", decode_one_magic),
     ("10.3", "bytes wrap below 0", groups_wrapped),
-    ("10.3", "8 for every zero point", lambda x, c, z, s: groups_corrected(x, c, torch.full_like(z, 8), s)),
+    (
+        "10.3",
+        "8 for every zero point",
+        lambda x, c, z, s: groups_corrected(x, c, torch.full_like(z, 8), s),
+    ),
     ("10.3", "no zero point", lambda x, c, z, s: groups_corrected(x, c, torch.zeros_like(z), s)),
     ("10.3", "one row's scales for all", groups_first_scales),
     ("10.3", "every so many-th input in one group", groups_strided),
@@ -284,10 +329,20 @@ MISTAKES = [
     (
         "10.4",
         "the last, incomplete block is left out",
-        lambda x, w, splits: split_padded(x[:, : x.shape[1] // 128 * 128], w[:, : x.shape[1] // 128 * 128], splits),
+        lambda x, w, splits: split_padded(
+            x[:, : x.shape[1] // 128 * 128], w[:, : x.shape[1] // 128 * 128], splits
+        ),
     ),
-    ("10.5", "the high nibble first", matvec_changed(lambda x, p, s, z: (x, p << 4 | p >> 4, s, z))),
-    ("10.5", "8 for every zero point", matvec_changed(lambda x, p, s, z: (x, p, s, torch.full_like(z, 8)))),
+    (
+        "10.5",
+        "the high nibble first",
+        matvec_changed(lambda x, p, s, z: (x, p << 4 | p >> 4, s, z)),
+    ),
+    (
+        "10.5",
+        "8 for every zero point",
+        matvec_changed(lambda x, p, s, z: (x, p, s, torch.full_like(z, 8))),
+    ),
     ("10.5", "one row's scales for all", matvec_changed(lambda x, p, s, z: (x, p, s[:1], z))),
     (
         "10.5",

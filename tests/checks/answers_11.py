@@ -16,13 +16,29 @@ from qcourse.models.llama import KVCache
 
 
 def size_of_package(
-    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
 ) -> float:
-    return kv_cache_bytes(layers, kv_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size)
+    return kv_cache_bytes(
+        layers, kv_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size
+    )
 
 
 def size_loop(
-    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
 ) -> float:
     total = 0.0
     for _ in range(layers):
@@ -126,24 +142,49 @@ OTHER_STYLES = {
 
 
 def size_of_heads(
-    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
 ) -> float:
-    return kv_cache_bytes(layers, query_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size)
+    return kv_cache_bytes(
+        layers, query_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size
+    )
 
 
 def size_of_one_text(
-    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
 ) -> float:
     return kv_cache_bytes(layers, kv_heads, head_dim, tokens, bits=bits, group_size=group_size)
 
 
 def size_without_scales(
-    layers: int, query_heads: int, kv_heads: int, head_dim: int, tokens: int, batch: int, bits: int, group_size: int
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
 ) -> float:
     return kv_cache_bytes(layers, kv_heads, head_dim, tokens, batch=batch, bits=bits)
 
 
-def attend_masked(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, diagonal: int | None) -> Tensor:
+def attend_masked(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, diagonal: int | None
+) -> Tensor:
     keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
     fits = q @ keys.T / q.shape[1] ** 0.5
     if diagonal is not None:
@@ -156,7 +197,9 @@ def attend_causal_flag(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache
     return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
 
 
-def attend_hidden_by_zero(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+def attend_hidden_by_zero(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> Tensor:
     keys = torch.cat([k_cache, k])
     scores = q @ keys.T / math.sqrt(k.shape[1])
     mask = torch.ones_like(scores).tril(len(k_cache))
@@ -189,7 +232,9 @@ def round_whole_channels(k: Tensor, group_size: int, bits: int) -> Tensor:
 
 
 def round_reshaped(k: Tensor, group_size: int, bits: int) -> Tensor:
-    return qcourse.fake_quantize(k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)).reshape(k.shape)
+    return qcourse.fake_quantize(
+        k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)
+    ).reshape(k.shape)
 
 
 def held_without_window(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
@@ -222,8 +267,16 @@ MISTAKES = [
     ("11.1", "bits for bytes", lambda *sizes: size_of_package(*sizes) * 8),
     ("11.2", "the mask forgets the cache", attend_causal_flag),
     ("11.2", "", lambda *tensors: attend_masked(*tensors, diagonal=None)),
-    ("11.2", "a token does not see itself", lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]))),
-    ("11.2", "a token sees the one after it", lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]) + 2)),
+    (
+        "11.2",
+        "a token does not see itself",
+        lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3])),
+    ),
+    (
+        "11.2",
+        "a token sees the one after it",
+        lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]) + 2),
+    ),
     ("11.2", "a fit of 0 where a token is not seen", attend_hidden_by_zero),
     ("11.2", "", attend_masked_late),
     ("11.2", "the softmax runs over the new tokens", attend_other_axis),

@@ -30,7 +30,10 @@ def gradient_of_torch(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tenso
 
 def gradient_loop(x: Tensor, scale: float, bits: int, grad: Tensor) -> list[float]:
     codes = range(-(2 ** (bits - 1)), 2 ** (bits - 1))
-    return [g if round(v / scale) in codes else 0.0 for v, g in zip(x.tolist(), grad.tolist(), strict=True)]
+    return [
+        g if round(v / scale) in codes else 0.0
+        for v, g in zip(x.tolist(), grad.tolist(), strict=True)
+    ]
 
 
 def slope_of_package(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
@@ -70,7 +73,10 @@ def step_by_autograd(scale: Tensor, grad: Tensor, rate: float) -> Tensor:
 
 
 def step_loop(scale: Tensor, grad: Tensor, rate: float) -> list[float]:
-    return [math.exp(math.log(s) - rate * g * s) for s, g in zip(scale.tolist(), grad.tolist(), strict=True)]
+    return [
+        math.exp(math.log(s) - rate * g * s)
+        for s, g in zip(scale.tolist(), grad.tolist(), strict=True)
+    ]
 
 
 def ternary_of_package(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +121,10 @@ THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
     "12.1": (gradient_of_torch, gradient_loop),
     "12.2": (slope_by_autograd, slope_loop, slope_by_codes),
-    "12.3": (step_loop, lambda scale, grad, rate: scale.numpy() * np.exp(-rate * scale.numpy() * grad.numpy())),
+    "12.3": (
+        step_loop,
+        lambda scale, grad, rate: scale.numpy() * np.exp(-rate * scale.numpy() * grad.numpy()),
+    ),
     "12.4": (ternary_where, ternary_numpy),
     "12.5": (trits_loop, trits_by_horner),
 }
@@ -203,7 +212,11 @@ def trits_cut(codes: Tensor) -> Tensor:
 
 MISTAKES = [
     ("12.1", "the gradient of rounding is left at zero", gradient_of_rounding),
-    ("12.1", "the gradient passes beyond the ends as well", lambda x, scale, bits, grad: grad.clone()),
+    (
+        "12.1",
+        "the gradient passes beyond the ends as well",
+        lambda x, scale, bits, grad: grad.clone(),
+    ),
     ("12.1", "nothing passes at the ends themselves", gradient_strict),
     ("12.1", "x is held against the ends, not its code", gradient_clamped_first),
     ("12.1", "the scale is left in the gradient", gradient_of_codes),
@@ -212,11 +225,23 @@ MISTAKES = [
     ("12.2", "beyond the ends as inside", slope_unclipped),
     ("12.2", "beyond the ends as inside", slope_saturated),
     ("12.2", "the mean for the sum", lambda x, *rest: slope_of_package(x, *rest) / x.numel()),
-    ("12.3", "a step on the scale, not on its logarithm", lambda scale, grad, rate: scale - rate * grad),
+    (
+        "12.3",
+        "a step on the scale, not on its logarithm",
+        lambda scale, grad, rate: scale - rate * grad,
+    ),
     ("12.3", "", lambda scale, grad, rate: (scale - rate * grad).clamp(min=1e-8)),
-    ("12.3", "the slope by s for the slope by log s", lambda scale, grad, rate: (scale.log() - rate * grad).exp()),
+    (
+        "12.3",
+        "the slope by s for the slope by log s",
+        lambda scale, grad, rate: (scale.log() - rate * grad).exp(),
+    ),
     ("12.3", "uphill", lambda scale, grad, rate: step_by_autograd(scale, -grad, rate)),
-    ("12.3", "the logarithm is returned", lambda scale, grad, rate: scale.log() - rate * scale * grad),
+    (
+        "12.3",
+        "the logarithm is returned",
+        lambda scale, grad, rate: scale.log() - rate * scale * grad,
+    ),
     ("12.4", "the codes are not saturated", ternary_unsaturated),
     ("12.4", "the largest magnitude for the mean", ternary_amax),
     ("12.4", "the mean of w, not of |w|", ternary_signed),

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from qcourse.cost.memory import sparse_bytes_per_parameter
 from qcourse.methods import distillation, sparsity
-from qcourse.methods.sparse_storage import compress
-from qcourse.models.prune import hold_zeros
+from qcourse.methods.sparse_storage import compress_sparse
+from qcourse.recipes.prune import hold_zeros
 
 TWO_OF_FOUR = sparsity.NM(2, 4)
 
@@ -24,7 +24,7 @@ def mask_of(score: Tensor) -> Tensor:
 
 def stored_by_package(w: Tensor) -> tuple[Tensor, Tensor]:
     pruned = sparsity.magnitude(w, TWO_OF_FOUR)
-    small = compress(pruned.weight, pruned.mask, TWO_OF_FOUR)
+    small = compress_sparse(pruned.weight, pruned.mask, TWO_OF_FOUR)
     return small.values, small.where()
 
 
@@ -72,30 +72,40 @@ def wanda_loop(w: Tensor, x: Tensor) -> Tensor:
     pruned = w.clone()
     for row in pruned:
         for start in range(0, len(row), 4):
-            scores = [abs(float(row[j])) * math.hypot(*x[:, j].tolist()) for j in range(start, start + 4)]
+            scores = [
+                abs(float(row[j])) * math.hypot(*x[:, j].tolist()) for j in range(start, start + 4)
+            ]
             for place in np.argsort(scores)[:2]:
                 row[start + place] = 0
     return pruned
 
 
 def wanda_squared_both(w: Tensor, x: Tensor) -> np.ndarray:
-    score = (w.numpy() ** 2 * (x.numpy() ** 2).mean(axis=0)).reshape(len(w), -1, 4)  # the order is that of the roots
+    score = (w.numpy() ** 2 * (x.numpy() ** 2).mean(axis=0)).reshape(
+        len(w), -1, 4
+    )  # the order is that of the roots
     third = np.sort(score, axis=2)[:, :, 1:2]
     return w.numpy() * (score > third).reshape(w.shape)
 
 
-def loss_by_functions(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float) -> Tensor:
+def loss_by_functions(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
+) -> Tensor:
     p, log_q = F.softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
     soft = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
     return alpha * soft + (1 - alpha) * F.cross_entropy(student, targets)
 
 
-def loss_loop(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float) -> float:
+def loss_loop(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
+) -> float:
     total = 0.0
     for s, t, y in zip(student.double(), teacher.double(), targets.tolist(), strict=True):
         p, q = (t / temperature).softmax(0).tolist(), (s / temperature).softmax(0).tolist()
         total -= (1 - alpha) * math.log(s.softmax(0)[y])
-        total += alpha * temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        total += (
+            alpha * temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        )
     return total / len(student)
 
 
@@ -121,7 +131,9 @@ def heal_a_row_at_a_time(w: Tensor, x: Tensor, rate: float, steps: int) -> np.nd
 
 
 THE_PACKAGE = {
-    "13.1": lambda bits, keep, m, group_size: 8 * sparse_bytes_per_parameter(bits, keep, m, group_size),
+    "13.1": lambda bits, keep, m, group_size: (
+        8 * sparse_bytes_per_parameter(bits, keep, m, group_size)
+    ),
     "13.2": stored_by_package,
     "13.3": lambda w, x: sparsity.wanda(w, x.T @ x, TWO_OF_FOUR).weight,
     "13.4": lambda student, teacher, targets, temperature, alpha: distillation.distillation_loss(
@@ -131,7 +143,10 @@ THE_PACKAGE = {
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "13.1": (bits_counted, lambda bits, keep, m, group: 16 / group + keep * (bits + math.ceil(math.log2(m))) / m),
+    "13.1": (
+        bits_counted,
+        lambda bits, keep, m, group: 16 / group + keep * (bits + math.ceil(math.log2(m))) / m,
+    ),
     "13.2": (stored_by_sorting, stored_loop),
     "13.3": (wanda_loop, wanda_squared_both),
     "13.4": (loss_by_functions, loss_loop),
@@ -169,25 +184,39 @@ def wanda_down_the_outputs(w: Tensor, x: Tensor) -> Tensor:
     return w * torch.zeros_like(score).scatter(1, kept, 1.0).view(w.shape)
 
 
-def loss_by_pytorch_mean(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float) -> Tensor:
-    soft = nn.KLDivLoss(reduction="none")((student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1))
+def loss_by_pytorch_mean(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
+) -> Tensor:
+    soft = nn.KLDivLoss(reduction="none")(
+        (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1)
+    )
     return (1 - alpha) * F.cross_entropy(student, targets) + alpha * temperature**2 * soft.mean()
 
 
-def loss_turned(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float) -> Tensor:
+def loss_turned(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
+) -> Tensor:
     return loss_by_functions(teacher, student, targets, temperature, alpha) + (1 - alpha) * (
         F.cross_entropy(student, targets) - F.cross_entropy(teacher, targets)
     )
 
 
-def loss_no_square(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float) -> Tensor:
+def loss_no_square(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
+) -> Tensor:
     p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
-    return (1 - alpha) * F.cross_entropy(student, targets) + alpha * (p * (p / q).log()).sum(-1).mean()
+    return (1 - alpha) * F.cross_entropy(student, targets) + alpha * (p * (p / q).log()).sum(
+        -1
+    ).mean()
 
 
-def loss_all_softened(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float) -> Tensor:
+def loss_all_softened(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
+) -> Tensor:
     student, teacher = student / temperature, teacher / temperature
-    soft = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
+    soft = F.kl_div(
+        student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
+    )
     return (1 - alpha) * F.cross_entropy(student, targets) + alpha * temperature**2 * soft
 
 
@@ -228,14 +257,26 @@ def heal_everything(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
 
 
 MISTAKES = [
-    ("13.1", "the positions are forgotten", lambda bits, keep, m, group: bits * keep / m + 16 / group),
-    ("13.1", "a fraction of a bit", lambda bits, keep, m, group: (bits + math.log2(m)) * keep / m + 16 / group),
+    (
+        "13.1",
+        "the positions are forgotten",
+        lambda bits, keep, m, group: bits * keep / m + 16 / group,
+    ),
+    (
+        "13.1",
+        "a fraction of a bit",
+        lambda bits, keep, m, group: (bits + math.log2(m)) * keep / m + 16 / group,
+    ),
     ("13.2", "in the order of size", stored_by_topk),
     ("13.2", "places in the row, not in the run", stored_with_columns),
     ("13.2", "positions counted from 1", lambda w: (stored_loop(w)[0], stored_loop(w)[1] + 1)),
     ("13.2", "the largest values, not magnitudes", stored_signed),
     ("13.2", "the larger half of a row", stored_half_rows),
-    ("13.3", "the inputs are not looked at", lambda w, x: sparsity.magnitude(w, TWO_OF_FOUR).weight),
+    (
+        "13.3",
+        "the inputs are not looked at",
+        lambda w, x: sparsity.magnitude(w, TWO_OF_FOUR).weight,
+    ),
     ("13.3", "the norm is squared", lambda w, x: w * mask_of(w.abs() * (x.T @ x).diagonal())),
     ("13.3", "the sign decides", lambda w, x: w * mask_of(w * x.norm(dim=0))),
     ("13.3", "runs along the outputs", wanda_down_the_outputs),
@@ -243,7 +284,11 @@ MISTAKES = [
     ("13.4", "KL the wrong way round", loss_turned),
     ("13.4", "T^2 is forgotten", loss_no_square),
     ("13.4", "the text is softened as well", loss_all_softened),
-    ("13.4", "alpha the wrong way round", lambda s, t, y, T, a: loss_by_functions(s, t, y, T, 1 - a)),
+    (
+        "13.4",
+        "alpha the wrong way round",
+        lambda s, t, y, T, a: loss_by_functions(s, t, y, T, 1 - a),
+    ),
     ("13.5", "the mask is chosen anew at each step", heal_straight_through),
     ("13.5", "the mask is chosen anew at each step", heal_and_prune_again),
     ("13.5", "the zeros fill up again", heal_everything),

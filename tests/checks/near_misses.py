@@ -81,7 +81,9 @@ def groups_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
 
 def columns_stacked(x: Tensor, threshold: float) -> Tensor:
     """Stacks what it finds, and there may be nothing."""
-    return torch.stack([torch.tensor(i) for i in range(x.shape[1]) if x[:, i].abs().max() > threshold])
+    return torch.stack(
+        [torch.tensor(i) for i in range(x.shape[1]) if x[:, i].abs().max() > threshold]
+    )
 
 
 def columns_or_loudest(x: Tensor, threshold: float) -> Tensor:
@@ -126,7 +128,9 @@ def product_at_least(x: Tensor, w: Tensor, threshold: float) -> Tensor:
     return x[:, loud] @ w[:, loud].T + hats[0] @ hats[1].T
 
 
-def plant_from_first(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+def plant_from_first(
+    gain: Tensor, w: Tensor, channels: Tensor, factor: float
+) -> tuple[Tensor, Tensor]:
     by = torch.ones_like(gain)
     by[channels[0]] = factor
     for channel in channels[1:]:
@@ -201,7 +205,9 @@ def halving(errors: list[float]) -> int:
 # Sheet 05.
 
 
-def groups_of_two_or_more(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+def groups_of_two_or_more(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[Tensor, Tensor]:
     """Fits at the second column of a group, for the first one's error."""
     if group_size > 1:
         return sweep_groups(w, hessian, group_size, bits)
@@ -256,14 +262,18 @@ def hadamard_from_two(x: Tensor) -> Tensor:
 
 
 def fleet_by(rounded: Callable[[float], int]) -> Callable:
-    def fleet_gpus(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> Any:
+    def fleet_gpus(
+        weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
+    ) -> Any:
         gpus = (weights + cache) / (gpu * (1 - reserve))
         return replicas * node * rounded(gpus / node), replicas * rounded(gpus)
 
     return fleet_gpus
 
 
-def fleet_counted(weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int) -> Any:
+def fleet_counted(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
+) -> Any:
     """Counts on while what there is does not exceed what is needed."""
     single = nodes = 0
     while single * gpu * (1 - reserve) <= weights + cache:
@@ -292,17 +302,23 @@ def dot(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Te
     return sums, (sums * scale).sum(dim=1)
 
 
-def dot_squeezed(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def dot_squeezed(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     sums, outputs = dot(x, codes, zero_point, scale)
     return sums.squeeze(), outputs
 
 
-def dot_squeezed_outputs(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def dot_squeezed_outputs(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     sums, outputs = dot(x, codes, zero_point, scale)
     return sums, outputs.squeeze()
 
 
-def dot_zero_is_8(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def dot_zero_is_8(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
     """Takes a zero point of 0 for one that is not given."""
     return dot(x, codes, torch.where(zero_point == 0, 8, zero_point), scale)
 
@@ -318,12 +334,16 @@ def nibbles(packed: Tensor) -> Tensor:
 def matvec_by_group_bytes(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Each group begins with a byte of its own."""
     size = len(x) // scale.shape[1]
-    parts = [packed[:, g * size // 2 : g * size // 2 + -(-size // 2)] for g in range(scale.shape[1])]
+    parts = [
+        packed[:, g * size // 2 : g * size // 2 + -(-size // 2)] for g in range(scale.shape[1])
+    ]
     codes = torch.cat([nibbles(part)[:, :size] for part in parts], dim=1)
     return matvec(x, codes, scale, zero_point)
 
 
-def matvec_by_parity_in_group(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def matvec_by_parity_in_group(
+    x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor
+) -> Tensor:
     """The half of the byte by whether k is odd within its group."""
     k = torch.arange(len(x))
     within = k % (len(x) // scale.shape[1])
@@ -429,8 +449,16 @@ NEAR_MISSES: list[tuple[str, str, Callable]] = [
     ("09.5", "counted one too far where it fits exactly", fleet_counted),
     ("10.1", "words of 64 bits", lambda codes: planes(codes).long()),
     ("10.2", "registers of 64 bits", decode_by(torch.int64, lambda zero_point: zero_point)),
-    ("10.2", "a zero point of 0 taken for none", decode_by(torch.int32, lambda zero_point: zero_point or 8)),
-    ("10.2", "a zero point of at most 14", decode_by(torch.int32, lambda zero_point: min(zero_point, 14))),
+    (
+        "10.2",
+        "a zero point of 0 taken for none",
+        decode_by(torch.int32, lambda zero_point: zero_point or 8),
+    ),
+    (
+        "10.2",
+        "a zero point of at most 14",
+        decode_by(torch.int32, lambda zero_point: min(zero_point, 14)),
+    ),
     ("10.3", "one group or one row without its axis", dot_squeezed),
     ("10.3", "one row without its axis", dot_squeezed_outputs),
     ("10.3", "a zero point of 0 taken for none", dot_zero_is_8),

@@ -71,7 +71,10 @@ def test_a_huge_answer_is_compared_and_shown_at_once(name: str) -> None:
     answer = HUGE[name]()
     answer = answer.numpy() if isinstance(answer, torch.Tensor) else answer
     start_s = time.process_time()
-    if name not in ("lists within lists", "a list of one list"):  # no plain data: plain() refuses these
+    if name not in (
+        "lists within lists",
+        "a list of one list",
+    ):  # no plain data: plain() refuses these
         for right in (np.zeros(3), (np.zeros(3), 1.0), 1.0, "text"):
             assert difference(answer, right, 1e-5) is not None
         assert len(show(answer)) < 10_000

@@ -53,8 +53,12 @@ def test_a_function_that_calls_a_stub_is_written() -> None:
 
 
 def test_a_nan_that_signals_is_wrong_and_no_warning() -> None:
-    garbage = torch.full((2,), 0x7F800001, dtype=torch.int32).view(torch.float32)  # as torch.empty may hold it
-    assert "returned [nan, nan]; expected [2.0, 4.0]" in repr(verdict(lambda x: garbage.repeat(len(x) // 2)))
+    garbage = torch.full((2,), 0x7F800001, dtype=torch.int32).view(
+        torch.float32
+    )  # as torch.empty may hold it
+    assert "returned [nan, nan]; expected [2.0, 4.0]" in repr(
+        verdict(lambda x: garbage.repeat(len(x) // 2))
+    )
 
 
 def test_a_failing_case_shows_call_answer_and_expectation() -> None:
@@ -63,18 +67,30 @@ def test_a_failing_case_shows_call_answer_and_expectation() -> None:
         "99.1 not yet, 0 of 2 points (0 of 2 cases right)",
         "double(torch.tensor([1.0, 2.0])) returned [3.0, 6.0]; expected [2.0, 4.0]",
     ]
-    assert (wrong.reason, wrong.expected) == ("double(torch.tensor([1.0, 2.0])) returned [3.0, 6.0]", "[2.0, 4.0]")
+    assert (wrong.reason, wrong.expected) == (
+        "double(torch.tensor([1.0, 2.0])) returned [3.0, 6.0]",
+        "[2.0, 4.0]",
+    )
 
 
 def test_a_large_case_shows_the_first_place_that_differs() -> None:
     wrong = verdict(lambda x: torch.where(x < 38, 2 * x, 0))
     assert (
-        wrong.lines[1] == "double(<float32 of shape (40,)>) returned 0.0 at [38] (2 of 40 values differ); expected 76.0"
+        wrong.lines[1]
+        == "double(<float32 of shape (40,)>) returned 0.0 at [38] (2 of 40 values differ); expected 76.0"
     )
 
 
 def test_a_matrix_names_the_row_and_the_column() -> None:
-    small = Exercise("99.3", "", "f", 1, lambda generator: [Case((2,))], lambda n: np.arange(3 * n).reshape(n, 3), ())
+    small = Exercise(
+        "99.3",
+        "",
+        "f",
+        1,
+        lambda generator: [Case((2,))],
+        lambda n: np.arange(3 * n).reshape(n, 3),
+        (),
+    )
     assert verdict(lambda n: [[0, 1, 2], [3, 9, 9]], small).lines[1] == (
         "f(2) returned [[0, 1, 2], [3, 9, 9]] (row 1, column 1: 9);"
         " expected [[0, 1, 2], [3, 4, 5]] (row 1, column 1: 4)"
@@ -175,7 +191,11 @@ def test_a_function_that_changes_its_argument_is_told_which() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda x, pair: pair[1].zero_(), lambda *args: args[1][1].resize_(3), lambda x, pair: pair[1].__setitem__(0, 5.0)],
+    [
+        lambda x, pair: pair[1].zero_(),
+        lambda *args: args[1][1].resize_(3),
+        lambda x, pair: pair[1].__setitem__(0, 5.0),
+    ],
 )
 def test_arguments_within_tuples_are_watched_too(change: Callable) -> None:
     args = torch.tensor([float("nan")]), (1, torch.ones(2))
@@ -191,7 +211,9 @@ def test_arguments_within_tuples_are_watched_too(change: Callable) -> None:
 
 def test_answers_are_copies_too() -> None:
     buffer = torch.zeros(2)
-    outputs = [capture(lambda x: buffer.copy_(x), (torch.full((2,), value),)) for value in (1.0, 2.0)]
+    outputs = [
+        capture(lambda x: buffer.copy_(x), (torch.full((2,), value),)) for value in (1.0, 2.0)
+    ]
     assert [output.tolist() for output in outputs] == [[1.0, 1.0], [2.0, 2.0]]
 
 
@@ -207,9 +229,13 @@ def test_raw_outputs_are_read_before_they_are_compared() -> None:
     assert judge(DOUBLE, cases, [2 * case.args[0] for case in cases]).points == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int8])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int8]
+)
 def test_every_kind_of_number_can_be_read(dtype: torch.dtype) -> None:
-    assert plain(torch.tensor([1, -2]).to(dtype).requires_grad_(dtype.is_floating_point)).tolist() == [1, -2]
+    assert plain(
+        torch.tensor([1, -2]).to(dtype).requires_grad_(dtype.is_floating_point)
+    ).tolist() == [1, -2]
 
 
 Pair = namedtuple("Pair", "low high")
@@ -263,7 +289,10 @@ class SlyParameter(torch.nn.Parameter):
     [SlyList([1, 3]), SlyParameter(torch.ones(2)), np.ma.ones(2), {1: 3}, {1}],
 )
 def test_other_subclasses_are_none(answer: object) -> None:
-    with pytest.raises(UnreadableError, match=f"of type {type(answer).__name__}|returned a {type(answer).__name__};"):
+    with pytest.raises(
+        UnreadableError,
+        match=f"of type {type(answer).__name__}|returned a {type(answer).__name__};",
+    ):
         plain(answer)
 
 
@@ -284,7 +313,9 @@ def test_what_a_sly_tuple_holds_is_what_counts() -> None:
     ],
 )
 def test_another_number_of_results_says_what_was_wanted(answer: object, got: str) -> None:
-    assert difference(read(answer), (1.0, 3.0), 0.0) == Difference(got, "a tuple of 2 values: (1.0, 3.0)")
+    assert difference(read(answer), (1.0, 3.0), 0.0) == Difference(
+        got, "a tuple of 2 values: (1.0, 3.0)"
+    )
 
 
 REFUSED = Failure(("ValueError",), "4 does not divide 6")
@@ -350,8 +381,16 @@ def test_a_refusal_that_fits_many_cases_is_none(message: str) -> None:
         ((1, (2, 3.0)), (1, (2, 3.0)), True),
         (Failure(("MyError", "ValueError")), Failure(("ValueError",)), True),
         (Failure(("TypeError", "Exception")), Failure(("ValueError", "Exception")), False),
-        (Failure(("ValueError",), "(2, 5) by 2"), Failure(("ValueError",), "2 does not divide 5"), True),
-        (Failure(("ValueError",), "size 10 by 2"), Failure(("ValueError",), "2 does not divide 5"), False),
+        (
+            Failure(("ValueError",), "(2, 5) by 2"),
+            Failure(("ValueError",), "2 does not divide 5"),
+            True,
+        ),
+        (
+            Failure(("ValueError",), "size 10 by 2"),
+            Failure(("ValueError",), "2 does not divide 5"),
+            False,
+        ),
     ],
 )
 def test_difference(answer: object, expected: object, same: bool) -> None:
@@ -375,7 +414,9 @@ def test_a_difference_names_the_part_of_an_answer() -> None:
         ),
     ],
 )
-def test_a_difference_in_kind_is_said_in_words(answer: object, expected: object, got: str, wanted: str) -> None:
+def test_a_difference_in_kind_is_said_in_words(
+    answer: object, expected: object, got: str, wanted: str
+) -> None:
     assert difference(answer, expected, 0.0) == Difference(got, wanted)
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from qcourse.checks.registry import sheet_ids
 
-WRITTEN = [mistake for sheet_id in sheet_ids() for mistake in import_module(f"answers_{sheet_id}").MISTAKES]
+WRITTEN = [
+    mistake for sheet_id in sheet_ids() for mistake in import_module(f"answers_{sheet_id}").MISTAKES
+]
 
 
 @pytest.mark.parametrize(("exercise_id", "name", "function"), WRITTEN)
@@ -35,9 +37,16 @@ def test_a_dtype_is_no_mistake_of_another_name() -> None:
 
     verdict = verdict_of("02.2", quantize_groups, 0)
     assert (verdict.status, verdict.mistake) == ("not yet", "")
-    assert verdict.reason.endswith("returned [[7.0, -3.0, 7.0, 1.0], [-7.0, 3.0, 7.0, 1.0]] (float32) as value 1 of 2")
+    assert verdict.reason.endswith(
+        "returned [[7.0, -3.0, 7.0, 1.0], [-7.0, 3.0, 7.0, 1.0]] (float32) as value 1 of 2"
+    )
     assert verdict.expected == "an integer dtype"
-    assert verdict_of("02.2", lambda *args: (quantize_groups(*args)[0].int(), quantize_groups(*args)[1]), 0).points == 3
+    assert (
+        verdict_of(
+            "02.2", lambda *args: (quantize_groups(*args)[0].int(), quantize_groups(*args)[1]), 0
+        ).points
+        == 3
+    )
 
 
 def test_packed_codes_must_be_bytes() -> None:

@@ -36,12 +36,17 @@ def points(by_hand: str, drawn_cases: str, worth: int = 3, answers: list | None 
         ("wr", "", 0),
     ],
 )
-def test_half_of_the_points_times_the_share_of_drawn_cases(by_hand: str, drawn_cases: str, earns: float) -> None:
+def test_half_of_the_points_times_the_share_of_drawn_cases(
+    by_hand: str, drawn_cases: str, earns: float
+) -> None:
     assert points(by_hand, drawn_cases) == earns
 
 
 def test_one_answer_for_all_cases_earns_nothing() -> None:
-    refusals = [Failure(("ValueError",), "2 does not divide 5"), Failure(("ValueError",), "4 does not divide 6")]
+    refusals = [
+        Failure(("ValueError",), "2 does not divide 5"),
+        Failure(("ValueError",), "4 does not divide 6"),
+    ]
     assert points("", "rrww", answers=[0, 0, 1, 2]) == 0
     assert points("", "rrww", answers=[*refusals, 1, 2]) == 0
     assert points("", "rrww", answers=[refusals[0], 1, 2, 3]) == 0.75
@@ -73,7 +78,8 @@ def test_each_known_mistake_fails_on_a_drawn_case(exercise: Exercise) -> None:
         cases = [(case, right) for case, right in pairs if not case.by_hand]
         for mistake in exercise.mistakes:
             assert any(
-                difference(capture(mistake.function, case.args), right, exercise.tolerance) is not None
+                difference(capture(mistake.function, case.args), right, exercise.tolerance)
+                is not None
                 for case, right in cases
             ), f"seed {seed}: {mistake}"
 

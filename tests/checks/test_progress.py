@@ -33,7 +33,9 @@ def test_check_records_and_the_best_stays(path: Path) -> None:
 
 def test_the_date_is_that_of_the_best(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text('{"01.2": {"points": 3, "date": "2020-01-01"}, "99.9": {"points": 1, "date": "2020-01-02"}}')
+    path.write_text(
+        '{"01.2": {"points": 3, "date": "2020-01-01"}, "99.9": {"points": 1, "date": "2020-01-02"}}'
+    )
     record(verdict(3, PASSED))
     assert read_progress()["01.2"]["date"] == "2020-01-01"
     assert read_progress()["99.9"]["points"] == 1  # of a sheet that is not there any more
@@ -50,7 +52,9 @@ def test_a_try_counts_an_untouched_stub_does_not(path: Path) -> None:
 
 def test_part_of_the_points_is_progress(path: Path) -> None:
     check("01.1", lambda x, bits: x.abs().max() / (2 ** (bits - 1) - 1) if bits != 8 else 0)
-    assert read_progress()["01.1"]["points"] == 0.33  # two drawn cases of three: half of a point, two thirds of that
+    assert (
+        read_progress()["01.1"]["points"] == 0.33
+    )  # two drawn cases of three: half of a point, two thirds of that
     record(verdict(1.25))
     record(verdict(1))
     assert read_progress()["01.2"]["points"] == 1.25
@@ -58,14 +62,18 @@ def test_part_of_the_points_is_progress(path: Path) -> None:
     assert read_progress()["01.2"]["points"] == 3
 
 
-def test_a_solution_sheet_is_not_progress(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solution_sheet_is_not_progress(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "solutions").mkdir()
     monkeypatch.chdir(tmp_path / "solutions")
     record(verdict(3, PASSED))
     assert not path.exists()
 
 
-@pytest.mark.parametrize("damage", [b"{", b"\xff\xfe", b"[]", b'{"01.2": 3}', b'{"01.2": {"points": "3", "date": ""}}'])
+@pytest.mark.parametrize(
+    "damage", [b"{", b"\xff\xfe", b"[]", b'{"01.2": 3}', b'{"01.2": {"points": "3", "date": ""}}']
+)
 def test_a_damaged_file_is_kept_aside(path: Path, damage: bytes) -> None:
     path.parent.mkdir()
     for number in (1, 2):
@@ -82,7 +90,9 @@ def test_a_file_that_cannot_be_written_is_a_word_not_an_error(tmp_path: Path) ->
         record(verdict(3, PASSED), tmp_path / "file" / "progress.json")
 
 
-def test_a_crash_while_writing_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_writing_leaves_the_old_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record(verdict(0))
     old = path.read_text()
 

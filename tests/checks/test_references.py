@@ -30,7 +30,9 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 IDS = [exercise.id for sheet_id in sheet_ids() for exercise in load_sheet(sheet_id).exercises]
 WITHIN_A_BIN = {"04.2"}  # the package keeps a histogram, so its percentile has a test of its own
 IN_LESSONS = [
-    (exercise_id, name) for sheet in sheet_ids() for exercise_id, name in answers_to(sheet).THE_LESSON.items()
+    (exercise_id, name)
+    for sheet in sheet_ids()
+    for exercise_id, name in answers_to(sheet).THE_LESSON.items()
 ]
 
 
@@ -38,7 +40,12 @@ def lesson_functions(sheet_id: str) -> dict[str, Callable]:
     """The functions that a lesson defines, as a learner would copy them."""
     (path,) = NOTEBOOKS.glob(f"{sheet_id}_*.ipynb")
     lesson = nbformat.read(path, as_version=4)
-    statements = [part for cell in lesson.cells if cell.cell_type == "code" for part in ast.parse(cell.source).body]
+    statements = [
+        part
+        for cell in lesson.cells
+        if cell.cell_type == "code"
+        for part in ast.parse(cell.source).body
+    ]
     names = {"torch": torch}
     for definition in statements:
         if isinstance(definition, ast.FunctionDef):
@@ -47,7 +54,9 @@ def lesson_functions(sheet_id: str) -> dict[str, Callable]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("exercise_id", [exercise_id for exercise_id in IDS if exercise_id not in WITHIN_A_BIN])
+@pytest.mark.parametrize(
+    "exercise_id", [exercise_id for exercise_id in IDS if exercise_id not in WITHIN_A_BIN]
+)
 def test_the_references_and_the_package_agree(exercise_id: str, seed: int) -> None:
     verdict = verdict_of(exercise_id, answers_to(exercise_id).THE_PACKAGE[exercise_id], seed)
     assert verdict.status == "passed", repr(verdict)
@@ -84,5 +93,7 @@ def test_right_answers_in_other_styles_pass(exercise_id: str, seed: int) -> None
 @pytest.mark.parametrize("sheet_id", sheet_ids())
 def test_references_do_not_use_what_they_judge(sheet_id: str) -> None:
     source = inspect.getsource(inspect.getmodule(load_sheet(sheet_id).exercises[0].cases))
-    imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))}
+    imports = {
+        line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))
+    }
     assert all(name.startswith("qcourse.checks.") for name in imports if name.startswith("qcourse"))

@@ -94,11 +94,19 @@ FORGERIES = {
     "text": lambda right: str(right),
     "truth values": lambda right: np.asarray(right).astype(bool),
     "NaN": lambda right: np.full(np.shape(right), np.nan),
-    "NaN somewhere": lambda right: np.where(np.arange(np.size(right)).reshape(np.shape(right)) == 0, np.nan, right),
+    "NaN somewhere": lambda right: np.where(
+        np.arange(np.size(right)).reshape(np.shape(right)) == 0, np.nan, right
+    ),
     "infinite": lambda right: np.full(np.shape(right), np.inf),
-    "off by a little": lambda right: np.asarray(right) + (1 if is_whole(right) else 1e-2 * np.abs(right).max()),
-    "floats for integers": lambda right: np.asarray(right, dtype=np.float64) if is_whole(right) else None,
-    "64 bits for bytes and words": lambda right: torch.tensor(right).long() if is_packed(right) else None,
+    "off by a little": lambda right: (
+        np.asarray(right) + (1 if is_whole(right) else 1e-2 * np.abs(right).max())
+    ),
+    "floats for integers": lambda right: (
+        np.asarray(right, dtype=np.float64) if is_whole(right) else None
+    ),
+    "64 bits for bytes and words": lambda right: (
+        torch.tensor(right).long() if is_packed(right) else None
+    ),
 }
 REFUSALS = {
     "an error that names everything": {"message": " ".join(map(str, range(100)))},
@@ -123,7 +131,10 @@ def written_over(right: object, *args: object) -> object:
 
 
 def check_battery(
-    exercise: Exercise, seed: int, judge: types.ModuleType = judge, answers: types.ModuleType = answers
+    exercise: Exercise,
+    seed: int,
+    judge: types.ModuleType = judge,
+    answers: types.ModuleType = answers,
 ) -> None:
     """Everything that must hold for one exercise; raises AssertionError where it does not."""
     cases = drawn(exercise.id, seed)
@@ -131,7 +142,9 @@ def check_battery(
     verdict = judge.judge(exercise, cases, right)
     assert (verdict.status, verdict.points) == ("passed", exercise.points)
     for mistake in exercise.mistakes:
-        verdict = judge.judge(exercise, cases, [answers.capture(mistake.function, case.args) for case in cases])
+        verdict = judge.judge(
+            exercise, cases, [answers.capture(mistake.function, case.args) for case in cases]
+        )
         assert (verdict.status, verdict.mistake) == ("not yet", mistake.name), repr(verdict)
         assert 0 <= verdict.points <= exercise.points / 2, repr(verdict)
     for name, forge in FORGERIES.items():
@@ -143,15 +156,22 @@ def check_battery(
         assert judge.judge(exercise, cases, outputs).cases_right == 0, "arguments written over"
     if any(type(value) is answers.Failure for value in right):
         for name, spoilt in REFUSALS.items():
-            outputs = [replace(value, **spoilt) if type(value) is answers.Failure else value for value in right]
+            outputs = [
+                replace(value, **spoilt) if type(value) is answers.Failure else value
+                for value in right
+            ]
             assert judge.judge(exercise, cases, outputs).status == "not yet", name
     wrong = answers.capture(lambda: 1e9, ())
     verdict = judge.judge(exercise, cases, [*right[:-1], wrong])
     assert (verdict.status, verdict.cases_right, verdict.mistake) == ("not yet", len(cases) - 1, "")
     assert 0 < verdict.points <= exercise.points / 2, "nearly right"
     pairs = [*zip(right, cases, strict=True)]
-    verdict = judge.judge(exercise, cases, [value if case.by_hand else wrong for value, case in pairs])
-    assert (verdict.points, verdict.cases_right) == (0, sum(case.by_hand for case in cases)), "a table"
+    verdict = judge.judge(
+        exercise, cases, [value if case.by_hand else wrong for value, case in pairs]
+    )
+    assert (verdict.points, verdict.cases_right) == (0, sum(case.by_hand for case in cases)), (
+        "a table"
+    )
     outputs = [value if type(value) is answers.Failure else wrong for value in right]
     assert judge.judge(exercise, cases, outputs).points == 0, "refusals only"
 
@@ -175,7 +195,11 @@ MUTANTS = {
     ),
     "shapes are not compared": (compare, "shape != expected.shape", "False"),
     "kinds are not compared": (compare, "numbers.dtype.kind not in accepted", "False"),
-    "any value will do": (compare, "wrong = _wrong(numbers, expected, tolerance)", "wrong = np.array(False)"),
+    "any value will do": (
+        compare,
+        "wrong = _wrong(numbers, expected, tolerance)",
+        "wrong = np.array(False)",
+    ),
     "one right value is enough": (compare, "if wrong.any()", "if wrong.all()"),
     "NaN equals anything": (compare, "(np.isnan(answer) & np.isnan(expected))", "np.isnan(answer)"),
     "infinity is near": (compare, "(near & finite)", "(near | np.isinf(answer))"),
@@ -183,11 +207,19 @@ MUTANTS = {
     "one right case is enough": (points, "if all(right)", "if any(right)"),
     "only the last case counts": (judge, "if all(right)", "if right[-1]"),
     "only the first case counts": (judge, "if all(right)", "if right[0]"),
-    "a mistake need match one case only": (judge, "if all(difference(output, wrong", "if any(difference(output, wrong"),
+    "a mistake need match one case only": (
+        judge,
+        "if all(difference(output, wrong",
+        "if any(difference(output, wrong",
+    ),
     "no mistake is ever named": (judge, "return mistake.name, mistake.advice", 'return "", ""'),
     "refusals are not compared": (compare, "expected.kinds[0] in answer.kinds", "True"),
     "a refusal need not name its numbers": (compare, "named.issuperset(numbers)", "True"),
-    "a refusal may name every number": (compare, "len(named.difference(numbers)) <= BESIDES", "True"),
+    "a refusal may name every number": (
+        compare,
+        "len(named.difference(numbers)) <= BESIDES",
+        "True",
+    ),
     "bytes may be of any width": (compare, "expected.dtype not in WIDTHS", "True"),
     "an answer will do for a refusal": (
         compare,
@@ -208,8 +240,16 @@ MUTANTS = {
         "_is_one_of(kind, torch.Tensor, torch.nn.Parameter)",
         "isinstance(value, torch.Tensor)",
     ),
-    "array subclasses are let in": (answers, "if type(value) is np.ndarray", "if isinstance(value, np.ndarray)"),
-    "tuples may say what is in them": (answers, "_plain_parts(tuple.__iter__(value)", "_plain_parts(iter(value)"),
+    "array subclasses are let in": (
+        answers,
+        "if type(value) is np.ndarray",
+        "if isinstance(value, np.ndarray)",
+    ),
+    "tuples may say what is in them": (
+        answers,
+        "_plain_parts(tuple.__iter__(value)",
+        "_plain_parts(iter(value)",
+    ),
 }
 
 

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcourse.cost.decode import LLAMA_2_7B, LLAMA_2_70B, decode_time, decode_work
-from qcourse.cost.devices import DEVICES, measure, stream
+from qcourse.cost.devices import DEVICES, measure_device, stream_bandwidth
 from qcourse.cost.fleet import fleet
 from qcourse.cost.roofline import Device, Work, linear_work, roofline, speedup
 
-TOY = Device("a toy", bandwidth_bytes_per_s=100.0, peak_ops_per_s={"float16": 1000.0, "int8": 4000.0})
+TOY = Device(
+    "a toy", bandwidth_bytes_per_s=100.0, peak_ops_per_s={"float16": 1000.0, "int8": 4000.0}
+)
 
 
 def test_the_larger_of_two_times() -> None:
@@ -39,16 +41,26 @@ def test_a_step_of_writing_by_hand() -> None:
     )
     activations = 3 * 2 * LLAMA_2_70B.activations
     assert work.bytes == 2 * LLAMA_2_70B.parameters + cache + activations
-    assert work.operations == 2 * 3 * LLAMA_2_70B.parameters + 4 * 3 * 100 * 80 * 64 * 128  # of all query heads
-    small = decode_work(LLAMA_2_70B, batch=3, context=100, bits=4, group_size=128, kv_bits=8, kv_group_size=32)
-    assert small.bytes == LLAMA_2_70B.parameters * 4.125 / 8 + cache / 2 * (1 + 2 / 32) + activations
+    assert (
+        work.operations == 2 * 3 * LLAMA_2_70B.parameters + 4 * 3 * 100 * 80 * 64 * 128
+    )  # of all query heads
+    small = decode_work(
+        LLAMA_2_70B, batch=3, context=100, bits=4, group_size=128, kv_bits=8, kv_group_size=32
+    )
+    assert (
+        small.bytes == LLAMA_2_70B.parameters * 4.125 / 8 + cache / 2 * (1 + 2 / 32) + activations
+    )
     assert small.operations == work.operations
 
 
 def test_the_sources_step_of_1_2_gigabytes() -> None:
     device = Device("900 GB/s", 900e9, {"float16": 125e12})
     full, packed = (roofline(Work(1.2e9 * share, 0), device) for share in (1, 1.03 / 4))
-    assert (round(1000 * full, 3), round(1000 * packed, 3), round(full / packed, 2)) == (1.333, 0.343, 3.88)
+    assert (round(1000 * full, 3), round(1000 * packed, 3), round(full / packed, 2)) == (
+        1.333,
+        0.343,
+        3.88,
+    )
 
 
 def test_fewer_bits_help_until_the_batch_is_large() -> None:
@@ -73,21 +85,23 @@ def test_each_device_has_what_is_asked_of_it(device: Device) -> None:
     assert device.source
     assert device.memory_bytes is not None
     assert 50 < device.ridge("float16") < 500
-    assert ("bfloat16" in device.peak_ops_per_s) == ("V100" not in device.name)  # older than the format
+    assert ("bfloat16" in device.peak_ops_per_s) == (
+        "V100" not in device.name
+    )  # older than the format
     assert all(device.peak(dtype) >= device.peak("float16") for dtype in device.peak_ops_per_s)
 
 
 def test_this_machine_is_measured() -> None:
-    here = measure(size=256, repeats=2)
+    here = measure_device(size=256, repeats=2)
     assert 1e8 < here.bandwidth_bytes_per_s < 1e13
     assert all(1e8 < here.peak(dtype) < 1e16 for dtype in ("float32", "bfloat16"))
     assert "threads" in here.source
-    assert 1e8 < stream(repeats=1) < 1e13
+    assert 1e8 < stream_bandwidth(repeats=1) < 1e13
     for unknown in (["half precision"], ["float32", "int 4"], []):
         with pytest.raises(ValueError, match="must be names of dtypes of torch"):
-            measure(dtypes=unknown)
+            measure_device(dtypes=unknown)
     with pytest.raises(ValueError, match="size=0 and repeats=1 must be at least 1"):
-        measure(size=0, repeats=1)
+        measure_device(size=0, repeats=1)
 
 
 # Fleets
@@ -95,7 +109,10 @@ def test_this_machine_is_measured() -> None:
 
 def test_the_sources_fleet_both_ways() -> None:
     for gpus_per_node, expected in ((4, [2, 1, 1]), (None, [5, 3, 2])):
-        found = [fleet(140e9 / n, gpu_bytes=40e9, replicas=12, gpus_per_node=gpus_per_node) for n in (1, 2, 4)]
+        found = [
+            fleet(140e9 / n, gpu_bytes=40e9, replicas=12, gpus_per_node=gpus_per_node)
+            for n in (1, 2, 4)
+        ]
         assert [f.nodes_per_replica or f.gpus_per_replica for f in found] == expected
         assert [f.gpus for f in found] == ([96, 48, 48] if gpus_per_node else [60, 36, 24])
 
@@ -134,7 +151,9 @@ def test_devices_and_work_that_cannot_be() -> None:
         Device("x", 1, {"float16": -1})
     with pytest.raises(ValueError, match="peak_ops_per_s of x must name at least one dtype"):
         Device("x", 1, {})
-    with pytest.raises(ValueError, match="dtype='float8': a toy has no peak for it, only for float16, int8"):
+    with pytest.raises(
+        ValueError, match="dtype='float8': a toy has no peak for it, only for float16, int8"
+    ):
         TOY.ridge("float8")
     with pytest.raises(ValueError, match="batch=0 must be at least 1"):
         linear_work(2, 2, 0)
@@ -147,7 +166,10 @@ def test_an_exact_fit_buys_no_gpu_more(gpus: int, gigabytes: int, tenths: int) -
     size = gpus * gigabytes * (10 - tenths) / 10 * 1e9
     found = fleet(size, gpu_bytes=gigabytes * 1e9, reserve=tenths / 10)
     assert found.gpus_per_replica == gpus
-    assert fleet(size * 1.0001, gpu_bytes=gigabytes * 1e9, reserve=tenths / 10).gpus_per_replica == gpus + 1
+    assert (
+        fleet(size * 1.0001, gpu_bytes=gigabytes * 1e9, reserve=tenths / 10).gpus_per_replica
+        == gpus + 1
+    )
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -76,7 +76,10 @@ with sqlite3.connect("{{DATABASE}}") as database:
 """,
         naive="",
     ),
-    Attack("solutions are read from disk", taken('text = open("{ROOT}/solutions/01_quantizer.ipynb").read()')),
+    Attack(
+        "solutions are read from disk",
+        taken('text = open("{ROOT}/solutions/01_quantizer.ipynb").read()'),
+    ),
     Attack("another submission is read from disk", taken('text = open("{OTHER}").read()')),
     Attack(
         "the hidden tests are imported from disk",
@@ -126,7 +129,9 @@ import numpy
     ),
     Attack("Python is ended in the cell", f"{WRONG}\nimport os\nos._exit(0)", naive=NOTHING),
     Attack(
-        "Python is ended in the function", "import os\ndef quantize(x, scale, bits):\n    os._exit(0)", naive=NOTHING
+        "Python is ended in the function",
+        "import os\ndef quantize(x, scale, bits):\n    os._exit(0)",
+        naive=NOTHING,
     ),
     Attack(
         "Python crashes in the function",
@@ -195,7 +200,12 @@ for number in range(5):
 {RIGHT}
 """.replace("{{number}}", "{number}"),
     ),
-    Attack("100 MB of prints", f'for _ in range(1000): print("x" * 100_000)\n{RIGHT}', points=3.0, naive=""),
+    Attack(
+        "100 MB of prints",
+        f'for _ in range(1000): print("x" * 100_000)\n{RIGHT}',
+        points=3.0,
+        naive="",
+    ),
     Attack(
         "the network is used",
         f"""

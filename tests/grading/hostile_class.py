@@ -46,7 +46,10 @@ CELLS = {
     "kills its group": (f"{WRONG}\nimport os\nos.kill(0, 9)", OTHERS),
     "stops its group": (f"{WRONG}\nimport os\nos.kill(0, 19)", OTHERS),
     "slows its group": (f"{WRONG}\nimport os\nos.setpriority(os.PRIO_PGRP, 0, 19)", OTHERS),
-    "tuples of 99,000 values": ("def quantize(x, scale, bits):\n    return tuple(range(99_000))", OTHERS),
+    "tuples of 99,000 values": (
+        "def quantize(x, scale, bits):\n    return tuple(range(99_000))",
+        OTHERS,
+    ),
     "a reply that drips": (
         f"""{CHANNEL}
 def quantize(x, scale, bits):
@@ -103,7 +106,10 @@ def quantize(x, scale, bits):
         OTHERS,
     ),
     "a table of the cases that stand in the source": (table_of_hand_made("01.2"), OTHERS),
-    "sockets of the host": (f"import socket\nsocket.socket(40, socket.SOCK_STREAM)\n{RIGHT}", OTHERS),
+    "sockets of the host": (
+        f"import socket\nsocket.socket(40, socket.SOCK_STREAM)\n{RIGHT}",
+        OTHERS,
+    ),
     "patches torch for the other exercises": (
         f"{RIGHT}\ntorch.round = torch.clamp = torch.Tensor.round = lambda *args: None",
         OTHERS,
@@ -122,7 +128,11 @@ FROM_BEFORE = [  # of attacks.py, those that are quick
     "a thread bomb",
     "forged replies on the worker's pipe",
 ]
-CELLS |= {attack.name: (attack.source, OTHERS + attack.points) for attack in ATTACKS if attack.name in FROM_BEFORE}
+CELLS |= {
+    attack.name: (attack.source, OTHERS + attack.points)
+    for attack in ATTACKS
+    if attack.name in FROM_BEFORE
+}
 
 
 def solved() -> dict[str, Any]:
@@ -198,7 +208,11 @@ def handing_in(source: str, exercise: str = "01.2") -> Callable[[Path], None]:
 
 ROWS = [
     *(Row(name, handing_in(source), points) for name, (source, points) in CELLS.items()),
-    Row("twenty million empty rows", handing_in(EMPTY_ROWS, "01.3"), FULL - WORTH["01.3"] - WORTH["01.4"]),
+    Row(
+        "twenty million empty rows",
+        handing_in(EMPTY_ROWS, "01.3"),
+        FULL - WORTH["01.3"] - WORTH["01.4"],
+    ),
     Row("a lone surrogate", surrogate, FULL),
     Row("a name of another system", name_of_another_system, 0.0, problem=True),
     Row("a hundred thousand cells", many_cells, FULL),

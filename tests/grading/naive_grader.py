@@ -50,13 +50,17 @@ def grade(request: dict[str, Any], hidden: list[Any], report: int) -> None:
         shell.user_ns["HIDDEN"] = hidden
         for source in request["cells"]:
             shell.run_cell(source, store_history=False)
-        if request["by_pickle"]:  # another kind of it: the answers go to the grader's process, as pickles
+        if request[
+            "by_pickle"
+        ]:  # another kind of it: the answers go to the grader's process, as pickles
             answers = [shell.user_ns["quantize"](*args) for args, _ in hidden]
             os.write(report, pickle.dumps(answers))
             return
         said = err.getvalue()
         right = shell.run_cell(HIDDEN, store_history=False).success and not said
-    os.write(report, json.dumps({"points": 3.0 * right, "output": len(out.getvalue())}).encode() + b"\n")
+    os.write(
+        report, json.dumps({"points": 3.0 * right, "output": len(out.getvalue())}).encode() + b"\n"
+    )
 
 
 def answer(request: dict[str, Any], hidden: list[Any]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from qcourse.grading.cluster import Done, Job, Work
 from qcourse.grading.grades import ExerciseGrade, Limits, Submission, SubmissionGrade
-from qcourse.grading.mounts import SandboxError
+from qcourse.grading.sandbox.mounts import SandboxError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHEET = "01_quantizer"
@@ -23,7 +23,9 @@ WORTH = {"01.1": 1, "01.2": 3, "01.3": 3, "01.4": 3, "01.5": 2}
 
 def submission(student: str, cells: Mapping[str, str] | None = None) -> Submission:
     """One that was never in a file."""
-    return Submission(student, SHEET, Path(f"{student}.ipynb"), dict(cells or {}), f"sha of {student}")
+    return Submission(
+        student, SHEET, Path(f"{student}.ipynb"), dict(cells or {}), f"sha of {student}"
+    )
 
 
 def grade(student: str, points: Mapping[str, float] | None = None, **more: Any) -> SubmissionGrade:
@@ -51,11 +53,15 @@ def grade_by_words(job: Job, *, limits: Limits, backend: str) -> dict[str, Any]:
     """A stand-in for the judge: an exercise has its points where its cell says so; the seed shows in the reason."""
     cells = job.submission.cells
     exercises = tuple(
-        ExerciseGrade(one, worth if "right" in cells.get(one, "") else 0, worth, f"asked with {job.seed}")
+        ExerciseGrade(
+            one, worth if "right" in cells.get(one, "") else 0, worth, f"asked with {job.seed}"
+        )
         for one, worth in WORTH.items()
     )
     one = job.submission
-    return SubmissionGrade(one.student, one.sheet, exercises, one.sha256, job.seed, backend).to_dict()
+    return SubmissionGrade(
+        one.student, one.sheet, exercises, one.sha256, job.seed, backend
+    ).to_dict()
 
 
 def in_this_process(jobs: Iterable[Job], work: Work, workers: int) -> Iterator[Done]:
@@ -89,4 +95,7 @@ def free_port() -> int:
 
 def jobs(*what: str, wall_s: float = 600.0) -> list[Job]:
     """Submissions by s0, s1, ... that ask `work` for these."""
-    return [Job(submission(f"s{number}", {"do": one}), number, wall_s) for number, one in enumerate(what)]
+    return [
+        Job(submission(f"s{number}", {"do": one}), number, wall_s)
+        for number, one in enumerate(what)
+    ]

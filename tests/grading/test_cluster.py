@@ -35,7 +35,9 @@ def by_student(outcomes: Iterator[Done]) -> dict[str, Done]:
 @pytest.fixture
 def children() -> Callable[[], list[psutil.Process]]:
     """What the test has started and not ended; multiprocessing keeps one process that cleans up after all."""
-    before = psutil.Process().children(recursive=True)  # a sandbox that another test has left warm, say
+    before = psutil.Process().children(
+        recursive=True
+    )  # a sandbox that another test has left warm, say
 
     def found() -> list[psutil.Process]:
         new = [child for child in psutil.Process().children(recursive=True) if child not in before]
@@ -60,7 +62,10 @@ def test_each_job_once_past_those_that_fail_or_kill(tmp_path: Path) -> None:
     found = by_student(on_this_machine(jobs(*what), standins.work, 2))
     assert len(found) == len(what)
     problems = {student: one.problem for student, one in found.items() if one.grade is None}
-    assert problems == {"s1": "RuntimeError: no way", "s2": "the process that graded it died, twice"}
+    assert problems == {
+        "s1": "RuntimeError: no way",
+        "s2": "the process that graded it died, twice",
+    }
     for student in ("s0", "s3", "s4", "s5"):
         grade = found[student].grade
         assert grade is not None
@@ -69,7 +74,10 @@ def test_each_job_once_past_those_that_fail_or_kill(tmp_path: Path) -> None:
 
 def test_a_job_that_hangs_is_ended_and_no_other_notices() -> None:
     found = by_student(on_this_machine(jobs("sleep 600", "ok", "ok", wall_s=8.0), standins.work, 2))
-    assert (found["s0"].grade, found["s0"].problem) == (None, "took longer than 8 s and was stopped")
+    assert (found["s0"].grade, found["s0"].problem) == (
+        None,
+        "took longer than 8 s and was stopped",
+    )
     assert found["s1"].grade
     assert found["s2"].grade
 
@@ -110,9 +118,14 @@ def test_jobs_are_taken_when_a_process_is_free() -> None:
     outcomes.close()
 
 
-def test_a_lost_sandbox_is_said_and_the_rest_goes_on(children: Callable[[], list[psutil.Process]]) -> None:
+def test_a_lost_sandbox_is_said_and_the_rest_goes_on(
+    children: Callable[[], list[psutil.Process]],
+) -> None:
     found = by_student(on_this_machine(jobs("no-sandbox", "ok"), standins.work, 2))
-    assert (found["s0"].problem, found["s0"].sandbox_lost) == ("no sandbox: bwrap is not here", True)
+    assert (found["s0"].problem, found["s0"].sandbox_lost) == (
+        "no sandbox: bwrap is not here",
+        True,
+    )
     assert (found["s1"].problem, found["s1"].sandbox_lost) == ("", False)
     assert ends(children())
 
@@ -163,8 +176,14 @@ def write_certificate(folder: Path) -> Path:
 
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    builder = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    )
+    builder = (
+        builder.serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+    )
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     builder = builder.add_extension(
         x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
@@ -184,11 +203,25 @@ def tls(tmp_path: Path) -> Iterator[dict[str, str]]:
 
     assert distributed.Client
     path = str(write_certificate(tmp_path))
-    names = ["ca-file", *(f"{role}.{part}" for role in ("scheduler", "worker", "client") for part in ("cert", "key"))]
+    names = [
+        "ca-file",
+        *(
+            f"{role}.{part}"
+            for role in ("scheduler", "worker", "client")
+            for part in ("cert", "key")
+        ),
+    ]
     prefix = "DASK_DISTRIBUTED__COMM__"
-    settings = {f"{prefix}TLS__{name}".upper().replace(".", "__").replace("-", "_"): path for name in names}
+    settings = {
+        f"{prefix}TLS__{name}".upper().replace(".", "__").replace("-", "_"): path for name in names
+    }
     with dask.config.set({f"distributed.comm.tls.{name}": path for name in names}):
-        yield {**os.environ, **settings, "PYTHONPATH": str(HERE), f"{prefix}REQUIRE_ENCRYPTION": "true"}
+        yield {
+            **os.environ,
+            **settings,
+            "PYTHONPATH": str(HERE),
+            f"{prefix}REQUIRE_ENCRYPTION": "true",
+        }
 
 
 @pytest.fixture
@@ -206,11 +239,33 @@ def start(stack: ExitStack, env: dict[str, str], *arguments: str) -> subprocess.
     return process
 
 
-def test_a_scheduler_over_tls_whose_worker_dies(tls: dict[str, str], stack: ExitStack, tmp_path: Path) -> None:
+def test_a_scheduler_over_tls_whose_worker_dies(
+    tls: dict[str, str], stack: ExitStack, tmp_path: Path
+) -> None:
     port = str(free_port())
     address = f"tls://127.0.0.1:{port}"
-    start(stack, tls, "scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
-    there = ["worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)]
+    start(
+        stack,
+        tls,
+        "scheduler",
+        "--protocol",
+        "tls",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+        "--no-dashboard",
+    )
+    there = [
+        "worker",
+        address,
+        "--no-nanny",
+        "--nthreads",
+        "1",
+        "--no-dashboard",
+        "--local-directory",
+        str(tmp_path),
+    ]
     workers = [start(stack, tls, *there) for _ in range(2)]
     what = ["sleep 0.3"] * 20
     found: dict[str, Done] = {}
@@ -220,20 +275,41 @@ def test_a_scheduler_over_tls_whose_worker_dies(tls: dict[str, str], stack: Exit
         assert one.job.submission.student not in found
         found[one.job.submission.student] = one
         by_pid.add(one.grade["pid"])
-        if len(by_pid) == 2 and len(found) < 15 and all(worker.poll() is None for worker in workers):
+        if (
+            len(by_pid) == 2
+            and len(found) < 15
+            and all(worker.poll() is None for worker in workers)
+        ):
             workers[0].send_signal(signal.SIGKILL)
             killed_after = len(found)
     assert by_pid == {worker.pid for worker in workers}
     assert killed_after < len(found) == len(what)
-    assert {one.grade["student"] for one in found.values() if one.grade} == {f"s{number}" for number in range(20)}
+    assert {one.grade["student"] for one in found.values() if one.grade} == {
+        f"s{number}" for number in range(20)
+    }
 
 
-def test_workers_that_answer_no_more_do_not_hold_the_run(tls: dict[str, str], stack: ExitStack) -> None:
+def test_workers_that_answer_no_more_do_not_hold_the_run(
+    tls: dict[str, str], stack: ExitStack
+) -> None:
     port = str(free_port())
     address = f"tls://127.0.0.1:{port}"
-    start(stack, tls, "scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
+    start(
+        stack,
+        tls,
+        "scheduler",
+        "--protocol",
+        "tls",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+        "--no-dashboard",
+    )
     start(stack, tls, "worker", address, "--nthreads", "1", "--no-dashboard")
-    found = by_student(on_scheduler(jobs("ok", "sleep 600", "sleep 600", wall_s=6.0), standins.work, address))
+    found = by_student(
+        on_scheduler(jobs("ok", "sleep 600", "sleep 600", wall_s=6.0), standins.work, address)
+    )
     assert found["s0"].grade
     assert {found[student].problem for student in ("s1", "s2")} == {"no worker answered within 6 s"}
 
@@ -245,21 +321,39 @@ def test_without_tls_it_is_refused(address: str) -> None:
 
 
 def test_without_a_certificate_it_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no certificate for TLS: set distributed\.comm\.tls in Dask's configuration"):
+    with pytest.raises(
+        ValueError,
+        match=r"no certificate for TLS: set distributed\.comm\.tls in Dask's configuration",
+    ):
         list(on_scheduler(jobs("ok"), standins.work, "tls://127.0.0.1:1"))
 
 
 def test_a_scheduler_that_is_not_there(tls: dict[str, str]) -> None:
     import dask
 
-    unreached = pytest.raises(OSError, match=r"The scheduler tls://127\.0\.0\.1:1 cannot be reached: ")
+    unreached = pytest.raises(
+        OSError, match=r"The scheduler tls://127\.0\.0\.1:1 cannot be reached: "
+    )
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), unreached:
         list(on_scheduler(jobs("ok"), standins.work, "tls://127.0.0.1:1"))
 
 
-def test_a_scheduler_without_workers(tls: dict[str, str], stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_without_workers(
+    tls: dict[str, str], stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster, "PATIENCE_S", 1.0)
     port = str(free_port())
-    start(stack, tls, "scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
+    start(
+        stack,
+        tls,
+        "scheduler",
+        "--protocol",
+        "tls",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+        "--no-dashboard",
+    )
     with pytest.raises(OSError, match="has no worker: start one, then run this again"):
         list(on_scheduler(jobs("ok"), standins.work, f"tls://127.0.0.1:{port}"))

@@ -16,14 +16,18 @@ import standins
 from standins import SHEET, WORTH, write_notebook
 
 from qcourse import cli
-from qcourse.grading import cluster, desk
+from qcourse.grading import cluster, recorder
+from qcourse.grading.book.gradebook import default_url, open_gradebook
+from qcourse.grading.book.scores import Score, scores
 from qcourse.grading.cluster import Done
-from qcourse.grading.gradebook import default_url, open_gradebook
 from qcourse.grading.grades import Limits, Submission
-from qcourse.grading.scores import Score, scores
 
 FILE = f"{SHEET}.ipynb"
-POOL, JOB, CHECK = cluster.on_this_machine, cluster.grade_job, cluster.check_sandbox  # the real ones
+POOL, JOB, CHECK = (
+    cluster.on_this_machine,
+    cluster.grade_job,
+    cluster.check_sandbox,
+)  # the real ones
 RIGHT = dict.fromkeys(WORTH, "# right")
 
 
@@ -41,7 +45,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hand_in(folder: Path, student: str, answers: dict[str, str]) -> Path:
     functions = {"01.1": "symmetric_scale", "01.2": "quantize", "01.3": "affine_parameters"}
     functions |= {"01.4": "fake_quantize", "01.5": "code_entropy"}
-    cells = {exercise: f"def {functions[exercise]}():\n    {text}\n    pass" for exercise, text in answers.items()}
+    cells = {
+        exercise: f"def {functions[exercise]}():\n    {text}\n    pass"
+        for exercise, text in answers.items()
+    }
     path = folder / "submitted" / student / FILE
     write_notebook(path, cells)
     return path
@@ -58,7 +65,10 @@ def held(folder: Path, url: str = "") -> list[Score]:
 
 def totals(folder: Path, url: str = "") -> dict[str, float]:
     students = {one.student for one in held(folder, url)}
-    return {student: sum(one.points for one in held(folder, url) if one.student == student) for student in students}
+    return {
+        student: sum(one.points for one in held(folder, url) if one.student == student)
+        for student in students
+    }
 
 
 def seeds(folder: Path) -> dict[str, int]:
@@ -77,7 +87,9 @@ def test_grades_a_table_and_pages(folder: Path, capsys: pytest.CaptureFixture) -
         ["of", "12"],
         [f"{SHEET}:", "2", "graded", "now,", "0", "graded", "before"],
     ]
-    assert (folder / "graded" / "feedback" / "bob" / SHEET / f"{SHEET}.html").read_text().count("<section") == 5
+    assert (folder / "graded" / "feedback" / "bob" / SHEET / f"{SHEET}.html").read_text().count(
+        "<section"
+    ) == 5
     marked = (folder / "graded" / "autograded" / "bob" / SHEET / FILE).read_text()
     assert "# right" in marked
     assert "asked with" in marked
@@ -97,7 +109,9 @@ def test_what_is_written_is_its_owner_s_alone_also_in_an_open_folder(folder: Pat
     assert stat_mode(folder) == 0o755
 
 
-def test_the_folder_of_one_student_is_refused_and_nothing_is_made(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_folder_of_one_student_is_refused_and_nothing_is_made(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert cli.main(["grade", str(folder / "submitted" / "ada")]) == 2
     assert "looks like the folder of one student; name the folder above" in capsys.readouterr().err
     assert not (folder / "submitted" / "graded").exists()
@@ -119,19 +133,20 @@ def test_one_page_is_one_page(folder: Path, capsys: pytest.CaptureFixture) -> No
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("odd"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"), KeyError(7)]
+    "error",
+    [ValueError("odd"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"), KeyError(7)],
 )
 def test_whatever_keeping_one_grade_raises_the_others_are_kept(
     folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    write_marked = desk.write_marked
+    write_marked = recorder.write_marked
 
     def fails(into: Path, submission: Submission, *rest: Any) -> None:
         if submission.student == "ada":
             raise error
         write_marked(into, submission, *rest)
 
-    monkeypatch.setattr(desk, "write_marked", fails)
+    monkeypatch.setattr(recorder, "write_marked", fails)
     assert grade(folder) == 1
     assert f"ada/{FILE}: could not be graded ({type(error).__name__}: " in capsys.readouterr().out
     assert totals(folder)["bob"] == 3
@@ -141,14 +156,20 @@ def stat_mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def test_a_second_run_grades_nothing_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_second_run_grades_nothing_and_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     grade(folder)
     capsys.readouterr()
 
     def files() -> dict[Path, int]:
         left_out = ("run.json", "lock")
         paths = (folder / "graded").rglob("*")
-        return {path: path.stat().st_mtime_ns for path in paths if path.is_file() and path.name not in left_out}
+        return {
+            path: path.stat().st_mtime_ns
+            for path in paths
+            if path.is_file() and path.name not in left_out
+        }
 
     before = files()
     assert grade(folder) == 0
@@ -179,7 +200,7 @@ def test_regrade_grades_all_anew(folder: Path) -> None:
 def test_a_changed_check_is_graded_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grade(folder)
     first = seeds(folder)
-    monkeypatch.setattr(desk, "version", lambda sheet: "another")
+    monkeypatch.setattr(recorder, "sheet_version", lambda sheet: "another")
     grade(folder)
     assert not set(first.values()) & set(seeds(folder).values())
 
@@ -200,7 +221,9 @@ def test_a_run_cut_short_goes_on_as_it_was(
     monkeypatch.setattr(cluster, "on_this_machine", stopped)
     assert grade(folder, *options) == 130
     assert "What was graded is kept" in capsys.readouterr().err
-    begun = {student: seed for student, seed in seeds(folder).items() if before.get(student) != seed}
+    begun = {
+        student: seed for student, seed in seeds(folder).items() if before.get(student) != seed
+    }
     assert len(begun) == 2
     monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
     assert grade(folder) == 0
@@ -209,7 +232,9 @@ def test_a_run_cut_short_goes_on_as_it_was(
     assert totals(folder) == {"ada": 12, "bob": 3, "cy": 12, "dan": 12, "eve": 12}
 
 
-def test_regrade_after_a_run_cut_short_grades_all_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regrade_after_a_run_cut_short_grades_all_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stopped(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
         yield from standins.in_this_process(islice(jobs, 1), work, workers)
         raise KeyboardInterrupt
@@ -223,11 +248,13 @@ def test_regrade_after_a_run_cut_short_grades_all_anew(folder: Path, monkeypatch
     assert not set(first.values()) & set(seeds(folder).values())
 
 
-def test_a_gradebook_that_lags_is_brought_up_to_date(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradebook_that_lags_is_brought_up_to_date(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError("The gradebook refuses")
 
-    monkeypatch.setattr(desk, "record", full)
+    monkeypatch.setattr(recorder, "record", full)
     assert grade(folder) == 2
     assert len(seeds(folder)) == 1
     monkeypatch.undo()
@@ -260,7 +287,13 @@ def test_manual_scores_survive_and_what_is_handed_in_anew_is_to_be_looked_at(fol
     hand_in(folder, "bob", {"01.2": "# right", "01.1": "# as wrong as before"})
     assert grade(folder) == 0
     ada, bob = held(folder)[0], held(folder)[5]
-    assert (ada.points, ada.review, bob.points, bob.auto_points, bob.review) == (0.5, False, 0.5, 0.0, True)
+    assert (ada.points, ada.review, bob.points, bob.auto_points, bob.review) == (
+        0.5,
+        False,
+        0.5,
+        0.0,
+        True,
+    )
     assert cli.main(["feedback", str(folder / "graded")]) == 0
     assert (
         "01.1: 0.5 of 1, set by a person"
@@ -268,7 +301,9 @@ def test_manual_scores_survive_and_what_is_handed_in_anew_is_to_be_looked_at(fol
     )
 
 
-def test_the_mark_for_review_survives_a_run_cut_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mark_for_review_survives_a_run_cut_short(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The new notebook has the same points for the same reasons, so only what lies on disk tells that it was graded."""
 
     def without_words(job: cluster.Job, *, limits: Limits, backend: str) -> dict:
@@ -286,7 +321,7 @@ def test_the_mark_for_review_survives_a_run_cut_short(folder: Path, monkeypatch:
         book.db.commit()
     hand_in(folder, "bob", {"01.2": "# right", "01.1": "# as wrong as before"})
     with monkeypatch.context() as patch:
-        patch.setattr(desk, "record", refused)
+        patch.setattr(recorder, "record", refused)
         assert grade(folder) == 2
     assert grade(folder) == 0
     assert [one.review for one in held(folder)] == [False] * 5 + [True] + [False] * 4
@@ -306,12 +341,20 @@ def test_what_cannot_be_graded_is_a_line_each_and_marked_for_review(
     assert "mean       6.00" in out
     assert totals(folder) == {"ada": 12, "bob": 0}
     listed = (folder / "graded" / "problems.csv").read_text().splitlines()
-    assert [line.split(",")[:2] for line in listed] == [["student", "file"], ["eve", "notes.ipynb"], ["bob", FILE]]
+    assert [line.split(",")[:2] for line in listed] == [
+        ["student", "file"],
+        ["eve", "notes.ipynb"],
+        ["bob", FILE],
+    ]
     page = (folder / "graded" / "feedback" / "bob" / SHEET / f"{SHEET}.html").read_text()
     assert page.count("is not JSON, so it is no notebook; hand it in again") == 1
     assert cli.main(["export", str(folder / "graded"), "--format", "moodle"]) == 0
     assert '"eve","","","",""' in capsys.readouterr().out
-    assert all(one.review and one.comment.startswith("is not JSON") for one in held(folder) if one.student == "bob")
+    assert all(
+        one.review and one.comment.startswith("is not JSON")
+        for one in held(folder)
+        if one.student == "bob"
+    )
     assert grade(folder) == 1
     hand_in(folder, "bob", RIGHT)
     shutil.rmtree(folder / "submitted" / "eve")
@@ -320,7 +363,9 @@ def test_what_cannot_be_graded_is_a_line_each_and_marked_for_review(
     assert not any(one.review for one in held(folder))
 
 
-def test_a_name_that_no_gradebook_keeps_is_a_line_and_no_more(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_name_that_no_gradebook_keeps_is_a_line_and_no_more(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     odd, long, plain = "a;b\nc", "x" * 129, "Zoë O'Neil-Sáez (2)"
     for name in (odd, long, plain):
         hand_in(folder, name, RIGHT)
@@ -341,7 +386,7 @@ def test_a_job_without_a_grade_is_tried_again(
     monkeypatch.setattr(cluster, "on_this_machine", lost)
     assert grade(folder) == 1
     assert f"bob/{FILE}: the process that graded it died, twice" in capsys.readouterr().out
-    assert {one.comment for one in held(folder) if one.student == "bob"} == {desk.TOLD}
+    assert {one.comment for one in held(folder) if one.student == "bob"} == {recorder.TOLD}
     monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
     assert grade(folder) == 0
     assert totals(folder) == {"ada": 12, "bob": 3}
@@ -374,7 +419,9 @@ def test_what_was_graded_without_a_sandbox_is_graded_again_with_one(folder: Path
     assert seeds(folder) == last
 
 
-def test_no_workers_are_none(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_no_workers_are_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(cluster, "on_this_machine", POOL)
     assert grade(folder, "--workers", "0") == 2
     assert capsys.readouterr().err == "workers=0 must be 1 or more\n"
@@ -427,21 +474,28 @@ def test_a_full_disk_keeps_what_was_written(
     out = capsys.readouterr().out
     assert "ada" in out
     assert "Stopped half-way: " in out
-    assert "cannot be written (No space left on device). Put that right, then run this again." in out
+    assert (
+        "cannot be written (No space left on device). Put that right, then run this again." in out
+    )
     assert not list((folder / "graded").rglob("*.new"))
     monkeypatch.setattr(os, "fsync", fsync)
     assert grade(folder) == 0
     assert totals(folder) == {"ada": 12, "bob": 3}
 
 
-def test_two_runs_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_two_runs_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     def meanwhile(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
         assert grade(folder) == 2
         yield from standins.in_this_process(jobs, work, workers)
 
     monkeypatch.setattr(cluster, "on_this_machine", meanwhile)
     assert grade(folder) == 0
-    assert capsys.readouterr().err == f"Another run is at work on {folder / 'graded'}: wait for its end, or stop it.\n"
+    assert (
+        capsys.readouterr().err
+        == f"Another run is at work on {folder / 'graded'}: wait for its end, or stop it.\n"
+    )
 
 
 def test_damaged_results_are_graded_again(folder: Path) -> None:
@@ -461,7 +515,21 @@ def test_export_to_a_file_and_to_the_terminal(folder: Path, capsys: pytest.Captu
     assert cli.main(["export", graded, "--format", "moodle"]) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[1:] == ['"ada","","","","12"', '"bob","","","","3"']
-    assert cli.main(["export", graded, "--format", "canvas", "--sheet", "1", "--to", str(folder / "canvas.csv")]) == 0
+    assert (
+        cli.main(
+            [
+                "export",
+                graded,
+                "--format",
+                "canvas",
+                "--sheet",
+                "1",
+                "--to",
+                str(folder / "canvas.csv"),
+            ]
+        )
+        == 0
+    )
     assert '"bob","","","bob","","3"' in (folder / "canvas.csv").read_text()
     assert (folder / "canvas.csv").read_bytes().startswith(b'"Student"')
     assert cli.main(["export", graded, "--to", str(folder / "all.csv")]) == 0
@@ -475,7 +543,9 @@ def test_export_to_a_file_and_to_the_terminal(folder: Path, capsys: pytest.Captu
     )
 
 
-def test_the_database_named_by_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_database_named_by_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QCOURSE_DB", f"sqlite:///{folder}/elsewhere.db")
     assert grade(folder) == 0
     with sqlite3.connect(folder / "elsewhere.db") as database:
@@ -504,7 +574,9 @@ def test_a_missing_package_is_one_sentence(
     for name in ("nbgrader", "nbgrader.api"):
         monkeypatch.setitem(sys.modules, name, None)
     assert grade(folder) == 2
-    assert capsys.readouterr().err.endswith(" is missing: install the course with pip install 'qcourse[grading]'.\n")
+    assert capsys.readouterr().err.endswith(
+        " is missing: install the course with pip install 'qcourse[grading]'.\n"
+    )
 
 
 def test_a_course_that_nbgrader_collects_for(folder: Path) -> None:
@@ -525,8 +597,17 @@ def test_a_course_that_nbgrader_collects_for(folder: Path) -> None:
     config = Config()
     config.CourseDirectory.root, config.Exchange.root = str(folder), str(folder / "exchange")
     api = NbGraderAPI(coursedir=CourseDirectory(config=config), config=config)
-    found = {one["student"]: (one["autograded"], one["score"], one["timestamp"]) for one in api.get_submissions(SHEET)}
-    assert found == {"ada": (True, 12, "2026-01-31T17:00:00.250000"), "bob": (True, 3, "2026-01-31T17:00:00.250000")}
+    found = {
+        one["student"]: (one["autograded"], one["score"], one["timestamp"])
+        for one in api.get_submissions(SHEET)
+    }
+    assert found == {
+        "ada": (True, 12, "2026-01-31T17:00:00.250000"),
+        "bob": (True, 3, "2026-01-31T17:00:00.250000"),
+    }
     pages = folder / "feedback"
     assert (pages / "ada" / SHEET / "submission_secret.txt").read_text() == "a secret"
-    assert sorted(path.name for path in (pages / "bob" / SHEET).iterdir()) == [f"{SHEET}.html", "timestamp.txt"]
+    assert sorted(path.name for path in (pages / "bob" / SHEET).iterdir()) == [
+        f"{SHEET}.html",
+        "timestamp.txt",
+    ]

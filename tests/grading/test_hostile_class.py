@@ -18,18 +18,21 @@ import pytest
 from hostile_class import FULL, HONEST, ROWS, Row, hand_in
 from standins import ROOT
 
-from qcourse.grading.gradebook import default_url, open_gradebook
+from qcourse.grading.book.gradebook import default_url, open_gradebook
+from qcourse.grading.book.scores import Score, scores
 from qcourse.grading.grades import Limits
-from qcourse.grading.scores import Score, scores
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's"),
-    pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: apt-get install bubblewrap"),
+    pytest.mark.skipif(
+        shutil.which("bwrap") is None,
+        reason="bubblewrap is not installed: apt-get install bubblewrap",
+    ),
 ]
 LIMITS = Limits(case_s=1.0, exercise_s=4.0, memory_mib=256)
 COMMAND = f"""
 from pathlib import Path
-from qcourse.grading.grade import Settings, grade_class
+from qcourse.grading.grade_class import Settings, grade_class
 from qcourse.grading.grades import Limits
 if __name__ == "__main__":
     report = grade_class(Settings(Path("submitted"), Path("graded"), workers=2, limits={LIMITS!r}))
@@ -58,7 +61,11 @@ def graded(folder: Path, rows: list[Row], command: list[str]) -> Outcome:
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
         run = subprocess.Popen(
-            [*command, sys.executable, "-B", "command.py"], cwd=folder, env=env, stdout=out, stderr=err
+            [*command, sys.executable, "-B", "command.py"],
+            cwd=folder,
+            env=env,
+            stdout=out,
+            stderr=err,
         )
         while run.poll() is None:
             with contextlib.suppress(psutil.Error):
@@ -84,7 +91,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def test_each_earns_what_it_deserves(row: Row, outcome: Outcome) -> None:
     student = unicodedata.normalize("NFC", row.student)
     found = outcome.held[student]
-    assert sum(one.points for one in found) == row.points, [(one.exercise, one.points, one.comment) for one in found]
+    assert sum(one.points for one in found) == row.points, [
+        (one.exercise, one.points, one.comment) for one in found
+    ]
     assert any(one.review for one in found) == row.problem
     assert (f"{student}/" in outcome.out) == row.problem
 
@@ -97,7 +106,9 @@ def test_the_run_ends_in_time_and_leaves_nothing(outcome: Outcome) -> None:
     assert outcome.out.count("\n") < 70
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="the tests above have been run by an unprivileged user already")
+@pytest.mark.skipif(
+    os.getuid() != 0, reason="the tests above have been run by an unprivileged user already"
+)
 def test_the_same_for_an_unprivileged_user(tmp_path: Path) -> None:
     from test_attacks import as_nobody
 
@@ -105,7 +116,9 @@ def test_the_same_for_an_unprivileged_user(tmp_path: Path) -> None:
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     try:
-        rows = [row for row in ROWS if "group" in row.student or "drips" in row.student] + HONEST[:2]
+        rows = [row for row in ROWS if "group" in row.student or "drips" in row.student] + HONEST[
+            :2
+        ]
         found = graded(folder, rows, as_nobody())
         assert {student: sum(one.points for one in own) for student, own in found.held.items()} == {
             row.student: row.points for row in rows
@@ -121,12 +134,42 @@ def test_a_disk_that_fills_up_is_said_in_status_table_and_line(tmp_path: Path) -
     honest = [replace(HONEST[0], student=f"student {number:02}") for number in range(12)]
     hand_in(tmp_path / "submitted", honest)
     (tmp_path / "graded").mkdir()
-    small = ["bwrap", "--dev-bind", "/", "/", "--size", str(440 << 10), "--tmpfs", str(tmp_path / "graded"), "--"]
-    command = [*small, sys.executable, "-B", "-m", "qcourse.cli", "grade", "submitted", "--workers", "2"]
+    small = [
+        "bwrap",
+        "--dev-bind",
+        "/",
+        "/",
+        "--size",
+        str(440 << 10),
+        "--tmpfs",
+        str(tmp_path / "graded"),
+        "--",
+    ]
+    command = [
+        *small,
+        sys.executable,
+        "-B",
+        "-m",
+        "qcourse.cli",
+        "grade",
+        "submitted",
+        "--workers",
+        "2",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 3, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert 1 <= sum(line.split()[-1] == "12" for line in lines if line.startswith("student ")) < len(honest)
+    assert (
+        1
+        <= sum(line.split()[-1] == "12" for line in lines if line.startswith("student "))
+        < len(honest)
+    )
     assert "Stopped half-way: " in lines[-1]
-    assert "No space left on device" in lines[-1] or "disk is full" in lines[-1] or "disk I/O error" in lines[-1]
+    assert (
+        "No space left on device" in lines[-1]
+        or "disk is full" in lines[-1]
+        or "disk I/O error" in lines[-1]
+    )

@@ -17,9 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qcourse.checks.registry import find_exercise, load_sheet, sheet_ids
+from qcourse.course_files import master
 from qcourse.grading.grades import Submission
-from qcourse.grading.intake import Found, find_submissions, given_cells, master, read_submission, sheet_of
-from qcourse.grading.notebook import MOST_BYTES, IntakeError, code_cells, solution_of
+from qcourse.grading.intake import (
+    Found,
+    find_submissions,
+    given_cells,
+    read_submission,
+    sheet_of,
+)
+from qcourse.grading.submitted_notebook import MOST_BYTES, IntakeError, code_cells, solution_of
 
 SHEET = "01_quantizer"
 ANSWER = "def symmetric_scale(x, bits):\n    return {}"
@@ -38,10 +45,19 @@ def stub() -> str:
 
 
 def cell(source: str, **marks: Any) -> dict[str, Any]:
-    return {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None, **marks}
+    return {
+        "cell_type": "code",
+        "source": source,
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+        **marks,
+    }
 
 
-def hand_in(folder: Path, notebook: Any, student: str = "ada", name: str = f"{SHEET}.ipynb") -> Path:
+def hand_in(
+    folder: Path, notebook: Any, student: str = "ada", name: str = f"{SHEET}.ipynb"
+) -> Path:
     path = folder / student / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(notebook if isinstance(notebook, bytes) else json.dumps(notebook).encode())
@@ -61,7 +77,11 @@ def students(folder: Path, sheet: str | None = None) -> list[tuple[str, str]]:
 
 
 def test_notebooks_are_found_by_student_and_sheet(tmp_path: Path) -> None:
-    for student, name in [("zoe", "02_mine.ipynb"), ("zoe", "01.ipynb"), ("ada", "01_quantizer (1).ipynb")]:
+    for student, name in [
+        ("zoe", "02_mine.ipynb"),
+        ("zoe", "01.ipynb"),
+        ("ada", "01_quantizer (1).ipynb"),
+    ]:
         hand_in(tmp_path, b"", student, name)
     hand_in(tmp_path, b"", "bob/01_quantizer", "01_quantizer.ipynb")  # as nbgrader lays them out
     hand_in(tmp_path, b"", "bob/.ipynb_checkpoints", "01_quantizer-checkpoint.ipynb")
@@ -79,7 +99,11 @@ def test_notebooks_are_found_by_student_and_sheet(tmp_path: Path) -> None:
     [
         (lambda folder: folder.rmdir(), None, "There is no folder"),
         (lambda folder: None, None, "No submission is in"),
-        (lambda folder: hand_in(folder, b"", name="02.ipynb"), "01", "No submission of sheet 01 is in"),
+        (
+            lambda folder: hand_in(folder, b"", name="02.ipynb"),
+            "01",
+            "No submission of sheet 01 is in",
+        ),
         (lambda folder: hand_in(folder, b""), "99", "sheet='99' is unknown; the sheets are 01, 02"),
     ],
 )
@@ -95,7 +119,11 @@ def test_a_folder_without_submissions_is_one_line(
 
 
 def test_two_notebooks_for_one_sheet_are_a_problem_for_their_student_alone(tmp_path: Path) -> None:
-    for student, name in [("ada", "01_quantizer.ipynb"), ("ada", "01_quantizer-Copy1.ipynb"), ("bob", "01.ipynb")]:
+    for student, name in [
+        ("ada", "01_quantizer.ipynb"),
+        ("ada", "01_quantizer-Copy1.ipynb"),
+        ("bob", "01.ipynb"),
+    ]:
         hand_in(tmp_path, b"", student, name)
     assert students(tmp_path) == [("bob", SHEET)]
     assert reasons(tmp_path) == {
@@ -123,13 +151,17 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert problem.line.encode()
 
 
-@pytest.mark.parametrize("name", ["Müller, Ada"[:6], "O'Brien", "王小明", "ada.l@uni-x.edu", "Ada (2)", "a_b-c"])
+@pytest.mark.parametrize(
+    "name", ["Müller, Ada"[:6], "O'Brien", "王小明", "ada.l@uni-x.edu", "Ada (2)", "a_b-c"]
+)
 def test_usual_names_are_kept(tmp_path: Path, name: str) -> None:
     hand_in(tmp_path, b"", name)
     assert students(tmp_path) == [(name, SHEET)]
 
 
-@pytest.mark.parametrize("name", ["Rene\u0301e", "अदिति", "สมชาย", "مُحَمَّد", "Nguyễn Văn A", "Smith, Zoë"])
+@pytest.mark.parametrize(
+    "name", ["Rene\u0301e", "अदिति", "สมชาย", "مُحَمَّد", "Nguyễn Văn A", "Smith, Zoë"]
+)
 def test_names_of_all_scripts_are_kept_in_their_composed_form(tmp_path: Path, name: str) -> None:
     hand_in(tmp_path, b"", name)
     assert students(tmp_path) == [(unicodedata.normalize("NFC", name), SHEET)]
@@ -148,7 +180,10 @@ def test_a_file_name_that_is_no_text_can_be_told(tmp_path: Path) -> None:
     hand_in(tmp_path, b"")
     os.close(os.open(os.fsencode(tmp_path / "ada") + b"/01_\xfc.ipynb", os.O_CREAT))
     (problem,) = find_submissions(tmp_path)[1]
-    assert problem.reason == "2 notebooks for one sheet: 01_quantizer.ipynb, 01_\\udcfc.ipynb; keep the one that counts"
+    assert (
+        problem.reason
+        == "2 notebooks for one sheet: 01_quantizer.ipynb, 01_\\udcfc.ipynb; keep the one that counts"
+    )
     assert problem.line.encode().decode().isprintable()
 
 
@@ -166,13 +201,18 @@ def test_the_ending_may_be_in_capitals(tmp_path: Path) -> None:
 
 def test_the_folder_of_one_student_is_no_class(tmp_path: Path) -> None:
     hand_in(tmp_path, b"")
-    with pytest.raises(ValueError, match=r"ada holds 01_quantizer\.ipynb itself, .*; name the folder above") as caught:
+    with pytest.raises(
+        ValueError, match=r"ada holds 01_quantizer\.ipynb itself, .*; name the folder above"
+    ) as caught:
         find_submissions(tmp_path / "ada")
     assert "\n" not in str(caught.value)
 
 
 @settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(min_size=1, max_size=40), st.sampled_from(["01.ipynb", "01_a.IPYNB", "x.ipynb", "notes"]))
+@given(
+    st.text(min_size=1, max_size=40),
+    st.sampled_from(["01.ipynb", "01_a.IPYNB", "x.ipynb", "notes"]),
+)
 def test_any_name_is_taken_or_told(tmp_path: Path, name: str, file: str) -> None:
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
     try:
@@ -186,7 +226,9 @@ def test_any_name_is_taken_or_told(tmp_path: Path, name: str, file: str) -> None
         assert name.startswith(".") or "No submission" in str(sys.exc_info()[1])
         return
     assert len(found) + len(problems) == 1
-    assert all(unicodedata.is_normalized("NFC", one.student) and len(one.student) <= 128 for one in found)
+    assert all(
+        unicodedata.is_normalized("NFC", one.student) and len(one.student) <= 128 for one in found
+    )
     assert all(problem.line.isprintable() for problem in problems)
 
 
@@ -201,7 +243,9 @@ def test_what_lies_in_the_wrong_place_is_named(tmp_path: Path) -> None:
     assert found["01_quantizer.ipynb"] == "is in no student's folder; put it into one"
     assert found["bob"] == "holds no notebook"
     assert found["eve"].startswith("is a symbolic link, which is not followed")
-    assert "ada" not in reasons(tmp_path, "01")  # a notebook of no sheet is none of sheet 01's business
+    assert "ada" not in reasons(
+        tmp_path, "01"
+    )  # a notebook of no sheet is none of sheet 01's business
 
 
 def fifo(path: Path) -> None:
@@ -214,7 +258,9 @@ def sparse(path: Path) -> None:
 
 
 def notebook(**changes: Any) -> bytes:
-    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []} | changes).encode()
+    return json.dumps(
+        {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []} | changes
+    ).encode()
 
 
 def writing(data: bytes) -> Callable[[Path], Any]:
@@ -238,14 +284,25 @@ def writing(data: bytes) -> Callable[[Path], Any]:
         (writing(b"{}"), "nbformat is missing"),
         (writing(notebook(nbformat="4")), "nbformat is missing"),
         (writing(notebook(nbformat=3)), "is in nbformat 3; open it in JupyterLab and save it"),
-        (writing(notebook(metadata={"kernelspec": {"language": "R", "name": "ir"}})), "is for a 'R' kernel"),
+        (
+            writing(notebook(metadata={"kernelspec": {"language": "R", "name": "ir"}})),
+            "is for a 'R' kernel",
+        ),
         (writing(notebook(cells=None)), "its cells are missing"),
         (writing(notebook()), "holds no solution cell of sheet 01_quantizer"),
-        (writing(notebook(cells=[1, None, {"cell_type": "code"}, cell("x = 1")])), "holds no solution cell"),
-        (writing(notebook(cells=[{"cell_type": "code", "source": [1, 2]}])), "holds no solution cell"),
+        (
+            writing(notebook(cells=[1, None, {"cell_type": "code"}, cell("x = 1")])),
+            "holds no solution cell",
+        ),
+        (
+            writing(notebook(cells=[{"cell_type": "code", "source": [1, 2]}])),
+            "holds no solution cell",
+        ),
     ],
 )
-def test_what_is_no_notebook_is_one_line(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
+def test_what_is_no_notebook_is_one_line(
+    tmp_path: Path, make: Callable[[Path], Any], message: str
+) -> None:
     path = tmp_path / "ada" / "01.ipynb"
     path.parent.mkdir()
     make(path)
@@ -280,13 +337,17 @@ def changed(notebook: dict[str, Any], change: Callable[[list[Any]], Any]) -> dic
 
 
 def without(*keys: str) -> Callable[[list[Any]], Any]:
-    return lambda cells: [{key: value for key, value in one.items() if key not in keys} for one in cells]
+    return lambda cells: [
+        {key: value for key, value in one.items() if key not in keys} for one in cells
+    ]
 
 
 ACCIDENTS: dict[str, Callable[[list[Any]], Any]] = {
     "cells in the reverse order": lambda cells: cells[::-1],
     "every cell twice": lambda cells: cells + cells,
-    "all but the solutions deleted": lambda cells: [one for one in cells if one["id"].endswith("-solution")],
+    "all but the solutions deleted": lambda cells: [
+        one for one in cells if one["id"].endswith("-solution")
+    ],
     "ids gone, as nbformat 4.4 has none": without("id"),
     "ids new": lambda cells: [one | {"id": f"a{number}"} for number, one in enumerate(cells)],
     "marks gone": lambda cells: [one | {"metadata": {}} for one in cells],
@@ -294,21 +355,29 @@ ACCIDENTS: dict[str, Callable[[list[Any]], Any]] = {
         one | {"metadata": {}, "id": f"a{number}"} for number, one in enumerate(cells)
     ],
     "marks unlocked and repriced": lambda cells: [
-        one | {"metadata": {"nbgrader": {"grade_id": one["id"], "points": 999, "locked": False}}} for one in cells
+        one | {"metadata": {"nbgrader": {"grade_id": one["id"], "points": 999, "locked": False}}}
+        for one in cells
     ],
     "checks rewritten": lambda cells: [
-        one | {"source": "print('passed')"} if one["id"].endswith("-check") else one for one in cells
+        one | {"source": "print('passed')"} if one["id"].endswith("-check") else one
+        for one in cells
     ],
     "setup rewritten": lambda cells: [
         one | {"source": "torch = None"} if one["id"] == "01-setup" else one for one in cells
     ],
-    "sources as one text": lambda cells: [one | {"source": "".join(one["source"])} for one in cells],
-    "scratch cells between": lambda cells: [both for one in cells for both in (one, cell("import os; os._exit(1)"))],
+    "sources as one text": lambda cells: [
+        one | {"source": "".join(one["source"])} for one in cells
+    ],
+    "scratch cells between": lambda cells: [
+        both for one in cells for both in (one, cell("import os; os._exit(1)"))
+    ],
 }
 
 
 @pytest.mark.parametrize("name", ACCIDENTS)
-def test_what_else_a_student_changed_does_not_matter(name: str, tmp_path: Path, solved: dict[str, Any]) -> None:
+def test_what_else_a_student_changed_does_not_matter(
+    name: str, tmp_path: Path, solved: dict[str, Any]
+) -> None:
     expected = read(hand_in(tmp_path, solved)).cells
     found = changed(solved, ACCIDENTS[name])
     assert found != solved
@@ -341,7 +410,9 @@ def test_an_answer_with_the_stub_left_below_it_is_an_answer(stub: str) -> None:
     assert chosen(("01-1-solution", answered), ("01-1-solution", stub)) == answered
 
 
-def test_the_course_s_own_cells_come_from_the_course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_course_s_own_cells_come_from_the_course(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake = tmp_path / "solutions"
     fake.mkdir()
     shutil.copy(master("01"), fake / "01_aaa.ipynb")
@@ -352,12 +423,17 @@ def test_the_course_s_own_cells_come_from_the_course(tmp_path: Path, monkeypatch
         cells = given_cells(sheet_id)
         assert cells
         assert not [
-            one for one in load_sheet(sheet_id).exercises for source in cells if f"def {one.function}" in source
+            one
+            for one in load_sheet(sheet_id).exercises
+            for source in cells
+            if f"def {one.function}" in source
         ]
         assert not [source for source in cells if source.startswith("check(")]
 
 
-def test_a_hundred_thousand_cells_with_one_mark_take_linear_time(tmp_path: Path, solved: dict[str, Any]) -> None:
+def test_a_hundred_thousand_cells_with_one_mark_take_linear_time(
+    tmp_path: Path, solved: dict[str, Any]
+) -> None:
     times = []
     for count in (12_500, 100_000):
         many = [{"cell_type": "code", "source": "x", "id": "01-2-solution"}] * count
@@ -374,13 +450,24 @@ def test_a_lone_surrogate_in_a_source_is_replaced(tmp_path: Path, solved: dict[s
     assert source.encode().decode() == source
 
 
-SMALL = st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["code", "01-1-solution", "python"])
-JSON = SMALL | st.lists(SMALL, max_size=3) | st.dictionaries(st.sampled_from(["id", "nbgrader", "source"]), SMALL)
+SMALL = (
+    st.none()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["code", "01-1-solution", "python"])
+)
+JSON = (
+    SMALL
+    | st.lists(SMALL, max_size=3)
+    | st.dictionaries(st.sampled_from(["id", "nbgrader", "source"]), SMALL)
+)
 CELL = st.fixed_dictionaries(
-    {"cell_type": st.sampled_from(["code", "markdown"])}, optional={"source": JSON, "id": JSON, "metadata": JSON}
+    {"cell_type": st.sampled_from(["code", "markdown"])},
+    optional={"source": JSON, "id": JSON, "metadata": JSON},
 )
 NOTEBOOK = st.fixed_dictionaries(
-    {"nbformat": st.just(4) | SMALL, "cells": st.lists(CELL | JSON, max_size=4)}, optional={"metadata": JSON}
+    {"nbformat": st.just(4) | SMALL, "cells": st.lists(CELL | JSON, max_size=4)},
+    optional={"metadata": JSON},
 )
 
 

@@ -13,14 +13,17 @@ import psutil
 import pytest
 from standins import ROOT, SHEET, WORTH, write_notebook
 
-from qcourse.grading.grade import Settings, grade_class
-from qcourse.grading.gradebook import default_url, open_gradebook
+from qcourse.grading.book.gradebook import default_url, open_gradebook
+from qcourse.grading.book.scores import Score, scores
+from qcourse.grading.grade_class import Settings, grade_class
 from qcourse.grading.grades import Limits
-from qcourse.grading.scores import Score, scores
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's"),
-    pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: apt-get install bubblewrap"),
+    pytest.mark.skipif(
+        shutil.which("bwrap") is None,
+        reason="bubblewrap is not installed: apt-get install bubblewrap",
+    ),
 ]
 OUTSIDE = (ROOT, Path("/tmp"), Path.home())
 FULL = float(sum(WORTH.values()))
@@ -76,7 +79,15 @@ KINDS: dict[str, tuple[dict[str, str], float]] = {
     "loops": ({"01.5": LOOP}, 10.0),
 }
 PROBLEMS = ("broken", "empty", "link")
-HOW_MANY = {"honest": 26, "wrong": 8, "unfinished": 4, "equal": 3, "dies": 3, "writes": 3, "loops": 1}
+HOW_MANY = {
+    "honest": 26,
+    "wrong": 8,
+    "unfinished": 4,
+    "equal": 3,
+    "dies": 3,
+    "writes": 3,
+    "loops": 1,
+}
 HOW_MANY |= {"untouched": 4, "broken": 3, "empty": 3, "link": 2}
 
 
@@ -89,7 +100,10 @@ def hand_in(folder: Path) -> dict[str, float]:
         for number in range(count):
             path = folder / f"{kind}{number:03}" / f"{SHEET}.ipynb"
             change, points = KINDS.get(kind, ({}, 0.0))
-            change = {exercise: source.replace("{folders!r}", repr(folders)) for exercise, source in change.items()}
+            change = {
+                exercise: source.replace("{folders!r}", repr(folders))
+                for exercise, source in change.items()
+            }
             write_notebook(path, {} if kind == "untouched" else {**ANSWERS, **change})
             if kind == "broken":
                 path.write_text(path.read_text(encoding="utf-8")[:-100], encoding="utf-8")
@@ -116,7 +130,7 @@ def snapshot(folder: Path) -> dict[Path, tuple]:
 
 COMMAND = f"""
 from pathlib import Path
-from qcourse.grading.grade import Settings, grade_class
+from qcourse.grading.grade_class import Settings, grade_class
 from qcourse.grading.grades import Limits
 if __name__ == "__main__":
     grade_class(Settings(Path("submitted"), Path("graded"), workers=2, limits=Limits(case_s={QUICK.case_s})))
@@ -143,32 +157,47 @@ def test_everyone_gets_what_they_deserve_also_after_a_kill(tmp_path: Path) -> No
     assert len(expected) == 60
     before = snapshot(tmp_path / "submitted")
     stopped_at = run_and_kill(tmp_path, random.SystemRandom().randint(5, 40))
-    report = grade_class(Settings(tmp_path / "submitted", tmp_path / "graded", workers=2, limits=QUICK))
+    report = grade_class(
+        Settings(tmp_path / "submitted", tmp_path / "graded", workers=2, limits=QUICK)
+    )
     gradeable = 60 - sum(HOW_MANY[kind] for kind in PROBLEMS)
     assert (len(report.kept), len(report.graded)) == (stopped_at, gradeable - stopped_at)
     assert len(report.problems) == 60 - gradeable
     found = held(tmp_path / "graded")
-    assert {student: round(sum(one.points for one in own), 2) for student, own in found.items()} == expected
+    assert {
+        student: round(sum(one.points for one in own), 2) for student, own in found.items()
+    } == expected
     assert {student for student, own in found.items() if any(one.review for one in own)} == {
         student for student in expected if student.startswith(PROBLEMS)
     }
     assert "Looks like: the natural logarithm." in found["wrong000"][4].comment
     assert snapshot(tmp_path / "submitted") == before
-    assert {path.name for path in tmp_path.iterdir()} == {"submitted", "aside.ipynb", "command.py", "graded"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "submitted",
+        "aside.ipynb",
+        "command.py",
+        "graded",
+    }
     assert not [folder for folder in OUTSIDE if (folder / "was-here").exists()]
     same_as_uninterrupted(tmp_path, found)
-    again = grade_class(Settings(tmp_path / "submitted", tmp_path / "graded", workers=2, limits=QUICK))
+    again = grade_class(
+        Settings(tmp_path / "submitted", tmp_path / "graded", workers=2, limits=QUICK)
+    )
     assert (len(again.kept), again.graded) == (gradeable, ())
     assert held(tmp_path / "graded") == found
 
 
 def same_as_uninterrupted(folder: Path, found: dict[str, list[Score]]) -> None:
     """Grade some of them by the same secret in one go, and compare all that the gradebook says, reasons included."""
-    some = random.Random(0).sample(sorted(one for one in found if not one.startswith((*PROBLEMS, "loops"))), 15)
+    some = random.Random(0).sample(
+        sorted(one for one in found if not one.startswith((*PROBLEMS, "loops"))), 15
+    )
     for student in some:
         shutil.copytree(folder / "submitted" / student, folder / "whole" / student)
     secret = json.loads((folder / "graded" / "run.json").read_text())["secret"]
     (folder / "other").mkdir()
-    (folder / "other" / "run.json").write_text(json.dumps({"secret": secret, "regrade": False, "finished": False}))
+    (folder / "other" / "run.json").write_text(
+        json.dumps({"secret": secret, "regrade": False, "finished": False})
+    )
     grade_class(Settings(folder / "whole", folder / "other", workers=2, limits=QUICK))
     assert held(folder / "other") == {student: found[student] for student in sorted(some)}

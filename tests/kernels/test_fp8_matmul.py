@@ -12,19 +12,24 @@ from qcourse.numerics.float_quantizer import FloatQuantizer
 from qcourse.numerics.granularity import Granularity
 from qcourse.numerics.minifloat import E2M1, E4M3, E5M2, FloatFormat
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the FP8 product of tensor cores")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU: the FP8 product of tensor cores"
+)
 
 
 def wild(rows: int, columns: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (
-        torch.randn(rows, columns, generator=generator) * torch.randn(rows, columns, generator=generator).mul(2).exp()
+        torch.randn(rows, columns, generator=generator)
+        * torch.randn(rows, columns, generator=generator).mul(2).exp()
     )
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)])
 @pytest.mark.parametrize("format", [E4M3, E5M2])
-def test_it_is_the_product_of_what_the_codes_stand_for(format: FloatFormat, granularity: Granularity) -> None:
+def test_it_is_the_product_of_what_the_codes_stand_for(
+    format: FloatFormat, granularity: Granularity
+) -> None:
     x, w = (FloatQuantizer(format, granularity)(wild(rows, 70, rows)) for rows in (5, 9))
     y = fp8_matmul(x, w)
     assert y.dtype == torch.float32
@@ -37,7 +42,10 @@ def test_the_sum_is_exact_whatever_its_order() -> None:
     x, w = wild(3, 4096, 0) * 10, wild(2, 4096, 1) * 10
     x[0, :2], w[0, :2] = 448.0, torch.tensor([448.0, -448.0])
     q_x, q_w = unit(x), unit(w)
-    y, shuffled = fp8_matmul(q_x, q_w), torch.randperm(4096, generator=torch.Generator().manual_seed(2))
+    y, shuffled = (
+        fp8_matmul(q_x, q_w),
+        torch.randperm(4096, generator=torch.Generator().manual_seed(2)),
+    )
     for m in range(3):
         for n in range(2):
             pairs = zip(q_x.dequantize()[m].tolist(), q_w.dequantize()[n].tolist(), strict=True)
@@ -50,7 +58,9 @@ def test_the_sum_is_exact_whatever_its_order() -> None:
 def test_torch_s_own_product_is_near(granularity: Granularity) -> None:
     x, w = (FloatQuantizer(E4M3, granularity)(wild(rows, 64, rows)) for rows in (8, 48))
     y = fp8_matmul(x, w)
-    torch.testing.assert_close(fp8_matmul(x, w, backend="torch"), y, rtol=1e-4, atol=1e-4 * float(y.abs().max()))
+    torch.testing.assert_close(
+        fp8_matmul(x, w, backend="torch"), y, rtol=1e-4, atol=1e-4 * float(y.abs().max())
+    )
 
 
 @needs_gpu
@@ -69,15 +79,35 @@ EIGHT = FloatQuantizer(E4M3)
 @pytest.mark.parametrize(
     ("x", "w", "backend", "kind", "words"),
     [
-        (IntQuantizer(8), EIGHT, None, TypeError, r"x is in IntQuantizer\(.*; FP8 is FloatQuantizer"),
+        (
+            IntQuantizer(8),
+            EIGHT,
+            None,
+            TypeError,
+            r"x is in IntQuantizer\(.*; FP8 is FloatQuantizer",
+        ),
         (EIGHT, FloatQuantizer(E2M1), None, TypeError, "w is in FloatQuantizer"),
-        (FloatQuantizer(E4M3, PerGroup(8)), EIGHT, None, ValueError, "a scale that changes along K"),
-        (EIGHT, FloatQuantizer(E4M3, PerChannel(1)), None, ValueError, "a scale that changes along K"),
+        (
+            FloatQuantizer(E4M3, PerGroup(8)),
+            EIGHT,
+            None,
+            ValueError,
+            "a scale that changes along K",
+        ),
+        (
+            EIGHT,
+            FloatQuantizer(E4M3, PerChannel(1)),
+            None,
+            ValueError,
+            "a scale that changes along K",
+        ),
         (EIGHT, EIGHT, "cuda", ValueError, "backend='cuda' must be one of exact, torch, or None"),
         (EIGHT, EIGHT, "torch", ValueError, "needs K and N to be multiples of 16, got K=8, N=3"),
     ],
 )
-def test_what_is_refused(x: object, w: object, backend: str | None, kind: type[Exception], words: str) -> None:
+def test_what_is_refused(
+    x: object, w: object, backend: str | None, kind: type[Exception], words: str
+) -> None:
     with pytest.raises(kind, match=words):
         fp8_matmul(x(torch.ones(2, 8)), w(torch.ones(3, 8)), backend=backend)  # type: ignore[operator]
 

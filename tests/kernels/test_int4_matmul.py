@@ -19,15 +19,15 @@ from qcourse import IntQuantizer, PerChannel, PerGroup, quantize
 from qcourse.kernels import crossover as crossing
 from qcourse.kernels import int4_cpu
 from qcourse.kernels import int4_matmul as module
-from qcourse.kernels.int4_linear import Int4Linear
 from qcourse.kernels.int4_matmul import BACKENDS, int4_matmul
 from qcourse.kernels.int4_weight import Int4Weight
 from qcourse.kernels.reference import STRIP
+from qcourse.layers.int4_linear import Int4Linear
 from qcourse.numerics.codebook import CodebookQuantizer
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-LAYOUTS = ["planes", *([] if int4_cpu.available() else ["cpu"])]
+LAYOUTS = ["planes", *([] if int4_cpu.unavailable_reason() else ["cpu"])]
 HERE = ["dense", "reference", *LAYOUTS[1:]]
 
 
@@ -63,8 +63,12 @@ def crossover_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("outputs", "inputs", "group"), [(1, 32, 32), (67, 192, 64), (130, 384, 128), (5, 77, None)])
-def test_the_same_codes_come_back(outputs: int, inputs: int, group: int | None, symmetric: bool, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "group"), [(1, 32, 32), (67, 192, 64), (130, 384, 128), (5, 77, None)]
+)
+def test_the_same_codes_come_back(
+    outputs: int, inputs: int, group: int | None, symmetric: bool, layout: str
+) -> None:
     q = quantized(outputs, inputs, group, symmetric=symmetric)
     back = Int4Weight.from_quantized(q, layout=layout).quantized()
     assert back.quantizer == q.quantizer
@@ -117,7 +121,14 @@ def test_repacking_and_back(layout: str) -> None:
     seed=st.integers(0, 999),
 )
 def test_it_equals_float64(
-    tokens: int, outputs: int, groups: int, group: int | None, symmetric: bool, dtype: Any, backend: Any, seed: int
+    tokens: int,
+    outputs: int,
+    groups: int,
+    group: int | None,
+    symmetric: bool,
+    dtype: Any,
+    backend: Any,
+    seed: int,
 ) -> None:
     inputs = groups * (group or 37)
     q = quantized(outputs, inputs, group, symmetric=symmetric, seed=seed)
@@ -126,7 +137,9 @@ def test_it_equals_float64(
     expected = by_hand(x, q)
     assert (y.dtype, y.shape) == (dtype, expected.shape)
     w_hat = q.dequantize().double()
-    size = max(expected.norm(), x.double().norm() * w_hat.norm() / inputs**0.5)  # of a sum that has not cancelled out
+    size = max(
+        expected.norm(), x.double().norm() * w_hat.norm() / inputs**0.5
+    )  # of a sum that has not cancelled out
     assert float((y.double() - expected).norm()) <= TOLERANCE[dtype] * float(size)
 
 
@@ -156,7 +169,12 @@ def test_whole_numbers_are_exact(symmetric: bool, dtype: torch.dtype, backend: s
     codes = torch.randint(-8, 8, (96, 256), generator=torch.Generator().manual_seed(0)).float()
     low = 0 if symmetric else -3
     q = quantize(
-        codes - low, 4, symmetric=symmetric, granularity=PerGroup(64), scale=1.0, zero_point=0 if symmetric else 5
+        codes - low,
+        4,
+        symmetric=symmetric,
+        granularity=PerGroup(64),
+        scale=1.0,
+        zero_point=0 if symmetric else 5,
     )
     x = torch.randint(-1, 2, (5, 256), generator=torch.Generator().manual_seed(1)).to(dtype)
     x[:, 20:] = 0  # sums up to 20 * 15: whole numbers that bfloat16 holds where they are below 256
@@ -180,13 +198,18 @@ def test_any_shape_of_batch() -> None:
     assert int4_matmul(x[0, 0, 0], w4).shape == (40,)
     assert int4_matmul(x[:0], w4).shape == (0, 3, 5, 40)
     apart = x.transpose(0, 2)
-    assert torch.equal(int4_matmul(apart, w4, "reference"), int4_matmul(apart.contiguous(), w4, "reference"))
+    assert torch.equal(
+        int4_matmul(apart, w4, "reference"), int4_matmul(apart.contiguous(), w4, "reference")
+    )
 
 
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_nan_stays_in_its_row(backend: str, value: float) -> None:
-    w4, x = Int4Weight.from_quantized(quantized(40, 256)), normal(4, 256, seed=1, dtype=torch.bfloat16)
+    w4, x = (
+        Int4Weight.from_quantized(quantized(40, 256)),
+        normal(4, 256, seed=1, dtype=torch.bfloat16),
+    )
     clean = int4_matmul(x, w4, backend)
     x[2, 100] = value
     y = int4_matmul(x, w4, backend)
@@ -194,7 +217,7 @@ def test_nan_stays_in_its_row(backend: str, value: float) -> None:
     assert torch.equal(y[[0, 1, 3]], clean[[0, 1, 3]])
 
 
-@pytest.mark.skipif(bool(int4_cpu.available()), reason=str(int4_cpu.available()))
+@pytest.mark.skipif(bool(int4_cpu.unavailable_reason()), reason=str(int4_cpu.unavailable_reason()))
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_the_packings_of_other_processors_are_read(capability: str) -> None:
     code = (
@@ -216,23 +239,45 @@ def test_the_packings_of_other_processors_are_read(capability: str) -> None:
 
 
 BAD_WEIGHTS = [
-    (lambda: quantize(normal(4, 64), 8, granularity=PerGroup(32)), ValueError, "8 bits; an INT4 weight has 4"),
-    (lambda: quantize(normal(4, 64), 4), ValueError, r"granularity=PerTensor\(\) must be PerGroup of 32, 64, 128"),
-    (lambda: quantize(normal(4, 64), 4, granularity=PerGroup(16)), ValueError, r"granularity=PerGroup\(size=16\)"),
-    (lambda: quantize(normal(4, 64), 4, granularity=PerChannel(1)), ValueError, r"granularity=PerChannel\(axis=1\)"),
+    (
+        lambda: quantize(normal(4, 64), 8, granularity=PerGroup(32)),
+        ValueError,
+        "8 bits; an INT4 weight has 4",
+    ),
+    (
+        lambda: quantize(normal(4, 64), 4),
+        ValueError,
+        r"granularity=PerTensor\(\) must be PerGroup of 32, 64, 128",
+    ),
+    (
+        lambda: quantize(normal(4, 64), 4, granularity=PerGroup(16)),
+        ValueError,
+        r"granularity=PerGroup\(size=16\)",
+    ),
+    (
+        lambda: quantize(normal(4, 64), 4, granularity=PerChannel(1)),
+        ValueError,
+        r"granularity=PerChannel\(axis=1\)",
+    ),
     (
         lambda: quantize(normal(2, 4, 64), 4, granularity=PerGroup(32)),
         ValueError,
         r"shape \(2, 4, 64\) must be a matrix",
     ),
-    (lambda: CodebookQuantizer(granularity=PerGroup(32))(normal(4, 64)), TypeError, "must hold integer codes"),
+    (
+        lambda: CodebookQuantizer(granularity=PerGroup(32))(normal(4, 64)),
+        TypeError,
+        "must hold integer codes",
+    ),
     (lambda: normal(4, 64), TypeError, "must hold integer codes"),
 ]
 
 
 @pytest.mark.parametrize(("make", "kind", "words"), BAD_WEIGHTS)
 @pytest.mark.usefixtures("unchecked")
-def test_weights_that_cannot_be_packed(make: Callable[[], Any], kind: type[Exception], words: str) -> None:
+def test_weights_that_cannot_be_packed(
+    make: Callable[[], Any], kind: type[Exception], words: str
+) -> None:
     with pytest.raises(kind, match=words):
         Int4Weight.from_quantized(make())
 
@@ -241,17 +286,29 @@ BAD_INPUTS = [
     (lambda x: x.int(), None, TypeError, "x of torch.int32 must be float16, bfloat16 or float32"),
     (lambda x: x.double(), None, TypeError, "x of torch.float64"),
     (lambda x: x.numpy(), None, TypeError, "x of ndarray"),
-    (lambda x: x[:, :128], None, ValueError, r"x \(3, 128\) and w \(40, 256\) must have the same inputs"),
+    (
+        lambda x: x[:, :128],
+        None,
+        ValueError,
+        r"x \(3, 128\) and w \(40, 256\) must have the same inputs",
+    ),
     (lambda x: x[0, 0], None, ValueError, r"x \(\) and w"),
     (lambda x: x.to("meta"), None, ValueError, "x is on meta, w on cpu"),
-    (lambda x: x, "marlin", ValueError, "backend='marlin' must be one of triton, cpu, dense, reference"),
+    (
+        lambda x: x,
+        "marlin",
+        ValueError,
+        "backend='marlin' must be one of triton, cpu, dense, reference",
+    ),
     (lambda x: x, "triton", RuntimeError, "backend='triton' cannot run here: "),
 ]
 
 
 @pytest.mark.parametrize(("change", "backend", "kind", "words"), BAD_INPUTS)
 @pytest.mark.usefixtures("unchecked")
-def test_inputs_that_cannot_be(change: Callable, backend: str | None, kind: type[Exception], words: str) -> None:
+def test_inputs_that_cannot_be(
+    change: Callable, backend: str | None, kind: type[Exception], words: str
+) -> None:
     with pytest.raises(kind, match=words):
         int4_matmul(change(normal(3, 256)), Int4Weight.from_quantized(quantized(40, 256)), backend)
 
@@ -269,7 +326,7 @@ def test_layouts_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     planes = Int4Weight.from_quantized(q, layout="planes")
     with pytest.raises(RuntimeError, match="cannot run here"):
         int4_matmul(normal(3, 256), planes, "cpu")
-    monkeypatch.setattr(int4_cpu, "available", lambda: "no such luck")
+    monkeypatch.setattr(int4_cpu, "unavailable_reason", lambda: "no such luck")
     with pytest.raises(ValueError, match="layout='cpu' cannot be had: no such luck"):
         Int4Weight.from_quantized(q, layout="cpu")
     elsewhere = Int4Weight.from_quantized(q)  # a machine without torch's product
@@ -286,18 +343,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / crossing.FILE
 
 
-@pytest.mark.skipif(bool(int4_cpu.available()), reason=str(int4_cpu.available()))
+@pytest.mark.skipif(bool(int4_cpu.unavailable_reason()), reason=str(int4_cpu.unavailable_reason()))
 def test_the_crossover_is_that_of_the_times() -> None:
-    tokens = iter([(16 * 0.2), (12 + 16 * 0.1), (12 + 64 * 0.1)])  # 0.2 a token, or 12 once and 0.1 a token
+    tokens = iter(
+        [(16 * 0.2), (12 + 16 * 0.1), (12 + 64 * 0.1)]
+    )  # 0.2 a token, or 12 once and 0.1 a token
     assert crossing.measure(lambda call: next(tokens)) == 120
     assert crossing.measure(lambda call: 1.0) == 16  # 1 / 16 a token, or 1 once and nothing a token
     never = iter([1.6, 1.6, 6.4])
     assert crossing.measure(lambda call: next(never)) == crossing.MOST
 
 
-@pytest.mark.skipif(bool(int4_cpu.available()), reason=str(int4_cpu.available()))
-@pytest.mark.parametrize("kept", [None, "", "[1]", '{"other machine": 3}', '{"%s": "many"}', '{"%s": -1}'])
-def test_the_crossover_is_measured_once(cache: Path, kept: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(bool(int4_cpu.unavailable_reason()), reason=str(int4_cpu.unavailable_reason()))
+@pytest.mark.parametrize(
+    "kept", [None, "", "[1]", '{"other machine": 3}', '{"%s": "many"}', '{"%s": -1}']
+)
+def test_the_crossover_is_measured_once(
+    cache: Path, kept: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(crossing, "measure", lambda: 77)
     if kept is not None:
         cache.parent.mkdir()
@@ -322,26 +385,38 @@ def test_a_linear_layer() -> None:
 
 def test_a_layer_with_a_scale_and_an_order() -> None:
     q, x = quantized(40, 256), normal(3, 256, seed=3)
-    scale, order = normal(256, seed=4).abs() + 0.5, torch.randperm(256, generator=torch.Generator().manual_seed(5))
+    scale, order = (
+        normal(256, seed=4).abs() + 0.5,
+        torch.randperm(256, generator=torch.Generator().manual_seed(5)),
+    )
     layer = Int4Linear(Int4Weight.from_quantized(q), input_scale=scale, input_order=order)
-    torch.testing.assert_close(layer(x).double(), by_hand((x / scale)[:, order], q), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        layer(x).double(), by_hand((x / scale)[:, order], q), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_a_layer_through_its_state() -> None:
-    first, second = (Int4Linear(Int4Weight.from_quantized(quantized(40, 256, symmetric=False, seed=s))) for s in (0, 1))
+    first, second = (
+        Int4Linear(Int4Weight.from_quantized(quantized(40, 256, symmetric=False, seed=s)))
+        for s in (0, 1)
+    )
     x = normal(3, 256, seed=3)
     assert not torch.equal(first(x), second(x))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(x), second(x))
 
 
-@pytest.mark.skipif(bool(int4_cpu.available()), reason=str(int4_cpu.available()))
+@pytest.mark.skipif(bool(int4_cpu.unavailable_reason()), reason=str(int4_cpu.unavailable_reason()))
 def test_a_state_is_packed_by_whoever_loads_it() -> None:
     """Codes lie otherwise on another device, or another processor, though in tensors of the same shape."""
     for symmetric in (True, False):
         q = quantized(64, 256, symmetric=symmetric)
-        planes, cpu = (Int4Linear(Int4Weight.from_quantized(q, layout=name)) for name in ("planes", "cpu"))
-        other = Int4Linear(Int4Weight.from_quantized(quantized(64, 256, symmetric=symmetric, seed=1), layout="cpu"))
+        planes, cpu = (
+            Int4Linear(Int4Weight.from_quantized(q, layout=name)) for name in ("planes", "cpu")
+        )
+        other = Int4Linear(
+            Int4Weight.from_quantized(quantized(64, 256, symmetric=symmetric, seed=1), layout="cpu")
+        )
         assert planes.state_dict().keys() == cpu.state_dict().keys()
         other.load_state_dict(planes.state_dict())
         assert torch.equal(other.packed, cpu.packed)

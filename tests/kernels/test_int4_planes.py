@@ -10,7 +10,9 @@ from qcourse.kernels.int4_planes import pack_planes, row_words, unpack_planes
 
 
 def random_codes(rows: int, columns: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 16, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 16, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def test_a_nibble_holds_the_code_that_the_formula_names() -> None:
@@ -56,10 +58,18 @@ def test_codes_that_do_not_lie_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("codes", "kind", "words"),
     [
-        (torch.zeros(2, 8, dtype=torch.int8), TypeError, r"codes has dtype torch.int8; it must be torch.uint8"),
+        (
+            torch.zeros(2, 8, dtype=torch.int8),
+            TypeError,
+            r"codes has dtype torch.int8; it must be torch.uint8",
+        ),
         (torch.zeros(8, dtype=torch.uint8), ValueError, r"codes of shape \(8,\) must be a matrix"),
         (torch.zeros(2, 0, dtype=torch.uint8), ValueError, "at least one entry"),
-        (torch.full((2, 8), 16, dtype=torch.uint8), ValueError, "codes go up to 16; 4 bits hold 0 to 15"),
+        (
+            torch.full((2, 8), 16, dtype=torch.uint8),
+            ValueError,
+            "codes go up to 16; 4 bits hold 0 to 15",
+        ),
     ],
 )
 def test_what_packing_refuses(codes: Tensor, kind: type[Exception], words: str) -> None:
@@ -72,10 +82,22 @@ def test_what_packing_refuses(codes: Tensor, kind: type[Exception], words: str) 
     [
         (torch.zeros(2, 16, dtype=torch.int64), 128, TypeError, "words has dtype torch.int64"),
         (torch.zeros(16, dtype=torch.int32), 128, ValueError, "must be a matrix"),
-        (torch.zeros(2, 16, dtype=torch.int32), 129, ValueError, "inputs=129 takes 32 words a row, got 16"),
-        (torch.zeros(2, 16, dtype=torch.int32), 0, ValueError, "inputs=0 takes 0 words a row, got 16"),
+        (
+            torch.zeros(2, 16, dtype=torch.int32),
+            129,
+            ValueError,
+            "inputs=129 takes 32 words a row, got 16",
+        ),
+        (
+            torch.zeros(2, 16, dtype=torch.int32),
+            0,
+            ValueError,
+            "inputs=0 takes 0 words a row, got 16",
+        ),
     ],
 )
-def test_what_unpacking_refuses(words: Tensor, inputs: int, kind: type[Exception], says: str) -> None:
+def test_what_unpacking_refuses(
+    words: Tensor, inputs: int, kind: type[Exception], says: str
+) -> None:
     with pytest.raises(kind, match=says):
         unpack_planes(words, inputs)

@@ -27,7 +27,11 @@ def without_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("w_dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 7), (17, 9, 64), (33, 130, 257)])
 def test_it_equals_python_s_integers(
-    shape: tuple[int, int, int], x_dtype: torch.dtype, w_dtype: torch.dtype, fallback: bool, monkeypatch
+    shape: tuple[int, int, int],
+    x_dtype: torch.dtype,
+    w_dtype: torch.dtype,
+    fallback: bool,
+    monkeypatch,
 ) -> None:
     if fallback:
         without_the_product(monkeypatch)
@@ -42,7 +46,9 @@ def test_a_product_that_is_cut_off_is_not_used(monkeypatch: pytest.MonkeyPatch) 
     """As oneDNN's is on a processor without VNNI: two products are added in int16, one factor made unsigned."""
 
     def cut_off(x: Tensor, w: Tensor) -> Tensor:
-        pairs = ((x.int() + 128)[:, :, None] * w.int()[None]).unflatten(1, (-1, 2)).sum(dim=2)  # (M, K / 2, N)
+        pairs = (
+            ((x.int() + 128)[:, :, None] * w.int()[None]).unflatten(1, (-1, 2)).sum(dim=2)
+        )  # (M, K / 2, N)
         return (pairs.clamp(-(2**15), 2**15 - 1).sum(dim=1) - 128 * w.int().sum(dim=0)).int()
 
     x, w = codes((20, 4096), torch.int8, 0), codes((24, 4096), torch.int8, 1)
@@ -77,14 +83,19 @@ def test_the_longest_sum_that_int32_holds(x: int, w: int, longest: int) -> None:
         a = torch.full((1, longest), x, dtype=torch.uint8 if x > 127 else torch.int8)
         b = torch.full((1, longest), w, dtype=torch.int8)
         assert int8_matmul(a, b).item() == x * w * longest
-        with pytest.raises(ValueError, match=rf"K={longest + 1} is too long for int32: .* allow {longest:,}; split K"):
+        with pytest.raises(
+            ValueError,
+            match=rf"K={longest + 1} is too long for int32: .* allow {longest:,}; split K",
+        ):
             int8_matmul(torch.cat([a, a[:, :1]], 1), torch.cat([b, b[:, :1]], 1))
     assert abs(x * w * longest) <= INT32_MAX < abs(x * w * (longest + 1))
 
 
 @given(
     st.integers(0, 2**31),
-    st.sampled_from([(True, PerTensor()), (True, PerChannel(0)), (False, PerTensor()), (False, PerChannel(0))]),
+    st.sampled_from(
+        [(True, PerTensor()), (True, PerChannel(0)), (False, PerTensor()), (False, PerChannel(0))]
+    ),
     st.sampled_from([(True, PerTensor()), (True, PerChannel(0)), (False, PerChannel(0))]),
     st.integers(2, 8),
 )
@@ -95,10 +106,14 @@ def test_the_quantized_product_is_that_of_what_the_codes_stand_for(
     x = torch.randn(5, 40, generator=generator) + torch.randn(1, generator=generator)
     w = torch.randn(7, 40, generator=generator)
     qx, qw = (
-        quantize(value, bits, symmetric=symmetric, granularity=granularity, scale_dtype=torch.float64)
+        quantize(
+            value, bits, symmetric=symmetric, granularity=granularity, scale_dtype=torch.float64
+        )
         for value, (symmetric, granularity) in ((x, of_x), (w, of_w))
     )
-    torch.testing.assert_close(quantized_matmul(qx, qw), qx.dequantize() @ qw.dequantize().T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        quantized_matmul(qx, qw), qx.dequantize() @ qw.dequantize().T, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_float16_scales_give_float32() -> None:
@@ -112,18 +127,45 @@ def test_float16_scales_give_float32() -> None:
 def test_a_scale_along_the_sum_is_refused() -> None:
     x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     for granularity in (PerGroup(8), PerChannel(1)):
-        with pytest.raises(ValueError, match=r"w has the granularity .* does not come out of the sum"):
+        with pytest.raises(
+            ValueError, match=r"w has the granularity .* does not come out of the sum"
+        ):
             quantized_matmul(quantize(x), quantize(x, granularity=granularity))
 
 
 @pytest.mark.parametrize(
     ("x", "w", "error", "words"),
     [
-        (torch.ones(2, 3), torch.ones(2, 3, dtype=torch.int8), TypeError, "x has dtype torch.float32"),
-        (torch.ones(2, 3, dtype=torch.int8), torch.ones(2, 3, dtype=torch.int32), TypeError, "w has dtype torch.int32"),
-        (torch.ones(3, dtype=torch.int8), torch.ones(2, 3, dtype=torch.int8), ValueError, r"x of shape \(3,\)"),
-        (torch.ones(2, 0, dtype=torch.int8), torch.ones(2, 0, dtype=torch.int8), ValueError, "at least one code"),
-        (torch.ones(2, 3, dtype=torch.int8), torch.ones(2, 4, dtype=torch.int8), ValueError, "same K"),
+        (
+            torch.ones(2, 3),
+            torch.ones(2, 3, dtype=torch.int8),
+            TypeError,
+            "x has dtype torch.float32",
+        ),
+        (
+            torch.ones(2, 3, dtype=torch.int8),
+            torch.ones(2, 3, dtype=torch.int32),
+            TypeError,
+            "w has dtype torch.int32",
+        ),
+        (
+            torch.ones(3, dtype=torch.int8),
+            torch.ones(2, 3, dtype=torch.int8),
+            ValueError,
+            r"x of shape \(3,\)",
+        ),
+        (
+            torch.ones(2, 0, dtype=torch.int8),
+            torch.ones(2, 0, dtype=torch.int8),
+            ValueError,
+            "at least one code",
+        ),
+        (
+            torch.ones(2, 3, dtype=torch.int8),
+            torch.ones(2, 4, dtype=torch.int8),
+            ValueError,
+            "same K",
+        ),
     ],
 )
 def test_bad_input(x: Tensor, w: Tensor, error: type, words: str) -> None:

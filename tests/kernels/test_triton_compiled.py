@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcourse.kernels.triton_int4_configs import Config, by_rule, frozen, widths
+from qcourse.kernels.triton_int4_configs import TileConfig, frozen, tile_by_rule, widths
 from qcourse.kernels.triton_int4_launch import WIDE, interpreted
 from qcourse.lab import machine_code as lab
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles 
 
 MOST_A_WEIGHT = 3.5  # instructions; an H200 that reads 4.3 TB/s has the time for no more
 ARCHITECTURES = (80, 90, 100)
-SMALL, MIDDLE, WIDEST = (by_rule(M, 8192, 8192, multiprocessors=132) for M in (1, 16, 256))
+SMALL, MIDDLE, WIDEST = (tile_by_rule(M, 8192, 8192, multiprocessors=132) for M in (1, 16, 256))
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,16 @@ class Kernel:
     architecture: int | str
     dtype: str
     has_zero: bool
-    config: Config
+    config: TileConfig
 
     @property
     def weights_a_thread(self) -> float:
         """Of one turn of the loop."""
-        return self.config.block_n * (32 if self.version == "naive" else 128) / (32 * self.config.warps)
+        return (
+            self.config.block_n
+            * (32 if self.version == "naive" else 128)
+            / (32 * self.config.warps)
+        )
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,17 @@ def compiled(kernel: Kernel) -> object:
     from triton.backends.compiler import GPUTarget
 
     config, nvidia = kernel.config, kernel.architecture in ARCHITECTURES
-    fixed = lab.FIXED | {"HAS_ZERO": kernel.has_zero, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m}
+    fixed = lab.FIXED | {
+        "HAS_ZERO": kernel.has_zero,
+        "BLOCK_N": config.block_n,
+        "BLOCK_M": config.block_m,
+    }
     fixed |= {"STAGES": config.stages, "PACKED": nvidia, "SCALE_FIRST": config.block_m >= WIDE}
-    target = GPUTarget("cuda", kernel.architecture, 32) if nvidia else GPUTarget("hip", kernel.architecture, 64)
+    target = (
+        GPUTarget("cuda", kernel.architecture, 32)
+        if nvidia
+        else GPUTarget("hip", kernel.architecture, 64)
+    )
     options = {"dtype": kernel.dtype, "warps": config.warps, "stages": config.stages}
     return lab.compiled(kernel.version, fixed, target=target, **options)
 
@@ -90,13 +102,21 @@ def machine_code(kernel: Kernel) -> Machine:
 TUNED = [
     Kernel("tuned", architecture, dtype, has_zero, config)
     for architecture in ARCHITECTURES
-    for dtype, has_zero, config in (("*fp16", False, SMALL), ("*fp16", True, MIDDLE), ("*bf16", False, MIDDLE))
+    for dtype, has_zero, config in (
+        ("*fp16", False, SMALL),
+        ("*fp16", True, MIDDLE),
+        ("*bf16", False, MIDDLE),
+    )
 ]
-FROZEN = [Kernel("tuned", 90, "*fp16", False, each) for M in (1, 16) if (each := frozen(M, 8192, 8192))]
+FROZEN = [
+    Kernel("tuned", 90, "*fp16", False, each) for M in (1, 16) if (each := frozen(M, 8192, 8192))
+]
 
 
 @pytest.mark.parametrize(
-    "kernel", list(dict.fromkeys(TUNED + FROZEN)), ids=lambda k: f"sm_{k.architecture}-{k.dtype[1:]}-{k.config.block_m}"
+    "kernel",
+    list(dict.fromkeys(TUNED + FROZEN)),
+    ids=lambda k: f"sm_{k.architecture}-{k.dtype[1:]}-{k.config.block_m}",
 )
 def test_the_tuned_kernel_costs_little_a_weight(kernel: Kernel) -> None:
     code, config = machine_code(kernel), kernel.config
@@ -104,7 +124,9 @@ def test_the_tuned_kernel_costs_little_a_weight(kernel: Kernel) -> None:
     assert len(code.loop) <= MOST_A_WEIGHT * kernel.weights_a_thread
     threads, x_nbytes = 32 * config.warps, 256 * config.block_m
     words = config.block_n * 64 // 16 // threads  # loads of 16 bytes that a block's words take
-    x_wide = x_nbytes // 16 // threads if x_nbytes // 4 // threads >= 16 else 0  # x comes in four planes
+    x_wide = (
+        x_nbytes // 16 // threads if x_nbytes // 4 // threads >= 16 else 0
+    )  # x comes in four planes
     assert code.count(r"LDGSTS.*\.128") == words + x_wide
     assert code.count(r"(HMMA|HGMMA)") > 0
     assert 16 * 32 * code.registers <= 65_536  # 16 warps at once on a multiprocessor
@@ -120,14 +142,18 @@ def test_a_wide_tile_spills_nothing(architecture: int) -> None:
 def test_on_blackwell_the_rule_keeps_to_tiles_of_two_warps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
     limits = widths(torch.device("cuda", 0))
-    config = by_rule(256, 8192, 8192, multiprocessors=148, widths=limits)
+    config = tile_by_rule(256, 8192, 8192, multiprocessors=148, widths=limits)
     assert config.warps == 2
-    assert machine_code(Kernel("tuned", 100, "*fp16", False, config)).count("HMMA") > 0  # not handed on
+    assert (
+        machine_code(Kernel("tuned", 100, "*fp16", False, config)).count("HMMA") > 0
+    )  # not handed on
 
 
 def test_each_version_costs_less_than_the_one_before() -> None:
-    naive = machine_code(Kernel("naive", 90, "*fp16", False, Config(64, 16, 1, 4, 3)))
-    planes, tuned = (machine_code(Kernel(version, 90, "*fp16", False, MIDDLE)) for version in ("planes", "tuned"))
+    naive = machine_code(Kernel("naive", 90, "*fp16", False, TileConfig(64, 16, 1, 4, 3)))
+    planes, tuned = (
+        machine_code(Kernel(version, 90, "*fp16", False, MIDDLE)) for version in ("planes", "tuned")
+    )
     weights = MIDDLE.block_n * 128 / (32 * MIDDLE.warps)
     assert naive.stack == planes.stack == 0
     assert len(naive.loop) / 16 > 10
@@ -139,7 +165,7 @@ def test_each_version_costs_less_than_the_one_before() -> None:
 
 def test_amd_s_compiler_takes_it() -> None:
     try:
-        code = compiled(Kernel("tuned", "gfx942", "*fp16", True, Config(128, 16, 1, 4, 2)))
+        code = compiled(Kernel("tuned", "gfx942", "*fp16", True, TileConfig(128, 16, 1, 4, 2)))
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"triton's package does not compile for AMD here: {error}")
     text = code.asm["amdgcn"]  # type: ignore[attr-defined]
@@ -149,7 +175,9 @@ def test_amd_s_compiler_takes_it() -> None:
     assert "v_pk_add_f16" in text  # two weights at a time without our assembly
 
 
-def reckoned(assembly: str, word: Tensor, offsets: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def reckoned(
+    assembly: str, word: Tensor, offsets: list[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
     """What the packed assembly leaves in its four results, of 32-bit words (as int64) and pairs of floats."""
     values = {"$4": word} | {f"${5 + i}": offset for i, offset in enumerate(offsets)}
 
@@ -172,7 +200,10 @@ def reckoned(assembly: str, word: Tensor, offsets: list[Tensor], dtype: torch.dt
             assert names[3] == "0xea"  # the table of (a & b) | c
             values[result] = (a & b) | c
         elif operation.startswith("fma.rn"):
-            a, b, c = (value(name) if value(name).is_floating_point() else halves(value(name)) for name in names)
+            a, b, c = (
+                value(name) if value(name).is_floating_point() else halves(value(name))
+                for name in names
+            )
             values[result] = (a * b + c).to(dtype).double()  # rounded once, as fma does
         else:
             assert operation == ".reg"
@@ -183,12 +214,17 @@ def reckoned(assembly: str, word: Tensor, offsets: list[Tensor], dtype: torch.dt
 def test_the_assembly_decodes_every_word(dtype: torch.dtype, base: int) -> None:
     from qcourse.kernels import triton_int4
 
-    assembly = (triton_int4._FP16_PLANES if dtype == torch.float16 else triton_int4._BF16_PLANES).value
+    assembly = (
+        triton_int4._FP16_PLANES if dtype == torch.float16 else triton_int4._BF16_PLANES
+    ).value
     low = torch.arange(1 << 16)
     high = low.flip(0)  # another number in the other half, so that nothing may leak
     for zero in (0, 1, 7, 8, 15):
         odd = 64 if dtype == torch.float16 else base  # the odd planes of fp16 stand 64 high
-        offsets = [torch.full((len(low), 2), -float(start + zero), dtype=dtype).double() for start in (base, odd) * 2]
+        offsets = [
+            torch.full((len(low), 2), -float(start + zero), dtype=dtype).double()
+            for start in (base, odd) * 2
+        ]
         for plane, found in enumerate(reckoned(assembly, low | high << 16, offsets, dtype)):
             codes = torch.stack((low, high), -1) >> 4 * plane & 15
             assert torch.equal(found, (codes - zero).double()), f"plane {plane}, zero point {zero}"

@@ -20,19 +20,38 @@ from torch import Tensor
 from qcourse.kernels import triton_int4_configs, triton_int4_counters
 from qcourse.kernels import triton_int4_launch as launch
 from qcourse.kernels.int4_planes import pack_planes, prepare, takes
-from qcourse.kernels.triton_int4_configs import BATCHES, Config, by_rule, choose, frozen, table
+from qcourse.kernels.triton_int4_configs import (
+    BATCHES,
+    TileConfig,
+    choose,
+    frozen,
+    table,
+    tile_by_rule,
+)
 from qcourse.kernels.triton_int4_counters import COUNTERS
-from qcourse.kernels.triton_int4_launch import VERSIONS, available, decode, int4_mm, interpreted
+from qcourse.kernels.triton_int4_launch import (
+    VERSIONS,
+    unavailable_reason,
+    decode,
+    int4_mm,
+    interpreted,
+)
 
 DEVICE = "cpu" if interpreted() else "cuda"
-needs_kernels = pytest.mark.skipif(available() is not None, reason=f"{available()}: see test_in_the_interpreter")
-needs_gpu = pytest.mark.skipif(available() is not None or interpreted(), reason="no GPU that runs the kernels")
+needs_kernels = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"{unavailable_reason()}: see test_in_the_interpreter"
+)
+needs_gpu = pytest.mark.skipif(
+    unavailable_reason() is not None or interpreted(), reason="no GPU that runs the kernels"
+)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-SMALL = Config(block_n=64, block_m=16, splits=1, warps=2, stages=3)
-SPLIT = Config(block_n=64, block_m=8, splits=3, warps=2, stages=2)
+SMALL = TileConfig(block_n=64, block_m=16, splits=1, warps=2, stages=3)
+SPLIT = TileConfig(block_n=64, block_m=8, splits=3, warps=2, stages=2)
 
 
-def weight(N: int, K: int, group_size: int, *, zeros: bool, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
+def weight(
+    N: int, K: int, group_size: int, *, zeros: bool, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes, scales and zero points; the zero points anything but 8 where there are any."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 16, (N, K), generator=generator, dtype=torch.uint8)
@@ -43,11 +62,15 @@ def weight(N: int, K: int, group_size: int, *, zeros: bool, seed: int = 0) -> tu
 
 def dequantized(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     """w_hat in float64."""
-    groups = codes.reshape(*scale.shape, -1).double() - (8 if zero_point is None else zero_point.unsqueeze(-1))
+    groups = codes.reshape(*scale.shape, -1).double() - (
+        8 if zero_point is None else zero_point.unsqueeze(-1)
+    )
     return (groups * scale.double().unsqueeze(-1)).flatten(1)
 
 
-def product(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, **options: object) -> Tensor:
+def product(
+    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, **options: object
+) -> Tensor:
     """The kernel's, on the CPU again."""
     group_size = codes.shape[1] // scale.shape[1]
     scale_rows, zero_rows = prepare(scale, zero_point, group_size=group_size)
@@ -62,15 +85,17 @@ def activations(M: int, K: int, dtype: torch.dtype = torch.float16, seed: int = 
 
 @pytest.mark.skipif(interpreted(), reason="this is the interpreter")
 def test_in_the_interpreter() -> None:
-    if "is not installed" in (available() or ""):
-        pytest.skip(str(available()))
+    if "is not installed" in (unavailable_reason() or ""):
+        pytest.skip(str(unavailable_reason()))
     old = [tuple(map(int, installed(name).split(".")[:2])) for name in ("triton", "numpy")]
     if old[0] < (3, 7) and old[1] >= (2, 4):
         pytest.skip("the interpreter of triton before 3.7 does not run with numpy 2.4")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert int(passed[1] if passed else 0) >= 40, done.stdout[-2000:]
@@ -99,13 +124,17 @@ def test_it_is_the_product_with_w_hat(shape: tuple[int, int, int, int], zeros: b
         x = activations(M, K, dtype)
         exact = x.double() @ dequantized(*w).T
         for version, config in (("naive", None), ("planes", SMALL), ("tuned", SPLIT)):
-            if (dtype == torch.bfloat16 and interpreted()) or (dtype == torch.float32 and version != "naive"):
+            if (dtype == torch.bfloat16 and interpreted()) or (
+                dtype == torch.float32 and version != "naive"
+            ):
                 continue
             y = product(x, *w, version=version, config=config)
             assert y.dtype == dtype
             error, size = (y.double() - exact), exact.square().mean().sqrt()
             assert error.square().mean().sqrt() < TOLERANCE[dtype] * size, f"{version} {dtype}"
-            assert error.abs().max() < 5 * TOLERANCE[dtype] * size, f"{version} {dtype}: one hides among many"
+            assert error.abs().max() < 5 * TOLERANCE[dtype] * size, (
+                f"{version} {dtype}: one hides among many"
+            )
 
 
 @needs_kernels
@@ -118,7 +147,7 @@ def test_whole_numbers_are_exact(splits: int) -> None:
     exact = x.double() @ dequantized(codes, scale, zero_point).T
     assert torch.equal(exact.half().double(), exact)  # what is to be told is an fp16 number
     for version in VERSIONS:
-        config = Config(block_n=32, block_m=16, splits=splits, warps=2, stages=2)
+        config = TileConfig(block_n=32, block_m=16, splits=splits, warps=2, stages=2)
         y = product(x, codes, scale, zero_point, version=version, config=config)
         assert torch.equal(y.double(), exact), version
 
@@ -129,12 +158,12 @@ def test_whole_numbers_are_exact(splits: int) -> None:
     [
         (1, None),
         (257, None),
-        (40, Config(block_n=32, block_m=32, splits=2, warps=2, stages=2)),
-        (70, Config(block_n=128, block_m=64, splits=2, warps=4, stages=3)),
-        (130, Config(block_n=128, block_m=128, splits=1, warps=8, stages=2)),
+        (40, TileConfig(block_n=32, block_m=32, splits=2, warps=2, stages=2)),
+        (70, TileConfig(block_n=128, block_m=64, splits=2, warps=4, stages=3)),
+        (130, TileConfig(block_n=128, block_m=128, splits=1, warps=8, stages=2)),
     ],
 )
-def test_batches_and_tiles(M: int, config: Config | None) -> None:
+def test_batches_and_tiles(M: int, config: TileConfig | None) -> None:
     w = weight(37, 256, 32, zeros=True)
     x = activations(M, 256)
     exact = x.double() @ dequantized(*w).T
@@ -145,21 +174,29 @@ def test_batches_and_tiles(M: int, config: Config | None) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("zeros", [False, True])
-@pytest.mark.parametrize("shape", [(65, 416, 32), (70, 320, 64), (3, 300, 300), (9, 768, 384)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(65, 416, 32), (70, 320, 64), (3, 300, 300), (9, 768, 384)], ids=str
+)
 def test_w_hat_written_out(shape: tuple[int, int, int], zeros: bool) -> None:
     N, K, group_size = shape
     codes, scale, zero_point = weight(N, K, group_size, zeros=zeros)
     scale_rows, zero_rows = prepare(scale, zero_point, group_size=group_size)
     zero_rows = zero_rows if zero_rows is None else zero_rows.to(DEVICE)
     given = pack_planes(codes).to(DEVICE), scale_rows.to(DEVICE), zero_rows
-    exact = dequantized(codes, scale, zero_point).half()  # codes times fp16 scales are exact in float32
+    exact = dequantized(
+        codes, scale, zero_point
+    ).half()  # codes times fp16 scales are exact in float32
     for start, stop in ((0, None), (1, N - 1), (N // 2, N + 64), (N, None)):
-        w_hat = decode(*given, group_size=group_size, inputs=K, dtype=torch.float16, start=start, stop=stop)
+        w_hat = decode(
+            *given, group_size=group_size, inputs=K, dtype=torch.float16, start=start, stop=stop
+        )
         assert torch.equal(w_hat.cpu(), exact[start:stop])
 
 
 @needs_kernels
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's, of 0 times infinity
+@pytest.mark.filterwarnings(
+    "ignore:invalid value:RuntimeWarning"
+)  # the interpreter's, of 0 times infinity
 @pytest.mark.parametrize("version", VERSIONS)
 def test_nan_and_inf_stay_in_their_rows(version: str) -> None:
     w = weight(33, 256, 64, zeros=True)
@@ -207,7 +244,9 @@ def test_x_of_any_stride_and_no_rows() -> None:
     for same in (x.T.contiguous().T.to(DEVICE), wide[:, :256], wide[:, 256:]):
         assert torch.equal(int4_mm(same, words, rows.to(DEVICE), group_size=64).cpu(), y)
     expanded = x[:1].to(DEVICE).expand(3, 256)
-    assert torch.equal(int4_mm(expanded, words, rows.to(DEVICE), group_size=64).cpu(), y[:1].expand(3, 33))
+    assert torch.equal(
+        int4_mm(expanded, words, rows.to(DEVICE), group_size=64).cpu(), y[:1].expand(3, 33)
+    )
     assert product(x[:0], *w).shape == (0, 33)
 
 
@@ -217,9 +256,12 @@ def test_scales_of_other_dtypes(dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16 and interpreted():
         pytest.skip("the interpreter reckons bf16 wrongly")
     codes, scale, zero_point = weight(33, 256, 64, zeros=True)
-    scale, x = scale.to(dtype) * 1e-5, activations(3, 256) * 1000  # scales that fp16 would not hold well
+    scale, x = (
+        scale.to(dtype) * 1e-5,
+        activations(3, 256) * 1000,
+    )  # scales that fp16 would not hold well
     exact = x.double() @ dequantized(codes, scale, zero_point).T
-    for config in (None, Config(block_n=128, block_m=64, splits=1, warps=4, stages=2)):
+    for config in (None, TileConfig(block_n=128, block_m=64, splits=1, warps=4, stages=2)):
         y = product(x, codes, scale, zero_point, config=config)
         assert (y.double() - exact).norm() / exact.norm() < 2e-3
 
@@ -229,27 +271,55 @@ def test_scales_of_other_dtypes(dtype: torch.dtype) -> None:
     ("change", "kind", "says"),
     [
         ({"version": "fast"}, ValueError, "version='fast' must be one of naive, planes, tuned"),
-        ({"x": torch.ones(2, 256)}, TypeError, "x has dtype torch.float32; version='tuned' takes torch.float16"),
-        ({"x": torch.ones(2, 320).half()}, ValueError, r"words of shape \(3, 32\) .* must be of shape \(3, 48\)"),
-        ({"group_size": 48}, ValueError, "group_size=48 with K=256 must be 32, 64 or a multiple of 128"),
+        (
+            {"x": torch.ones(2, 256)},
+            TypeError,
+            "x has dtype torch.float32; version='tuned' takes torch.float16",
+        ),
+        (
+            {"x": torch.ones(2, 320).half()},
+            ValueError,
+            r"words of shape \(3, 32\) .* must be of shape \(3, 48\)",
+        ),
+        (
+            {"group_size": 48},
+            ValueError,
+            "group_size=48 with K=256 must be 32, 64 or a multiple of 128",
+        ),
         ({"group_size": 32}, ValueError, r"scale of shape \(4, 3\) .* must be of shape \(8, 3\)"),
-        ({"zero_point": torch.zeros(3, 4, dtype=torch.uint8).T}, ValueError, "zero_point of shape .* contiguous"),
+        (
+            {"zero_point": torch.zeros(3, 4, dtype=torch.uint8).T},
+            ValueError,
+            "zero_point of shape .* contiguous",
+        ),
         ({"scale": torch.ones(3, 4).half().T}, ValueError, "scale .* contiguous"),
     ],
 )
 def test_what_is_refused(change: dict, kind: type[Exception], says: str) -> None:
     codes, scale, _ = weight(3, 256, 64, zeros=False)
-    given = {"x": activations(2, 256), "words": pack_planes(codes), "scale": prepare(scale, group_size=64)[0]}
+    given = {
+        "x": activations(2, 256),
+        "words": pack_planes(codes),
+        "scale": prepare(scale, group_size=64)[0],
+    }
     given = {name: value.to(DEVICE) for name, value in given.items()} | {"group_size": 64}
-    change = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in change.items()}
+    change = {
+        name: value.to(DEVICE) if isinstance(value, Tensor) else value
+        for name, value in change.items()
+    }
     with pytest.raises(kind, match=says):
         int4_mm(**(given | change))
 
 
 @pytest.mark.skipif(not interpreted(), reason="not in the interpreter")
 def test_the_interpreter_s_bf16_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"x has dtype torch.bfloat16; version='naive' takes .*float16.*float32 here"):
-        product(activations(2, 64, torch.bfloat16), *weight(3, 64, 32, zeros=False), version="naive")
+    with pytest.raises(
+        TypeError,
+        match=r"x has dtype torch.bfloat16; version='naive' takes .*float16.*float32 here",
+    ):
+        product(
+            activations(2, 64, torch.bfloat16), *weight(3, 64, 32, zeros=False), version="naive"
+        )
 
 
 @needs_gpu
@@ -258,7 +328,11 @@ def test_a_captured_graph_gives_the_same_bits(warm: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(triton_int4_counters, "_kept", {})
     monkeypatch.setattr(triton_int4_counters, "_places", {})
     codes, scale, _ = weight(200, 1024, 128, zeros=False)
-    given = activations(4, 1024).cuda(), pack_planes(codes).cuda(), prepare(scale, group_size=128)[0].cuda()
+    given = (
+        activations(4, 1024).cuda(),
+        pack_planes(codes).cuda(),
+        prepare(scale, group_size=128)[0].cuda(),
+    )
     call = lambda: int4_mm(*given, group_size=128, config=SPLIT)  # noqa: E731
     eager = call()
     if not warm:
@@ -277,7 +351,11 @@ def test_a_captured_graph_gives_the_same_bits(warm: bool, monkeypatch: pytest.Mo
 @needs_gpu
 def test_two_streams_at_one_time() -> None:
     codes, scale, _ = weight(2048, 2048, 128, zeros=False)
-    given = activations(4, 2048).cuda(), pack_planes(codes).cuda(), prepare(scale, group_size=128)[0].cuda()
+    given = (
+        activations(4, 2048).cuda(),
+        pack_planes(codes).cuda(),
+        prepare(scale, group_size=128)[0].cuda(),
+    )
     expected = int4_mm(*given, group_size=128, config=SPLIT)
     torch.cuda.synchronize()
     streams, results = [torch.cuda.Stream() for _ in range(4)], []
@@ -295,7 +373,11 @@ def test_every_frozen_configuration_runs(batch: int) -> None:
     codes, scale, _ = weight(300, 2048, 128, zeros=False)
     x = activations(batch, 2048)
     exact = x.double() @ dequantized(codes, scale, None).T
-    for config in {Config(*entries[str(batch)]) for entries in table()["configs"].values() if str(batch) in entries}:
+    for config in {
+        TileConfig(*entries[str(batch)])
+        for entries in table()["configs"].values()
+        if str(batch) in entries
+    }:
         y = product(x, codes, scale, None, config=config)
         assert (y.double() - exact).norm() / exact.norm() < 2e-3, config
 
@@ -306,9 +388,11 @@ def test_the_table_holds_configurations() -> None:
     for shape, entries in table()["configs"].items():
         assert re.fullmatch(r"\d+x\d+", shape)
         for batch, entry in entries.items():
-            config = Config(*entry)
+            config = TileConfig(*entry)
             assert int(batch) in BATCHES
-            assert all(value & (value - 1) == 0 for value in (config.block_n, config.block_m, config.warps))
+            assert all(
+                value & (value - 1) == 0 for value in (config.block_n, config.block_m, config.warps)
+            )
             assert config.block_m >= 8
             assert min(astuple(config)) >= 1
             assert config.shared_nbytes <= 227 * 1024
@@ -316,9 +400,11 @@ def test_the_table_holds_configurations() -> None:
 
 def test_a_batch_takes_the_entry_of_the_next_size(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = {str(batch): [64, 8, batch, 2, 4] for batch in BATCHES}  # told apart by their splits
-    monkeypatch.setattr(triton_int4_configs, "table", lambda: {"configs": {"64x96": entries, "64x128": {}}})
+    monkeypatch.setattr(
+        triton_int4_configs, "table", lambda: {"configs": {"64x96": entries, "64x128": {}}}
+    )
     for M, bucket in ((1, 1), (2, 2), (3, 4), (16, 16), (17, 32), (256, 256)):
-        assert frozen(M, 64, 96) == Config(64, 8, bucket, 2, 4)
+        assert frozen(M, 64, 96) == TileConfig(64, 8, bucket, 2, 4)
     assert frozen(1, 96, 64) is None
     assert frozen(1, 64, 128) is None
     assert frozen(257, 64, 96) is None  # its rule cuts K for fewer tiles
@@ -327,11 +413,15 @@ def test_a_batch_takes_the_entry_of_the_next_size(monkeypatch: pytest.MonkeyPatc
 def test_the_rule_fills_the_gpu_and_leaves_each_program_work() -> None:
     for M in (1, 5, 16, 33, 64, 300):
         for N, K in ((8192, 8192), (57344, 8192), (1024, 28672), (100, 77)):
-            config = by_rule(M, N, K, multiprocessors=132)
+            config = tile_by_rule(M, N, K, multiprocessors=132)
             tiles = -(-N // config.block_n) * -(-M // config.block_m)
             blocks = -(-K // 128)
             assert config.splits == 1 or blocks >= 4 * config.splits
-            assert config.splits in (1, 16) or tiles * config.splits >= 2 * 132 or blocks < 4 * (config.splits + 1)
+            assert (
+                config.splits in (1, 16)
+                or tiles * config.splits >= 2 * 132
+                or blocks < 4 * (config.splits + 1)
+            )
     assert choose(1, 100, 256, torch.device("cpu")).splits == 1
 
 

@@ -23,7 +23,9 @@ def test_html_is_escaped() -> None:
 
 def test_a_number_without_a_claim_is_told_which_there_are() -> None:
     missing = next(number for number in range(1, max(CLAIMS) + 2) if number not in CLAIMS)
-    with pytest.raises(ValueError, match=f"^number={missing} is no claim settled so far; these are: 1, 2,") as caught:
+    with pytest.raises(
+        ValueError, match=f"^number={missing} is no claim settled so far; these are: 1, 2,"
+    ) as caught:
         settle(missing, "HOLDS", "")
     assert [int(number) for number in re.findall(r"\d+", str(caught.value))] == [missing, *CLAIMS]
 

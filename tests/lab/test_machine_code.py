@@ -21,7 +21,12 @@ DISASSEMBLY = """
 def test_the_loop_is_the_one_that_loads() -> None:
     loop = loop_of(DISASSEMBLY)
     assert [each.split()[0] for each in loop] == ["LDG.E", "LOP3.LUT", "HFMA2.MMA", "BRA"]
-    assert [kind(each) for each in loop] == ["memory", "bits", "float arithmetic", "addresses and the rest"]
+    assert [kind(each) for each in loop] == [
+        "memory",
+        "bits",
+        "float arithmetic",
+        "addresses and the rest",
+    ]
 
 
 def test_no_loop_no_count() -> None:
@@ -35,7 +40,9 @@ def test_a_machine_that_cannot_compile_says_why(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_three_kernels_each_cheaper_than_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # of this process: the one that compiles must not inherit it
+    monkeypatch.setenv(
+        "TRITON_INTERPRET", "1"
+    )  # of this process: the one that compiles must not inherit it
     pytest.importorskip("triton", reason="triton is not installed")
     counts = instructions()
     assert not isinstance(counts, str), counts

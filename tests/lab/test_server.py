@@ -21,7 +21,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         command.extend(arguments)
         return subprocess.CompletedProcess(arguments, 0)
 
-    monkeypatch.setattr(os, "execve", lambda *_: None, raising=False)  # this one returns, so that `run` is next
+    monkeypatch.setattr(
+        os, "execve", lambda *_: None, raising=False
+    )  # this one returns, so that `run` is next
     monkeypatch.setattr(subprocess, "run", run)
     return command
 
@@ -47,7 +49,9 @@ def test_root_is_let_in(monkeypatch: pytest.MonkeyPatch, user: int, allowed: boo
     assert ("--allow-root" in server.lab_command(Path("course"))) == allowed
 
 
-def test_a_browser_is_opened_where_it_is_seen(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> None:
+def test_a_browser_is_opened_where_it_is_seen(
+    monkeypatch: pytest.MonkeyPatch, started: list[str]
+) -> None:
     monkeypatch.setattr(server, "has_display", lambda: True)
     server.serve(Path("course"))
     assert "--no-browser" not in started
@@ -79,7 +83,9 @@ def test_the_terminals_of_jupyterlab_find_our_programs(monkeypatch: pytest.Monke
 def test_jupyterlab_reads_our_files(tmp_path: Path) -> None:
     command = server.lab_command(tmp_path, more=("--show-config-json", "--ip=0.0.0.0"))
     env = {**server.lab_environment(), "JUPYTER_CONFIG_DIR": str(tmp_path)}
-    shown = json.loads(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+    shown = json.loads(
+        subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    )
     assert shown["LabApp"]["extension_manager"] == "readonly"
     assert shown["LabApp"]["news_url"] is None
     assert shown["ServerApp"]["ip"] == "0.0.0.0"  # what the reader says wins over our file

@@ -21,10 +21,16 @@ def product(a_ptr, b_ptr, y_ptr, M, N, K, stride_a, BLOCK: tl.constexpr):
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)
     for start in range(0, K, BLOCK):
         k = start + tl.arange(0, BLOCK)
-        a = tl.load(a_ptr + m[:, None] * stride_a + k[None, :], (m < M)[:, None] & (k < K)[None, :], 0.0)
+        a = tl.load(
+            a_ptr + m[:, None] * stride_a + k[None, :], (m < M)[:, None] & (k < K)[None, :], 0.0
+        )
         b = tl.load(b_ptr + n[None, :] * K + k[:, None], (n < N)[None, :] & (k < K)[:, None], 0.0)
         acc = tl.dot(a, b, acc)
-    tl.store(y_ptr + m[:, None] * N + n[None, :], acc.to(y_ptr.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
+    tl.store(
+        y_ptr + m[:, None] * N + n[None, :],
+        acc.to(y_ptr.dtype.element_ty),
+        (m < M)[:, None] & (n < N)[None, :],
+    )
 
 
 @triton.jit
@@ -42,7 +48,9 @@ def test_tiles_make_a_product(dtype: torch.dtype) -> None:
     a, b = whole(7, 20), whole(5, 13)
     y = torch.full((7, 5), torch.nan, dtype=dtype)
     grid = triton.cdiv(7, 4), triton.cdiv(5, 4)
-    product[grid](a[:, 3:16], b, y, 7, 5, 13, 20, BLOCK=4, num_warps=2)  # a part of a: its rows are 20 apart
+    product[grid](
+        a[:, 3:16], b, y, 7, 5, 13, 20, BLOCK=4, num_warps=2
+    )  # a part of a: its rows are 20 apart
     assert torch.equal(y, (a[:, 3:16] @ b.T).to(dtype))
 
 
@@ -78,7 +86,9 @@ def test_a_grid_may_be_a_function_and_a_tensor_have_a_name() -> None:
     x, y = torch.arange(7.0), torch.zeros(7)
     negated[lambda meta: (triton.cdiv(meta["N"], meta["BLOCK"]),)](x, y_ptr=y, N=7, BLOCK=2)
     assert torch.equal(y, -x)
-    negated[lambda meta: (triton.cdiv(len(meta["x_ptr"]), meta["BLOCK"]),)](x_ptr=y, y_ptr=y, N=7)  # BLOCK by default
+    negated[lambda meta: (triton.cdiv(len(meta["x_ptr"]), meta["BLOCK"]),)](
+        x_ptr=y, y_ptr=y, N=7
+    )  # BLOCK by default
     assert torch.equal(y, x)
 
 
@@ -110,8 +120,12 @@ print(y.tolist() == x[:10].tolist())
 
 def test_the_interpreter_learns_to_stay_inside(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    script = tmp_path / "watched.py"  # in a process of its own: an interpreter, once chosen, is there for good
+    script = (
+        tmp_path / "watched.py"
+    )  # in a process of its own: an interpreter, once chosen, is there for good
     script.write_text(WATCHED, encoding="utf-8")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["True"] * 5

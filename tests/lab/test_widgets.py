@@ -22,7 +22,7 @@ from qcourse.lab.widgets import (
     time_a_step,
     watch_the_grid,
 )
-from qcourse.numerics.minifloat import E2M1, E3M2, E4M3, E5M2, FloatFormat, table
+from qcourse.numerics.minifloat import E2M1, E3M2, E4M3, E5M2, FloatFormat, code_values
 
 WEIGHTS = torch.linspace(-1, 1, 9)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,7 +34,9 @@ def box() -> PictureBox:
 
 
 @pytest.mark.parametrize(("number", "value"), [(0, 2), (1, 5.5), (2, False)])
-def test_each_control_changes_the_picture_and_the_words(box: PictureBox, number: int, value: object) -> None:
+def test_each_control_changes_the_picture_and_the_words(
+    box: PictureBox, number: int, value: object
+) -> None:
     picture, readout = box.picture.value, box.readout.value
     box.children[0].children[number].value = value
     assert bytes(box.picture.value).startswith(PNG)
@@ -63,7 +65,9 @@ def test_a_reader_without_a_kernel_gets_the_picture(box: PictureBox) -> None:
     assert isinstance(box, ipywidgets.Widget)
 
 
-@pytest.mark.parametrize("weights", [WEIGHTS.bfloat16(), WEIGHTS.half(), nn.Parameter(WEIGHTS), WEIGHTS.double()])
+@pytest.mark.parametrize(
+    "weights", [WEIGHTS.bfloat16(), WEIGHTS.half(), nn.Parameter(WEIGHTS), WEIGHTS.double()]
+)
 @pytest.mark.parametrize("outlier", [None, 3.0])
 def test_weights_of_any_kind_are_drawn(weights: Tensor, outlier: float | None) -> None:
     # 9 weights from -1 to 1 in steps of 1/4 are exact in each dtype, so the pictures are the same.
@@ -86,12 +90,14 @@ def test_each_click_on_a_bit_changes_the_number_and_the_picture() -> None:
 @pytest.mark.parametrize("format", [E4M3, E5M2, E3M2, E2M1], ids=str)
 def test_the_words_say_the_number_of_every_code(format: FloatFormat) -> None:
     for code in range(1 << format.bits):
-        value = float(table(format)[code])
+        value = float(code_values(format)[code])
         words = float_readout(code, format)
         if math.isfinite(value):
             left, right = words.split(" · ", 1)[1].split(" = ")
             assert float(right) == pytest.approx(value, rel=1e-5)
-            assert eval(left.replace("^", "**").replace("·", "*")) == value  # the formula, taken at its word
+            assert (
+                eval(left.replace("^", "**").replace("·", "*")) == value
+            )  # the formula, taken at its word
         else:
             assert words.endswith("NaN" if math.isnan(value) else "infinity")
 
@@ -99,7 +105,9 @@ def test_the_words_say_the_number_of_every_code(format: FloatFormat) -> None:
 H100 = {"model": "Llama-2-70B", "device": "NVIDIA H100 SXM"}
 
 
-@pytest.mark.parametrize(("number", "value"), list(enumerate(["Llama-2-70B", 4, 64, 8192, "NVIDIA L4"])))
+@pytest.mark.parametrize(
+    ("number", "value"), list(enumerate(["Llama-2-70B", 4, 64, 8192, "NVIDIA L4"]))
+)
 def test_each_choice_changes_the_step(number: int, value: object) -> None:
     box = time_a_step(bits=16, batch=1, context=512)
     picture, readout = box.picture.value, box.readout.value
@@ -111,7 +119,9 @@ def test_each_choice_changes_the_step(number: int, value: object) -> None:
 
 @pytest.mark.parametrize(("bits", "group_size"), [(16, None), (8, 128), (4, 128)])
 @pytest.mark.parametrize("batch", [1, 1024])
-def test_the_longer_bar_is_the_time_of_the_step(bits: int, group_size: int | None, batch: int) -> None:
+def test_the_longer_bar_is_the_time_of_the_step(
+    bits: int, group_size: int | None, batch: int
+) -> None:
     parts = step_parts(bits=bits, batch=batch, context=128, **H100)
     sizes = {"batch": batch, "context": 128, "bits": bits, "group_size": group_size}
     memory_s = parts["weights"] + parts["cache"] + parts["activations"]
@@ -123,9 +133,13 @@ def test_the_longer_bar_is_the_time_of_the_step(bits: int, group_size: int | Non
 
 
 def test_the_readout_names_what_is_waited_for_and_what_fits() -> None:
-    assert "bound by memory (weights 100%, cache 0%)" in step_readout(bits=16, batch=1, context=128, **H100)
+    assert "bound by memory (weights 100%, cache 0%)" in step_readout(
+        bits=16, batch=1, context=128, **H100
+    )
     assert "bound by its multipliers" in step_readout(bits=4, batch=1024, context=128, **H100)
     # 2 operations for each of 68.7 billion weights, at 989e12 a second: 7,200 tokens, less what attention takes
     assert " · 7,179 tokens a second · " in step_readout(bits=4, batch=1024, context=128, **H100)
-    assert step_readout(bits=16, batch=1, context=128, **H100).endswith("137.5 GB of 80 GB: it does not fit")
+    assert step_readout(bits=16, batch=1, context=128, **H100).endswith(
+        "137.5 GB of 80 GB: it does not fit"
+    )
     assert step_readout(bits=4, batch=1, context=128, **H100).endswith("35.5 GB of 80 GB")

@@ -23,7 +23,9 @@ GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(16)]
 
 def outliers(tokens: int, size: int, seed: int = 0, factor: float = 20) -> Tensor:
     """Correlated inputs, one channel in 16 of which is larger."""
-    x = normal(tokens, size, seed=seed) + 0.5 * normal(tokens, 1, seed=seed + 1) * normal(size, seed=seed + 2)
+    x = normal(tokens, size, seed=seed) + 0.5 * normal(tokens, 1, seed=seed + 1) * normal(
+        size, seed=seed + 2
+    )
     x[:, 3::16] *= factor
     return x
 
@@ -36,10 +38,15 @@ def loss(w: Tensor, w_hat: Tensor, x: Tensor) -> float:
 # A direct search, by hand and in float64: every trial is run on the tokens.
 
 
-def by_hand(w: np.ndarray, share: np.ndarray | float, size: int, bits: int, symmetric: bool) -> np.ndarray:
+def by_hand(
+    w: np.ndarray, share: np.ndarray | float, size: int, bits: int, symmetric: bool
+) -> np.ndarray:
     """Each group of each row rounded on the grid of a share of its range."""
     rows = w.reshape(len(w), -1, size)
-    low, high = (np.minimum(rows.min(2), 0) * share)[..., None], (np.maximum(rows.max(2), 0) * share)[..., None]
+    low, high = (
+        (np.minimum(rows.min(2), 0) * share)[..., None],
+        (np.maximum(rows.max(2), 0) * share)[..., None],
+    )
     levels = 2**bits - 1
     if symmetric:
         scale = np.maximum(-low, high) / (levels // 2)
@@ -75,7 +82,8 @@ def direct_search(
             losses[i, :, g] = ((xs[:, part] @ d[:, part].T) ** 2).sum(0)
     clips = losses.argmin(0)
     clipped, unclipped = (
-        ((xs @ (ws - by_hand(ws, 1 - each / 20, size, bits, symmetric)).T) ** 2).sum(0) for each in (clips, 0 * clips)
+        ((xs @ (ws - by_hand(ws, 1 - each / 20, size, bits, symmetric)).T) ** 2).sum(0)
+        for each in (clips, 0 * clips)
     )
     clips[clipped >= unclipped] = 0
     return step, errors, clips, losses
@@ -86,7 +94,9 @@ def direct_search(
 def test_the_same_choices_as_a_direct_search_over_tokens(tokens: int, symmetric: bool) -> None:
     w, x = normal(512, 512) * 0.02, outliers(tokens, 512, seed=1)
     result = awq(w, x, IntQuantizer(4, symmetric, granularity=PerGroup(128)))
-    step, errors, clips, losses = direct_search(w.double().numpy(), x.double().numpy(), 128, 4, symmetric)
+    step, errors, clips, losses = direct_search(
+        w.double().numpy(), x.double().numpy(), 128, 4, symmetric
+    )
     assert 0 < step < 20
     assert result.alpha == step / 20
     assert result.curve.tolist() == pytest.approx(errors, rel=1e-4)
@@ -100,13 +110,20 @@ def test_the_same_choices_as_a_direct_search_over_tokens(tokens: int, symmetric:
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(1), PerChannel(0)])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_clip_of_rows_that_share_a_scale_is_best_for_all_of_them(granularity: Any, seed: int) -> None:
+def test_the_clip_of_rows_that_share_a_scale_is_best_for_all_of_them(
+    granularity: Any, seed: int
+) -> None:
     # Inputs at right angles: what two of them lose adds up, whichever share a scale.
-    w, x = normal(6, 32, seed=seed), torch.linalg.qr(normal(40, 32, seed=seed)).Q * torch.arange(1.0, 33)
+    w, x = (
+        normal(6, 32, seed=seed),
+        torch.linalg.qr(normal(40, 32, seed=seed)).Q * torch.arange(1.0, 33),
+    )
     result = awq(w, x, IntQuantizer(3, granularity=granularity), grid=2)
     assert result.input_scale is not None
     ws, xs = (w * result.input_scale).double().numpy(), (x / result.input_scale).double().numpy()
-    axis = {PerTensor(): None, PerChannel(1): 0, PerChannel(0): 1}[granularity]  # along which values share a scale
+    axis = {PerTensor(): None, PerChannel(1): 0, PerChannel(0): 1}[
+        granularity
+    ]  # along which values share a scale
     rows = {None: ws.reshape(1, -1), 0: ws.T, 1: ws}[axis]
     losses = []
     for i in range(10):
@@ -122,7 +139,9 @@ def test_the_clip_of_rows_that_share_a_scale_is_best_for_all_of_them(granularity
 def test_outliers_are_what_it_is_for(seed: int) -> None:
     w, x = normal(96, 128, seed=seed), outliers(300, 128, seed=seed + 10)
     quantizer = IntQuantizer(4, granularity=PerGroup(64))
-    to_nearest = math.sqrt(loss(w, quantizer(w).dequantize(), x) / float((x.double() @ w.double().T).square().sum()))
+    to_nearest = math.sqrt(
+        loss(w, quantizer(w).dequantize(), x) / float((x.double() @ w.double().T).square().sum())
+    )
     unclipped, clipped = awq(w, x, quantizer, clip=False), awq(w, x, quantizer)
     assert unclipped.error < 0.75 * to_nearest
     assert clipped.error < 0.97 * unclipped.error
@@ -147,7 +166,9 @@ INPUTS = {
     "rank 2": lambda t, n, seed: normal(t, 2, seed=seed) @ normal(2, n, seed=seed + 1),
     "dead channels": lambda t, n, seed: normal(t, n, seed=seed) * (torch.arange(n) % 3 > 0),
     "zero": lambda t, n, seed: torch.zeros(t, n),
-    "of all sizes": lambda t, n, seed: normal(t, n, seed=seed) * 10 ** (8 * normal(n, seed=seed + 1).clamp(-2, 2)),
+    "of all sizes": lambda t, n, seed: (
+        normal(t, n, seed=seed) * 10 ** (8 * normal(n, seed=seed + 1).clamp(-2, 2))
+    ),
     "huge": lambda t, n, seed: normal(t, n, seed=seed) * 1e37,
     "tiny": lambda t, n, seed: normal(t, n, seed=seed) * 1e-37,
 }
@@ -157,7 +178,9 @@ WEIGHTS = {
     "zero rows": lambda o, n, seed: normal(o, n, seed=seed) * (torch.arange(o) % 2)[:, None],
     "zero": lambda o, n, seed: torch.zeros(o, n),
     "on the grid": lambda o, n, seed: normal(o, n, seed=seed).round().clamp(-7, 7),
-    "of all sizes": lambda o, n, seed: normal(o, n, seed=seed) * 10 ** (5 * normal(o, n, seed=seed + 1).clamp(-2, 2)),
+    "of all sizes": lambda o, n, seed: (
+        normal(o, n, seed=seed) * 10 ** (5 * normal(o, n, seed=seed + 1).clamp(-2, 2))
+    ),
     "huge": lambda o, n, seed: normal(o, n, seed=seed) * 5e37,
     "tiny": lambda o, n, seed: normal(o, n, seed=seed) * 1e-35,
 }
@@ -175,7 +198,14 @@ WEIGHTS = {
     st.integers(0, 1000),
 )
 def test_never_worse_than_to_nearest_nor_clipped_than_unclipped(
-    weights: str, inputs: str, granularity: Any, symmetric: bool, bits: int, tokens: int, out: int, seed: int
+    weights: str,
+    inputs: str,
+    granularity: Any,
+    symmetric: bool,
+    bits: int,
+    tokens: int,
+    out: int,
+    seed: int,
 ) -> None:
     w, x = WEIGHTS[weights](out, 32, seed), INPUTS[inputs](tokens, 32, seed + 1)
     quantizer = IntQuantizer(bits, symmetric, granularity)
@@ -189,7 +219,10 @@ def test_never_worse_than_to_nearest_nor_clipped_than_unclipped(
     assert (unclipped.shrink == 1).all()
     losses = [loss(w, w_hat, x) for w_hat in (clipped.w_hat, unclipped.w_hat, to_nearest)]
     # Sums in float32 of products that may cancel, each of an error and an input; and w_hat itself is float32.
-    furthest = max(float((w - each).double().square().sum()) for each in (clipped.w_hat, unclipped.w_hat, to_nearest))
+    furthest = max(
+        float((w - each).double().square().sum())
+        for each in (clipped.w_hat, unclipped.w_hat, to_nearest)
+    )
     squares = float(w.double().square().sum()), float(x.double().square().sum())
     noise = (1e-5 * furthest + 1e-12 * squares[0]) * squares[1]
     assert losses[0] <= losses[1] * (1 + 1e-5) + noise
@@ -241,7 +274,9 @@ def test_groups_that_do_not_hold_0_are_not_clipped_by_their_zero_point() -> None
     w = normal(8, 32).abs() + 5  # a zero point on [5, 8] would be -25, and clamped to 0
     quantizer = IntQuantizer(4, symmetric=False, granularity=PerGroup(16))
     result = awq(w, normal(40, 32, seed=1), quantizer, clip=False)
-    assert float((result.w_hat - w).abs().max()) < 0.51 * float(w.max()) / 15 * 3  # the scale s within a factor 3
+    assert (
+        float((result.w_hat - w).abs().max()) < 0.51 * float(w.max()) / 15 * 3
+    )  # the scale s within a factor 3
     assert int(result.quantized.codes.max()) == 15
 
 
@@ -297,7 +332,9 @@ class Uneven:
     def encode(self, x: Tensor, parameters: Steps) -> Tensor:
         values = torch.tensor([0.0, 2.0, -1.0])
         steps = self.granularity.rows(x) / parameters.size.reshape(-1, 1).clamp(min=1e-30)
-        return self.granularity.unrows((steps[..., None] - values).abs().argmin(-1).to(torch.uint8), x.shape)
+        return self.granularity.unrows(
+            (steps[..., None] - values).abs().argmin(-1).to(torch.uint8), x.shape
+        )
 
     def decode(self, codes: Tensor, parameters: Steps) -> Tensor:
         values = torch.tensor([0.0, 2.0, -1.0])[self.granularity.rows(codes).long()]
@@ -346,7 +383,9 @@ def test_what_is_kept_of_the_inputs_stays_small() -> None:
         batch.zero_()  # the model may use its memory again
     assert seen is not None
     x = normal(500, 32)
-    torch.testing.assert_close(seen.moment().matrix[0] / seen.factor**2, x.T @ x, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        seen.moment().matrix[0] / seen.factor**2, x.T @ x, rtol=1e-4, atol=1e-3
+    )
     first = seen.moment().matrix.clone()
     assert torch.equal(seen.moment().matrix, first)  # to ask changes nothing
 
@@ -358,7 +397,9 @@ def test_layers_that_share_an_input_share_the_scale_that_is_best_for_all() -> No
     together = method.quantize(w, method.observe(None, x))
     stacked = awq(torch.cat(list(w.values())), x, INT4, clip=False)
     assert {result.alpha for result in together.values()} == {stacked.alpha}
-    assert torch.equal(torch.cat([result.quantized.codes for result in together.values()]), stacked.quantized.codes)
+    assert torch.equal(
+        torch.cat([result.quantized.codes for result in together.values()]), stacked.quantized.codes
+    )
     for result in together.values():
         assert result.input_scale is not None
         assert stacked.input_scale is not None
@@ -396,9 +437,19 @@ def test_rows_whose_errors_cancel_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("w", "x", "error", "words"),
     [
-        (normal(4, 32), normal(8, 16), ValueError, r"w (4, 32) and x (8, 16) must have the same inputs"),
+        (
+            normal(4, 32),
+            normal(8, 16),
+            ValueError,
+            r"w (4, 32) and x (8, 16) must have the same inputs",
+        ),
         (normal(32), normal(8, 32), ValueError, "w of shape (32,) must be a matrix"),
-        (normal(4, 32), normal(2, 8, 32), ValueError, "x of shape (2, 8, 32) must have the shape (tokens, in)"),
+        (
+            normal(4, 32),
+            normal(2, 8, 32),
+            ValueError,
+            "x of shape (2, 8, 32) must have the shape (tokens, in)",
+        ),
         (normal(4, 32), torch.zeros(0, 32), ValueError, "x is empty"),
         (torch.zeros(0, 32), normal(8, 32), ValueError, "w is empty"),
         (normal(4, 32).long(), normal(8, 32), TypeError, "w has dtype torch.int64"),
@@ -424,7 +475,9 @@ def test_matrices_that_cannot_be(w: Any, x: Any, error: type[Exception], words: 
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_options_that_cannot_be(quantizer: Any, grid: Any, error: type[Exception], words: str) -> None:
+def test_options_that_cannot_be(
+    quantizer: Any, grid: Any, error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=re.escape(words)):
         awq(normal(4, 32), normal(8, 32), quantizer, grid=grid)
     with pytest.raises(error, match=re.escape(words)):
@@ -434,7 +487,9 @@ def test_options_that_cannot_be(quantizer: Any, grid: Any, error: type[Exception
 def test_a_layer_that_is_refused_is_named() -> None:
     method = Awq(replace(INT4, scale_dtype=torch.float16))
     with pytest.raises(ValueError, match=r"layer 'up': scale=1\.\d+e\+06 cannot be held"):
-        method.quantize({"gate": normal(4, 32), "up": normal(4, 32) * 4e6}, method.observe(None, normal(8, 32)))
+        method.quantize(
+            {"gate": normal(4, 32), "up": normal(4, 32) * 4e6}, method.observe(None, normal(8, 32))
+        )
 
 
 @pytest.mark.parametrize(

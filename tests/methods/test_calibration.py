@@ -66,7 +66,9 @@ def test_every_width_is_a_power_of_two_to_the_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
-def test_a_bin_is_at_most_a_1024th_of_amax_wide_and_holds_what_lies_in_it(dtype: torch.dtype, unit: float) -> None:
+def test_a_bin_is_at_most_a_1024th_of_amax_wide_and_holds_what_lies_in_it(
+    dtype: torch.dtype, unit: float
+) -> None:
     x = (normal(3, 1000) * unit).to(dtype)
     seen = histogram_of(x)
     amax = x.double().abs().amax(dim=1)
@@ -79,13 +81,17 @@ def test_a_bin_is_at_most_a_1024th_of_amax_wide_and_holds_what_lies_in_it(dtype:
 
 @given(
     st.lists(
-        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9),
+        st.lists(
+            st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9
+        ),
         min_size=1,
         max_size=6,
     ),
     st.randoms(use_true_random=False),
 )
-def test_the_histogram_depends_neither_on_batches_nor_on_order(values: list[list[float]], random: object) -> None:
+def test_the_histogram_depends_neither_on_batches_nor_on_order(
+    values: list[list[float]], random: object
+) -> None:
     batches = [torch.tensor([row], dtype=torch.float32) for row in values]
     whole = histogram_of(torch.cat(batches, dim=1))
     random.shuffle(batches)
@@ -106,7 +112,10 @@ def test_rows_grow_apart() -> None:
 def test_memory_does_not_grow_and_adding_changes_nothing_else() -> None:
     first = histogram_of(normal(1, 100))
     before = first.counts.clone()
-    for batch in (torch.zeros(1, 10_000), torch.full((1, 10_000), 9.0)):  # within the range, and beyond it
+    for batch in (
+        torch.zeros(1, 10_000),
+        torch.full((1, 10_000), 9.0),
+    ):  # within the range, and beyond it
         later = first.add(batch, batch.amin(dim=1), batch.amax(dim=1))
         assert torch.equal(first.counts, before)
         assert later.counts.shape == before.shape
@@ -116,9 +125,13 @@ def test_memory_does_not_grow_and_adding_changes_nothing_else() -> None:
 # Streaming
 
 
-@pytest.mark.parametrize("quantizer", [SYMMETRIC, ASYMMETRIC, replace(ASYMMETRIC, granularity=PerChannel(-1))])
+@pytest.mark.parametrize(
+    "quantizer", [SYMMETRIC, ASYMMETRIC, replace(ASYMMETRIC, granularity=PerChannel(-1))]
+)
 @pytest.mark.parametrize("rule", [MinMax(), *ON_HISTOGRAM])
-def test_batches_in_any_order_give_what_all_data_at_once_gives(quantizer: IntQuantizer, rule: Rule) -> None:
+def test_batches_in_any_order_give_what_all_data_at_once_gives(
+    quantizer: IntQuantizer, rule: Rule
+) -> None:
     x = normal(600, 4) * torch.linspace(0.01, 3, 600)[:, None]  # so that the range keeps growing
     whole = range_of([x], quantizer, rule)
     for batches in (x.split(7), x.flip(0).split(100), x[torch.randperm(600)].split(50)):
@@ -157,7 +170,9 @@ def test_the_scale_is_in_the_dtype_asked_for_and_carries_no_gradient(rule: Rule)
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1)])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("rule", [MinMax(), MovingAverage(), Percentile(100)])
-def test_what_clips_nothing_is_what_fit_finds(granularity: object, symmetric: bool, rule: Rule) -> None:
+def test_what_clips_nothing_is_what_fit_finds(
+    granularity: object, symmetric: bool, rule: Rule
+) -> None:
     quantizer, w = IntQuantizer(5, symmetric, granularity), normal(8, 30) + 0.3
     calibrated, own = calibrate([w], quantizer, rule), quantizer.fit(w)
     assert torch.equal(calibrated.scale, own.scale)
@@ -170,15 +185,22 @@ def test_the_moving_average_weighs_the_past_by_powers_of_momentum(momentum: floa
     weights = [momentum**4, *((1 - momentum) * momentum ** (4 - i) for i in range(1, 5))]
     assert sum(weights) == pytest.approx(1)
     low, high = range_of(batches, ASYMMETRIC, MovingAverage(momentum))
-    assert low.item() == pytest.approx(sum(a * x.min().item() for a, x in zip(weights, batches, strict=True)))
-    assert high.item() == pytest.approx(sum(a * x.max().item() for a, x in zip(weights, batches, strict=True)))
+    assert low.item() == pytest.approx(
+        sum(a * x.min().item() for a, x in zip(weights, batches, strict=True))
+    )
+    assert high.item() == pytest.approx(
+        sum(a * x.max().item() for a, x in zip(weights, batches, strict=True))
+    )
 
 
 def test_the_extremes_are_those_of_torchs_observers() -> None:
     batches = [normal(30, seed=i) for i in range(6)]
     for rule, observer in [
         (MinMax(), torch.ao.quantization.MinMaxObserver()),
-        (MovingAverage(0.9), torch.ao.quantization.MovingAverageMinMaxObserver(averaging_constant=0.1)),
+        (
+            MovingAverage(0.9),
+            torch.ao.quantization.MovingAverageMinMaxObserver(averaging_constant=0.1),
+        ),
     ]:
         for x in batches:
             observer(x)
@@ -192,7 +214,9 @@ def test_the_extremes_are_those_of_torchs_observers() -> None:
 @pytest.mark.parametrize(
     "spread", [torch.Tensor.clone, torch.relu, torch.exp, lambda x: x.abs() + 5, lambda x: -(x**4)]
 )
-def test_percentile_is_numpys_to_one_bin_on_the_safe_side(percent: float, size: int, spread: Callable) -> None:
+def test_percentile_is_numpys_to_one_bin_on_the_safe_side(
+    percent: float, size: int, spread: Callable
+) -> None:
     x = spread(normal(size)).double()
     width = histogram_of(x[None]).width.item()
     slack = 1e-9 * x.abs().max().item()  # the two percentiles are interpolated in different units
@@ -207,7 +231,9 @@ def test_percentile_is_numpys_to_one_bin_on_the_safe_side(percent: float, size: 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_mse_is_at_most_a_bin_above_the_best_of_its_grid(bits: int, symmetric: bool, granularity: object) -> None:
+def test_mse_is_at_most_a_bin_above_the_best_of_its_grid(
+    bits: int, symmetric: bool, granularity: object
+) -> None:
     x = torch.stack([normal(4000), normal(4000, seed=1).exp(), torch.relu(normal(4000, seed=2))])
     quantizer = IntQuantizer(bits, symmetric, granularity)
     rows, shape = granularity.rows(x), granularity.scale_shape(x.shape)
@@ -217,7 +243,9 @@ def test_mse_is_at_most_a_bin_above_the_best_of_its_grid(bits: int, symmetric: b
         x_hat = quantizer.decode(quantizer.encode(x, parameters), parameters)
         return granularity.rows(x_hat - x).double().square().mean(dim=1).sqrt()
 
-    best = torch.stack([rms(quantizer.from_range(low * f, high * f)) for f in MSE_SHRINKS]).amin(dim=0)
+    best = torch.stack([rms(quantizer.from_range(low * f, high * f)) for f in MSE_SHRINKS]).amin(
+        dim=0
+    )
     chosen = rms(calibrate(x.split(1000, dim=1), quantizer, MeanSquaredError()))
     assert (chosen <= best + histogram_of(rows).width).all()
     # Far better than the bound in practice, since the middle of its bin moves a value's error by nearly the same for
@@ -239,7 +267,9 @@ def naive_divergence(counts: list[int], start: int, stop: int, levels: int) -> f
     if any(a > 0 and b == 0 for a, b in zip(p, q, strict=True)):
         return math.inf
     p_all, q_all = sum(p), sum(q)
-    return sum(a / p_all * math.log((a / p_all) / (b / q_all)) for a, b in zip(p, q, strict=True) if a > 0)
+    return sum(
+        a / p_all * math.log((a / p_all) / (b / q_all)) for a, b in zip(p, q, strict=True) if a > 0
+    )
 
 
 def naive_entropy_range(counts: list[int], zero: int, levels: int) -> tuple[int, int]:
@@ -258,19 +288,27 @@ def naive_entropy_range(counts: list[int], zero: int, levels: int) -> tuple[int,
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [3, 6, 8])
-@pytest.mark.parametrize("seed", [0, 5])  # at 5, values counted at the left of their bins would be noticed
-def test_mse_is_exact_for_values_in_the_middle_of_their_bins(seed: int, bits: int, symmetric: bool) -> None:
+@pytest.mark.parametrize(
+    "seed", [0, 5]
+)  # at 5, values counted at the left of their bins would be noticed
+def test_mse_is_exact_for_values_in_the_middle_of_their_bins(
+    seed: int, bits: int, symmetric: bool
+) -> None:
     x = ((normal(3000, seed=seed).double().clamp(-3.9, 3.1) * 512).floor() + 0.5) / 512
     assert histogram_of(x[None]).width.item() == 1 / 512
     own = IntQuantizer(bits, symmetric, scale_rule="mse").fit(x)
-    assert torch.equal(calibrate([x], IntQuantizer(bits, symmetric), MeanSquaredError()).scale, own.scale)
+    assert torch.equal(
+        calibrate([x], IntQuantizer(bits, symmetric), MeanSquaredError()).scale, own.scale
+    )
 
 
 few_counts = st.lists(st.sampled_from([0, 0, 1, 2, 9, 70]), min_size=6, max_size=24).filter(any)
 
 
 @given(few_counts, st.integers(2, 6), st.data())
-def test_divergence_of_any_range_is_the_naive_programs(counts: list[int], levels: int, data: st.DataObject) -> None:
+def test_divergence_of_any_range_is_the_naive_programs(
+    counts: list[int], levels: int, data: st.DataObject
+) -> None:
     start = data.draw(st.integers(0, len(counts) - levels))
     stop = data.draw(st.integers(start + levels, len(counts)))
     if any(counts[start:stop]):
@@ -279,9 +317,14 @@ def test_divergence_of_any_range_is_the_naive_programs(counts: list[int], levels
 
 
 @given(few_counts, st.integers(2, 6), st.data())
-def test_the_best_range_is_the_naive_programs(counts: list[int], levels: int, data: st.DataObject) -> None:
+def test_the_best_range_is_the_naive_programs(
+    counts: list[int], levels: int, data: st.DataObject
+) -> None:
     zero = data.draw(st.integers(0, len(counts)))
-    found, expected = least_divergence(torch.tensor(counts), zero, levels), naive_entropy_range(counts, zero, levels)
+    found, expected = (
+        least_divergence(torch.tensor(counts), zero, levels),
+        naive_entropy_range(counts, zero, levels),
+    )
     if found != expected:  # two ranges may be equal to the last digits
         both = [naive_divergence(counts, *ends, levels) for ends in (found, expected)]
         assert found[1] - found[0] >= levels
@@ -311,7 +354,9 @@ def test_entropy_is_what_the_naive_program_finds(bits: int, size: int, spread: C
     assert high.item() == min((stop - BINS) * width, x.max().item())
 
 
-def test_divergence_is_zero_where_every_bin_is_a_level_and_infinite_where_the_end_is_empty() -> None:
+def test_divergence_is_zero_where_every_bin_is_a_level_and_infinite_where_the_end_is_empty() -> (
+    None
+):
     counts = torch.tensor([5, 2, 0, 1])
     kl = divergences(counts, torch.tensor([0, 0]), torch.tensor([4, 3]), levels=4)
     assert kl.tolist() == [pytest.approx(0, abs=1e-12), math.inf]
@@ -324,7 +369,9 @@ def test_clipping_the_tails_beats_the_wide_range_at_low_bits() -> None:  # claim
     x = normal(1 << 21)
     wide = error_after(x, SYMMETRIC, MinMax())
     errors = {rule: error_after(x, SYMMETRIC, rule) for rule in (*ON_HISTOGRAM, Percentile(99.9))}
-    assert 0.19 < wide < 0.225  # about .206: amax / (7 sqrt(12)), and amax, some 5.1, varies with the sample
+    assert (
+        0.19 < wide < 0.225
+    )  # about .206: amax / (7 sqrt(12)), and amax, some 5.1, varies with the sample
     assert 0.107 < errors[MeanSquaredError()] < 0.111  # .109, whatever the sample
     assert all(error < 0.75 * wide for error in errors.values())
 
@@ -344,7 +391,9 @@ def test_one_outlier_moves_min_max_and_not_the_percentile() -> None:
 
 
 @pytest.mark.parametrize("rule", EVERY)
-@pytest.mark.parametrize("quantizer", [SYMMETRIC, ASYMMETRIC, IntQuantizer(8), IntQuantizer(2, symmetric=False)])
+@pytest.mark.parametrize(
+    "quantizer", [SYMMETRIC, ASYMMETRIC, IntQuantizer(8), IntQuantizer(2, symmetric=False)]
+)
 def test_all_zero_data_gets_scale_one(rule: Rule, quantizer: IntQuantizer) -> None:
     parameters = calibrate([torch.zeros(3), torch.zeros(5)], quantizer, rule)
     assert parameters.scale.item() == 1
@@ -360,7 +409,9 @@ def test_constant_data_is_its_own_range(rule: Rule, value: float, symmetric: boo
     exact = float(x[0])
     shown = (-abs(exact), abs(exact)) if symmetric else (exact, exact)
     shrink = low.item() / shown[0]
-    assert (low.item(), high.item()) == pytest.approx((shrink * shown[0], shrink * shown[1]), rel=1e-12)
+    assert (low.item(), high.item()) == pytest.approx(
+        (shrink * shown[0], shrink * shown[1]), rel=1e-12
+    )
     # The outermost code of a grid on a slightly smaller range can lie as near; the other rules clip nothing.
     assert shrink == 1 if not isinstance(rule, MeanSquaredError) else 0.99 < shrink <= 1
 
@@ -382,12 +433,24 @@ def test_a_dead_channel_beside_live_ones(rule: Rule) -> None:
     ("batches", "error", "words"),
     [
         ([], ValueError, "batches is empty; calibration needs at least one batch"),
-        (torch.ones(2, 3), TypeError, "batches is one tensor of shape (2, 3); give a list of batches, [x] for one"),
+        (
+            torch.ones(2, 3),
+            TypeError,
+            "batches is one tensor of shape (2, 3); give a list of batches, [x] for one",
+        ),
         ([torch.ones(2), torch.empty(0)], ValueError, "batches[1] is empty (shape (0,))"),
         ([torch.ones(2), torch.arange(3)], TypeError, "batches[1] has dtype torch.int64"),
         ([[1.0, 2.0]], TypeError, "batches[0] is a list"),
-        ([torch.tensor([1.0, math.nan])], ValueError, "batches[0] has 1 NaN or infinite values of 2"),
-        ([torch.ones(2), torch.tensor([-math.inf])], ValueError, "batches[1] has 1 NaN or infinite values of 1"),
+        (
+            [torch.tensor([1.0, math.nan])],
+            ValueError,
+            "batches[0] has 1 NaN or infinite values of 2",
+        ),
+        (
+            [torch.ones(2), torch.tensor([-math.inf])],
+            ValueError,
+            "batches[1] has 1 NaN or infinite values of 1",
+        ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -399,8 +462,16 @@ def test_batches(rule: Rule, batches: object, error: type[Exception], words: str
 @pytest.mark.parametrize(
     ("axis", "second", "words"),
     [
-        (-1, (5, 4), "batches[1] of shape (5, 4) has scales of shape (1, 4), the batches before (1, 3)"),
-        (-1, (2, 5, 3), "batches[1] of shape (2, 5, 3) has scales of shape (1, 1, 3), the batches before (1, 3)"),
+        (
+            -1,
+            (5, 4),
+            "batches[1] of shape (5, 4) has scales of shape (1, 4), the batches before (1, 3)",
+        ),
+        (
+            -1,
+            (2, 5, 3),
+            "batches[1] of shape (2, 5, 3) has scales of shape (1, 1, 3), the batches before (1, 3)",
+        ),
         (0, (6, 3), "PerChannel(axis=0) needs batches that agree"),
         (1, (3,), "axis=1 is out of range for shape (3,)"),
     ],
@@ -422,7 +493,9 @@ def test_a_batch_that_is_refused_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("percent", [0, -1, 100.1, math.nan, math.inf])
 def test_percent(percent: float) -> None:
-    with pytest.raises(ValueError, match=f"percent={percent} must be greater than 0 and at most 100"):
+    with pytest.raises(
+        ValueError, match=f"percent={percent} must be greater than 0 and at most 100"
+    ):
         Percentile(percent)
 
 
@@ -438,11 +511,23 @@ def test_momentum(momentum: float) -> None:
         (SYMMETRIC, MinMax, TypeError, "must be a value such as MinMax() or Percentile(99.9)"),
         (SYMMETRIC, "minmax", TypeError, "rule='minmax' must be a value"),
         ("int8", MinMax(), TypeError, "quantizer='int8' must be an IntQuantizer"),
-        (IntQuantizer(granularity=PerGroup(2)), MinMax(), ValueError, "granularity=PerGroup(size=2) must be PerTensor"),
-        (IntQuantizer(scale_rule="mse"), MinMax(), ValueError, "calibrate with MeanSquaredError() instead"),
+        (
+            IntQuantizer(granularity=PerGroup(2)),
+            MinMax(),
+            ValueError,
+            "granularity=PerGroup(size=2) must be PerTensor",
+        ),
+        (
+            IntQuantizer(scale_rule="mse"),
+            MinMax(),
+            ValueError,
+            "calibrate with MeanSquaredError() instead",
+        ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_cannot_be_calibrated(quantizer: object, rule: object, error: type[Exception], words: str) -> None:
+def test_what_cannot_be_calibrated(
+    quantizer: object, rule: object, error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=re.escape(words)):
         calibrate([torch.ones(4)], quantizer, rule)

@@ -22,7 +22,9 @@ def test_by_hand(alpha: float, temperature: float) -> None:
     targets = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(2))
     p, q = (softmax(logits.double().numpy() / temperature) for logits in (teacher, student))
     kl = (p * np.log(p / q)).sum(-1).mean()
-    ce = -np.log(np.take_along_axis(softmax(student.double().numpy()), targets.numpy()[..., None], -1)).mean()
+    ce = -np.log(
+        np.take_along_axis(softmax(student.double().numpy()), targets.numpy()[..., None], -1)
+    ).mean()
     loss = distillation_loss(student, teacher, targets, temperature=temperature, alpha=alpha)
     assert float(loss) == pytest.approx((1 - alpha) * ce + alpha * temperature**2 * kl, rel=1e-5)
 
@@ -35,7 +37,9 @@ def test_the_gradients_scale_tends_to_a_constant() -> None:
         distillation_loss(student, teacher, temperature=temperature).backward()
         sizes[temperature] = float(student.grad.norm())
     difference = normal(1, 50) - teacher
-    limit = float((difference - difference.mean()).norm()) / 50  # (z - v) / vocabulary, for logits of mean 0
+    limit = (
+        float((difference - difference.mean()).norm()) / 50
+    )  # (z - v) / vocabulary, for logits of mean 0
     assert sizes[256.0] == pytest.approx(limit, rel=0.02)
     assert sizes[64.0] == pytest.approx(limit, rel=0.05)
     assert abs(sizes[1.0] / limit - 1) > 0.2  # and it is not constant
@@ -50,7 +54,9 @@ def test_the_teacher_gets_no_gradient() -> None:
 
 def test_it_is_kl_of_the_teacher_from_the_student() -> None:
     sure, open_ = torch.tensor([[8.0, 0.0, 0.0]]), torch.zeros(1, 3)
-    missing = distillation_loss(sure, open_)  # the student leaves out what the teacher thinks possible
+    missing = distillation_loss(
+        sure, open_
+    )  # the student leaves out what the teacher thinks possible
     hedging = distillation_loss(open_, sure)
     assert float(missing) > 3 * float(hedging)
 
@@ -74,7 +80,10 @@ def test_masked_tokens_of_the_teacher() -> None:
         ({"alpha": -0.1}, "alpha=-0.1"),
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"teacher": None}, "teacher of shape None"),
-        ({"teacher": torch.zeros(3, 5)}, r"teacher of shape \(3, 5\) must have student's, \(3, 4\)"),
+        (
+            {"teacher": torch.zeros(3, 5)},
+            r"teacher of shape \(3, 5\) must have student's, \(3, 4\)",
+        ),
         ({"alpha": 0.5}, r"targets of shape None must have the shape \(3,\)"),
         ({"alpha": 0.5, "targets": torch.zeros(4)}, r"targets of shape \(4,\)"),
     ],

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 import qcourse.methods.gptq
 from qcourse import IntQuantizer, PerChannel, PerGroup, PerTensor
+from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.methods.gptq import Gptq, GPTQResult, gptq
-from qcourse.methods.hessian import Hessian, output_error
-from qcourse.models.batches import windows
+from qcourse.methods.inverse_factor import Hessian, output_error
 from qcourse.models.llama import random_llama
 from qcourse.models.llama_config import LlamaConfig
-from qcourse.models.quantize import quantize_model
-from qcourse.models.quantized_linear import QuantizedLinear
 from qcourse.numerics.granularity import Granularity
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
+from qcourse.recipes.quantize import quantize_model
+from qcourse.trace.batches import windows
 
 DOUBLE = torch.float64
 INT4 = IntQuantizer(4, granularity=PerChannel(0), scale_dtype=DOUBLE)
@@ -59,7 +59,15 @@ def loss(w: Tensor, w_hat: Tensor, h: Tensor) -> float:
 
 
 def one_by_one(
-    w: Tensor, h: Tensor, bits: int, symmetric: bool, group: int, *, act_order: bool, static: bool, damping: float
+    w: Tensor,
+    h: Tensor,
+    bits: int,
+    symmetric: bool,
+    group: int,
+    *,
+    act_order: bool,
+    static: bool,
+    damping: float,
 ) -> np.ndarray:
     """w_hat of optimal brain surgery in a fixed order, by its closed form: H is inverted anew for the columns left."""
     w, h = w.numpy().copy(), h.numpy()
@@ -98,9 +106,19 @@ def test_the_sweep_is_optimal_brain_surgery(
     w, h = normal(5, 40), moment(inputs(200, 40))
     quantizer = IntQuantizer(bits, symmetric, PerGroup(group), scale_dtype=DOUBLE)
     damping = 0.02 * float(h.diagonal().mean())
-    expected = one_by_one(w, h, bits, symmetric, group, act_order=act_order, static=static, damping=damping)
+    expected = one_by_one(
+        w, h, bits, symmetric, group, act_order=act_order, static=static, damping=damping
+    )
     for block_size in (5, 20, 128):
-        result = gptq(w, h, quantizer, block_size=block_size, damp=0.02, act_order=act_order, static_groups=static)
+        result = gptq(
+            w,
+            h,
+            quantizer,
+            block_size=block_size,
+            damp=0.02,
+            act_order=act_order,
+            static_groups=static,
+        )
         np.testing.assert_allclose(in_order_of_inputs(result).numpy(), expected, atol=1e-9)
         assert result.error == pytest.approx(loss(w, torch.from_numpy(expected), h), rel=1e-6)
 
@@ -110,7 +128,9 @@ def test_the_sweep_is_optimal_brain_surgery(
 def test_the_size_of_a_block_changes_no_code(granularity: Granularity, act_order: bool) -> None:
     w, h = normal(16, 144), moment(inputs(1000, 144))
     quantizer, options = replace(INT4, granularity=granularity), {"act_order": act_order}
-    codes = [gptq(w, h, quantizer, block_size=size, **options).quantized.codes for size in (1, 32, 128)]
+    codes = [
+        gptq(w, h, quantizer, block_size=size, **options).quantized.codes for size in (1, 32, 128)
+    ]
     assert torch.equal(codes[0], codes[1])
     assert torch.equal(codes[0], codes[2])
 
@@ -128,19 +148,27 @@ def test_float32_is_as_good_as_float64() -> None:
 
 @pytest.mark.parametrize(("rho", "share"), [(0.5, 0.7), (0.7, 0.8), (0.9, 0.9)])
 @pytest.mark.parametrize("seed", [0, 1000])
-def test_most_of_what_rounding_to_nearest_loses_is_won_back(rho: float, share: float, seed: int) -> None:
+def test_most_of_what_rounding_to_nearest_loses_is_won_back(
+    rho: float, share: float, seed: int
+) -> None:
     """Of the gap to the best of all roundings nearby; 0.76 to 0.84, 0.86 to 0.90, 0.94 to 0.97 from seed to seed."""
     steps = torch.tensor(list(itertools.product((-1, 0, 1, 2), repeat=6)), dtype=DOUBLE)
     correlation = torch.full((6, 6), rho, dtype=DOUBLE).fill_diagonal_(1)
     totals = [0.0, 0.0, 0.0]
     for k in range(seed, seed + 20):
-        w, x = normal(50, 6, seed=k), normal(100, 6, seed=500 + k) @ torch.linalg.cholesky(correlation).T
+        w, x = (
+            normal(50, 6, seed=k),
+            normal(100, 6, seed=500 + k) @ torch.linalg.cholesky(correlation).T,
+        )
         h, nearest = moment(x), INT4(w)
         whole = (w / nearest.scale).floor()[:, None] + steps  # (problems, roundings, in)
         d = nearest.scale[:, None] * whole.clamp(INT4.qmin, INT4.qmax) - w[:, None]
         best = float(((d @ h) * d).sum(dim=2).amin(dim=1).sum())
         ours = loss(w, gptq(w, h, INT4).quantized.dequantize(), h)
-        totals = [a + b for a, b in zip(totals, (loss(w, nearest.dequantize(), h), ours, best), strict=True)]
+        totals = [
+            a + b
+            for a, b in zip(totals, (loss(w, nearest.dequantize(), h), ours, best), strict=True)
+        ]
     rounded, ours, best = totals
     assert best < ours < rounded - share * (rounded - best)
 
@@ -151,7 +179,10 @@ def test_more_tokens_bring_the_error_down_to_that_of_the_true_moment() -> None:
     true = 0.9 ** (places[:, None] - places).abs()
     errors = dict.fromkeys([*sizes, "true"], 0.0)
     for seed in range(6):
-        w, x = normal(48, width, seed=seed), normal(sizes[-1], width, seed=100 + seed) @ torch.linalg.cholesky(true).T
+        w, x = (
+            normal(48, width, seed=seed),
+            normal(sizes[-1], width, seed=100 + seed) @ torch.linalg.cholesky(true).T,
+        )
         for key in errors:
             h = true if key == "true" else moment(x[:key])
             errors[key] += loss(w, gptq(w, h, INT4).quantized.dequantize(), true)
@@ -181,19 +212,28 @@ def test_with_act_order_the_order_of_the_inputs_does_not_matter(granularity: Gra
 def test_g_idx_says_whose_scale_a_weight_has() -> None:
     w, h = normal(6, 40), moment(inputs(100, 40))
     quantizer = replace(INT4, granularity=PerGroup(8))
-    dynamic, static = gptq(w, h, quantizer, act_order=True), gptq(w, h, quantizer, act_order=True, static_groups=True)
+    dynamic, static = (
+        gptq(w, h, quantizer, act_order=True),
+        gptq(w, h, quantizer, act_order=True, static_groups=True),
+    )
     codes = dynamic.quantized.codes[:, dynamic.input_order.argsort()]  # type: ignore[union-attr]
-    torch.testing.assert_close(codes * dynamic.quantized.scale[:, dynamic.g_idx], in_order_of_inputs(dynamic))
+    torch.testing.assert_close(
+        codes * dynamic.quantized.scale[:, dynamic.g_idx], in_order_of_inputs(dynamic)
+    )
     assert dynamic.g_idx[h.diagonal().argsort(descending=True)[:8]].tolist() == [0] * 8
     assert static.input_order is None
-    assert static.g_idx.tolist() == gptq(w, h, quantizer).g_idx.tolist() == [i // 8 for i in range(40)]
+    assert (
+        static.g_idx.tolist() == gptq(w, h, quantizer).g_idx.tolist() == [i // 8 for i in range(40)]
+    )
     assert gptq(w, h, INT4, act_order=True).g_idx.tolist() == [0] * 40
 
 
 def test_static_scales_are_those_of_the_weight_itself() -> None:
     w, h = normal(6, 40), moment(inputs(100, 40))
     quantizer = replace(INT4, granularity=PerGroup(8))
-    assert torch.equal(gptq(w, h, quantizer, static_groups=True).quantized.scale, quantizer.fit(w).scale)
+    assert torch.equal(
+        gptq(w, h, quantizer, static_groups=True).quantized.scale, quantizer.fit(w).scale
+    )
     dynamic = gptq(w, h, quantizer).quantized.scale
     assert torch.equal(dynamic[:, 0], quantizer.fit(w).scale[:, 0])
     assert not torch.isclose(dynamic[:, 1:], quantizer.fit(w).scale[:, 1:]).any()
@@ -206,7 +246,10 @@ def test_the_factor_before_the_hessian_does_not_matter_as_damping_is_relative() 
         other = gptq(w, factor * h, INT4)
         assert torch.equal(one.quantized.codes, other.quantized.codes)
         assert other.error == pytest.approx(factor * one.error)
-    fixed = [one_by_one(w, factor * h, 4, True, 40, act_order=False, static=False, damping=0.1) for factor in (1, 0.01)]
+    fixed = [
+        one_by_one(w, factor * h, 4, True, 40, act_order=False, static=False, damping=0.1)
+        for factor in (1, 0.01)
+    ]
     assert (fixed[0] != fixed[1]).any()
 
 
@@ -215,16 +258,22 @@ def test_the_unit_of_the_weights_does_not_matter(unit: float) -> None:
     w, h = normal(6, 40, dtype=torch.float32), moment(inputs(100, 40)).float()
     one, other = gptq(w, h, IntQuantizer(4)), gptq(w * unit, h, IntQuantizer(4))
     assert float((one.quantized.codes != other.quantized.codes).float().mean()) < 0.02
-    assert other.error == pytest.approx(one.error * unit**2, rel=0.02)  # squares that float32 does not hold
+    assert other.error == pytest.approx(
+        one.error * unit**2, rel=0.02
+    )  # squares that float32 does not hold
 
 
 @pytest.mark.parametrize("power", [-100, -83, 66, 100])
 def test_the_unit_of_the_inputs_does_not_matter(power: int) -> None:
     w, x = normal(6, 40, dtype=torch.float32), inputs(100, 40).float()
     for tokens in (20, 100):
-        one, other = (gptq(w, Hessian().add(unit * x[:tokens]), IntQuantizer(4)) for unit in (1, 2.0**power))
+        one, other = (
+            gptq(w, Hessian().add(unit * x[:tokens]), IntQuantizer(4)) for unit in (1, 2.0**power)
+        )
         assert torch.equal(one.quantized.codes, other.quantized.codes)
-        assert other.error == pytest.approx(one.error * 4.0**power)  # beyond float32, for most of these
+        assert other.error == pytest.approx(
+            one.error * 4.0**power
+        )  # beyond float32, for most of these
 
 
 def test_independent_inputs_leave_nothing_to_answer() -> None:
@@ -243,7 +292,9 @@ def test_dead_inputs_get_the_code_of_zero_and_a_note() -> None:
             result = gptq(w, Hessian().add(x), quantizer, act_order=act_order)
             assert not in_order_of_inputs(result)[:, [2, 5]].any()
             assert result.note == "2 of 16 inputs always 0, their weights set to 0"
-            assert result.error == pytest.approx(loss(w, in_order_of_inputs(result), moment(x)), rel=1e-6)
+            assert result.error == pytest.approx(
+                loss(w, in_order_of_inputs(result), moment(x)), rel=1e-6
+            )
             assert output_error(w, in_order_of_inputs(result), moment(x)) < 0.2
 
 
@@ -282,7 +333,11 @@ class Ternary:
 
     def fit(self, x: Tensor) -> Steps:
         whole = x.abs().amax() if self.whole is None else torch.tensor(self.whole, dtype=x.dtype)
-        rows = self.granularity.rows(x.abs()).mean(dim=1).reshape(self.granularity.scale_shape(x.shape))
+        rows = (
+            self.granularity.rows(x.abs())
+            .mean(dim=1)
+            .reshape(self.granularity.scale_shape(x.shape))
+        )
         return Steps((8 * rows / whole).round().clamp(min=1) / 8, whole)
 
     def encode(self, x: Tensor, parameters: Steps) -> Tensor:
@@ -320,10 +375,14 @@ class Endless(IntQuantizer):
         return codes + torch.tensor(self.origin, dtype=DOUBLE)
 
 
-@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1), PerChannel(-1), PerGroup(8)])
+@pytest.mark.parametrize(
+    "granularity", [PerTensor(), PerChannel(0), PerChannel(1), PerChannel(-1), PerGroup(8)]
+)
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("kind", [INT4, replace(INT4, symmetric=False), Ternary(PerTensor(), whole=3.0)])
+@pytest.mark.parametrize(
+    "kind", [INT4, replace(INT4, symmetric=False), Ternary(PerTensor(), whole=3.0)]
+)
 def test_a_quantizer_is_asked_for_nothing_but_the_protocol(
     granularity: Granularity, act_order: bool, static: bool, kind: Any
 ) -> None:
@@ -340,11 +399,16 @@ def test_a_quantizer_is_asked_for_nothing_but_the_protocol(
 
 
 @pytest.mark.parametrize("out", [1, 2])
-@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(2), PerGroup(1)])
+@pytest.mark.parametrize(
+    "granularity", [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(2), PerGroup(1)]
+)
 def test_weights_of_one_row_or_column(granularity: Granularity, out: int) -> None:
     quantizer = replace(INT4, granularity=granularity)
     w = normal(out, 4)
-    assert gptq(w, torch.eye(4, dtype=DOUBLE), quantizer).quantized.codes.tolist() == quantizer(w).codes.tolist()
+    assert (
+        gptq(w, torch.eye(4, dtype=DOUBLE), quantizer).quantized.codes.tolist()
+        == quantizer(w).codes.tolist()
+    )
     if granularity != PerGroup(2):
         narrow = gptq(w[:, :1], torch.ones(1, 1, dtype=DOUBLE), quantizer)
         assert narrow.quantized.codes.tolist() == quantizer(w[:, :1]).codes.tolist()
@@ -353,7 +417,9 @@ def test_weights_of_one_row_or_column(granularity: Granularity, out: int) -> Non
 def test_what_groups_share_has_to_be_known_before_the_first_is_fitted() -> None:
     w, h = normal(6, 40), moment(inputs(100, 40))
     quantizer = Ternary(PerGroup(8))
-    with pytest.raises(ValueError, match=r"fits one whole for all groups, .* use static_groups=True"):
+    with pytest.raises(
+        ValueError, match=r"fits one whole for all groups, .* use static_groups=True"
+    ):
         gptq(w, h, quantizer)
     result = gptq(w, h, quantizer, static_groups=True)
     assert result.quantized.parameters.whole == w.abs().max()
@@ -387,19 +453,31 @@ def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     """Weights, and inputs as bad as they come: few, constant, doubled, dead, of very different sizes."""
     rows, width, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 12))
     number = st.floats(-100, 100, width=32)
-    w = torch.tensor(draw(st.lists(number, min_size=rows * width, max_size=rows * width)), dtype=DOUBLE)
-    x = torch.tensor(draw(st.lists(number, min_size=tokens * width, max_size=tokens * width)), dtype=DOUBLE)
+    w = torch.tensor(
+        draw(st.lists(number, min_size=rows * width, max_size=rows * width)), dtype=DOUBLE
+    )
+    x = torch.tensor(
+        draw(st.lists(number, min_size=tokens * width, max_size=tokens * width)), dtype=DOUBLE
+    )
     x = x.reshape(tokens, width)
     if draw(st.booleans()):
         x = x[:, draw(st.lists(st.integers(0, width - 1), min_size=width, max_size=width))]
     if draw(st.booleans()):
         x = x * 0 + draw(number)
-    x = x * 10.0 ** torch.tensor(draw(st.lists(st.integers(-6, 6), min_size=width, max_size=width)), dtype=DOUBLE)
+    x = x * 10.0 ** torch.tensor(
+        draw(st.lists(st.integers(-6, 6), min_size=width, max_size=width)), dtype=DOUBLE
+    )
     x[0, 0] += 1e-3 if x[0, 0] >= 0 else -1e-3
     return w.reshape(rows, width), x
 
 
-@given(layers(), st.booleans(), st.sampled_from([torch.float32, DOUBLE]), st.booleans(), st.integers(2, 8))
+@given(
+    layers(),
+    st.booleans(),
+    st.sampled_from([torch.float32, DOUBLE]),
+    st.booleans(),
+    st.integers(2, 8),
+)
 def test_codes_are_codes_whatever_the_weights_and_inputs(
     layer: tuple[Tensor, Tensor], act_order: bool, dtype: torch.dtype, symmetric: bool, bits: int
 ) -> None:
@@ -417,8 +495,12 @@ def test_codes_are_codes_whatever_the_weights_and_inputs(
 def test_codes_in_groups_are_codes_whatever_the_weights_and_inputs(
     layer: tuple[Tensor, Tensor], size: int, act_order: bool, static: bool, symmetric: bool
 ) -> None:
-    w, x = (each.repeat_interleave(size, dim=1) for each in layer)  # so each input comes size times over
-    w = w * torch.logspace(-30, 30, w.shape[1], dtype=DOUBLE)  # and weights of a row differ as floats can
+    w, x = (
+        each.repeat_interleave(size, dim=1) for each in layer
+    )  # so each input comes size times over
+    w = w * torch.logspace(
+        -30, 30, w.shape[1], dtype=DOUBLE
+    )  # and weights of a row differ as floats can
     quantizer = IntQuantizer(4, symmetric, PerGroup(size), scale_dtype=DOUBLE)
     result = gptq(w, Hessian().add(x), quantizer, act_order=act_order, static_groups=static)
     q = result.quantized
@@ -480,12 +562,20 @@ def test_layers_that_read_one_input_share_one_factor(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "options",
-    [{"damp": 0.5}, {"act_order": True}, {"static_groups": True}, {"act_order": True, "static_groups": True}],
+    [
+        {"damp": 0.5},
+        {"act_order": True},
+        {"static_groups": True},
+        {"act_order": True, "static_groups": True},
+    ],
 )
 def test_a_method_has_the_options_of_the_function(options: dict[str, Any]) -> None:
     w, x, quantizer = normal(16, 32), inputs(100, 32), replace(INT4, granularity=PerGroup(8))
     method = Gptq(quantizer, **options)
-    ours, theirs = method.quantize({"w": w}, method.observe(None, x))["w"], gptq(w, moment(x), quantizer, **options)
+    ours, theirs = (
+        method.quantize({"w": w}, method.observe(None, x))["w"],
+        gptq(w, moment(x), quantizer, **options),
+    )
     assert torch.equal(ours.quantized.codes, theirs.quantized.codes)
     torch.testing.assert_close(ours.quantized.scale, theirs.quantized.scale)
     assert (ours.damp, ours.input_order is None) == (theirs.damp, theirs.input_order is None)
@@ -497,7 +587,9 @@ def test_a_method_has_blocks_of_the_size_it_is_given(monkeypatch: pytest.MonkeyP
     sizes: list[int] = []
     round_columns = qcourse.methods.gptq.round_columns
     monkeypatch.setattr(
-        qcourse.methods.gptq, "round_columns", lambda *args: sizes.append(args[3]) or round_columns(*args)
+        qcourse.methods.gptq,
+        "round_columns",
+        lambda *args: sizes.append(args[3]) or round_columns(*args),
     )
     method = Gptq(INT4, block_size=3)
     method.quantize({"w": normal(2, 8)}, method.observe(None, normal(20, 8)))
@@ -506,16 +598,25 @@ def test_a_method_has_blocks_of_the_size_it_is_given(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("options", "sequential"),
-    [({}, True), ({}, False), ({"act_order": True}, True), ({"act_order": True, "static_groups": True}, True)],
+    [
+        ({}, True),
+        ({}, False),
+        ({"act_order": True}, True),
+        ({"act_order": True, "static_groups": True}, True),
+    ],
 )
-def test_a_model_is_quantized_with_less_error_than_to_nearest(options: dict[str, bool], sequential: bool) -> None:
+def test_a_model_is_quantized_with_less_error_than_to_nearest(
+    options: dict[str, bool], sequential: bool
+) -> None:
     model = random_llama(LlamaConfig(96, 64, 96, 2, 4, 2), seed=0).requires_grad_(False)
     tokens = torch.randint(96, (200,), generator=torch.Generator().manual_seed(1))
     batches = windows(tokens, 16, batch_size=8, count=8)
     quantizer = IntQuantizer(3, granularity=PerGroup(32))
     nearest = quantize_model(model, quantizer, calibration=batches, progress=False).report
     method = Gptq(quantizer, **options)
-    new, report = quantize_model(model, method, calibration=batches, sequential=sequential, progress=False)
+    new, report = quantize_model(
+        model, method, calibration=batches, sequential=sequential, progress=False
+    )
     for ours, theirs in zip(report.layers, nearest.layers, strict=True):
         assert ours.output_error < theirs.output_error  # type: ignore[operator]
         assert ours.weight_error > theirs.weight_error
@@ -528,7 +629,9 @@ def test_a_layer_acts_by_the_codes_in_the_order_they_come_in() -> None:
     x, linear = inputs(100, 64).float(), nn.Linear(64, 8).requires_grad_(False)
     linear.weight.copy_(normal(8, 64, seed=1))
     linear.bias.copy_(normal(8, seed=2))
-    result = gptq(linear.weight, Hessian().add(x), IntQuantizer(4, granularity=PerGroup(16)), act_order=True)
+    result = gptq(
+        linear.weight, Hessian().add(x), IntQuantizer(4, granularity=PerGroup(16)), act_order=True
+    )
     layer = QuantizedLinear(result.quantized, linear.bias, input_order=result.input_order)
     lost = (layer(x) - linear(x)).double().square().sum(dim=1).mean()
     assert float(lost) == pytest.approx(result.error, rel=1e-3)
@@ -545,7 +648,9 @@ def test_nothing_that_is_given_is_changed(dtype: torch.dtype) -> None:
     assert torch.equal(w, before[0])
     assert torch.equal(h, before[1])
     assert not result.quantized.dequantize().requires_grad
-    assert torch.equal(result.quantized.codes, gptq(before[0].float(), h.float(), IntQuantizer(4)).quantized.codes)
+    assert torch.equal(
+        result.quantized.codes, gptq(before[0].float(), h.float(), IntQuantizer(4)).quantized.codes
+    )
 
 
 EYE = torch.eye(4)
@@ -568,7 +673,12 @@ EYE = torch.eye(4)
             {"quantizer": IntQuantizer(4, granularity=PerGroup(3))},
             "group size=3 does not divide",
         ),
-        (torch.full((2, 4), 1e6), EYE, {"quantizer": IntQuantizer(4, scale_dtype=torch.float16)}, "cannot be held in"),
+        (
+            torch.full((2, 4), 1e6),
+            EYE,
+            {"quantizer": IntQuantizer(4, scale_dtype=torch.float16)},
+            "cannot be held in",
+        ),
     ],
 )
 def test_bad_input(w: Tensor, h: Tensor, options: dict[str, Any], words: str) -> None:
@@ -591,7 +701,10 @@ def test_no_quantizer(quantizer: Any) -> None:
 
 
 def test_updates_beyond_the_largest_float() -> None:
-    w, h = torch.tensor([[1.4e38, 3e38]]), torch.ones(2, 2)  # the second is to make up for all of the first
+    w, h = (
+        torch.tensor([[1.4e38, 3e38]]),
+        torch.ones(2, 2),
+    )  # the second is to make up for all of the first
     with pytest.raises(ValueError, match="the updates of w leave the range of floats"):
         gptq(w, h, IntQuantizer(2))
     assert gptq(w.double(), h, IntQuantizer(2)).quantized.codes.tolist() == [[0, 1]]
@@ -607,7 +720,9 @@ def test_a_method_that_cannot_be_is_refused_at_once() -> None:
 def test_a_method_names_the_layer() -> None:
     method = Gptq(IntQuantizer(4, scale_dtype=torch.float16))
     weights = {"first": torch.ones(2, 4), "second": torch.full((2, 4), 1e6)}
-    with pytest.raises(ValueError, match=r"layer 'second': scale=.* cannot be held in scale_dtype=torch\.float16"):
+    with pytest.raises(
+        ValueError, match=r"layer 'second': scale=.* cannot be held in scale_dtype=torch\.float16"
+    ):
         method.quantize(weights, Hessian().add(EYE))
     with pytest.raises(ValueError, match="layer 'first, second': hessian is zero"):
         method.quantize(weights, Hessian().add(0 * EYE))

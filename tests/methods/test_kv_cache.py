@@ -14,10 +14,12 @@ from qcourse.methods.kv_cache import QuantizedKVCache
 from qcourse.models.generate import generate
 from qcourse.models.llama import KVCache, Llama, load_weights, random_llama
 from qcourse.models.llama_config import LlamaConfig
-from qcourse.models.streaming import Streaming
+from qcourse.models.streaming import StreamingModel
 from qcourse.numerics.microscaling import E2M1, NVFP4Quantizer, mx
 
-SIZES = LlamaConfig(96, 64, 112, 2, 8, 2, max_position_embeddings=64)  # 8 query heads on 2 kv heads, head_dim 8
+SIZES = LlamaConfig(
+    96, 64, 112, 2, 8, 2, max_position_embeddings=64
+)  # 8 query heads on 2 kv heads, head_dim 8
 INT4 = IntQuantizer(4, granularity=PerGroup(4))
 UINT3 = IntQuantizer(3, symmetric=False, granularity=PerGroup(4))
 CALLS = [(1,) * 30, (9, 1, 1, 1, 8, 1, 9), (30,), (4, 4, 1, 21), (3, 27)]
@@ -71,7 +73,8 @@ def coded_after(tokens: int, quantizer: IntQuantizer, axis: str, residual: int) 
 
 @pytest.mark.parametrize("calls", CALLS, ids=str)
 @pytest.mark.parametrize(
-    ("axes", "residual"), [(("channel", "token"), 0), (("token", "channel"), 0), (("channel", "token"), 5)]
+    ("axes", "residual"),
+    [(("channel", "token"), 0), (("token", "channel"), 0), (("channel", "token"), 5)],
 )
 def test_each_call_returns_what_a_rounding_by_hand_gives(
     calls: tuple[int, ...], axes: tuple[str, str], residual: int
@@ -113,8 +116,13 @@ def test_what_the_grid_holds_comes_back_exactly_and_in_order() -> None:
 def test_where_nothing_is_coded_it_is_the_plain_cache(model: Llama, cache: partial) -> None:
     ids = torch.randint(96, (3, 20), generator=torch.Generator().manual_seed(1))
     for step in (1, 7):
-        torch.testing.assert_close(Streaming(model, cache, step=step)(ids), Streaming(model, KVCache, step=step)(ids))
-    assert torch.equal(generate(model, ids[0], 12, cache=cache(max_tokens=40)), generate(model, ids[0], 12))
+        torch.testing.assert_close(
+            StreamingModel(model, cache, step=step)(ids),
+            StreamingModel(model, KVCache, step=step)(ids),
+        )
+    assert torch.equal(
+        generate(model, ids[0], 12, cache=cache(max_tokens=40)), generate(model, ids[0], 12)
+    )
 
 
 def test_a_text_written_is_the_text_read(model: Llama) -> None:
@@ -123,8 +131,10 @@ def test_a_text_written_is_the_text_read(model: Llama) -> None:
     cache = make()
     text = generate(model, torch.tensor([5]), 40, cache=cache)
     assert cache.length == 40
-    assert torch.equal(Streaming(model, make)(text[None, :-1])[0].argmax(-1), text[1:])
-    assert not torch.equal(text, generate(model, torch.tensor([5]), 40))  # three bits have changed something
+    assert torch.equal(StreamingModel(model, make)(text[None, :-1])[0].argmax(-1), text[1:])
+    assert not torch.equal(
+        text, generate(model, torch.tensor([5]), 40)
+    )  # three bits have changed something
 
 
 def test_no_token_sees_a_later_one_and_no_text_another(model: Llama) -> None:
@@ -133,7 +143,7 @@ def test_no_token_sees_a_later_one_and_no_text_another(model: Llama) -> None:
     changed[:, 13:] = 95 - ids[:, 13:]
     changed[1] = 95 - ids[1]
     for step in (1, 4):
-        stream = Streaming(model, partial(QuantizedKVCache, INT4, INT4, residual=2), step=step)
+        stream = StreamingModel(model, partial(QuantizedKVCache, INT4, INT4, residual=2), step=step)
         before, after = stream(ids), stream(changed)
         torch.testing.assert_close(after[[0, 2], :13], before[[0, 2], :13])
         assert not torch.isclose(after[:, 13:], before[:, 13:]).all(-1).any()
@@ -145,7 +155,7 @@ def test_each_bit_fewer_changes_more(model: Llama) -> None:
     moved = []
     for bits in (8, 4, 2):
         quantizer = IntQuantizer(bits, granularity=PerGroup(4))
-        logits = Streaming(model, partial(QuantizedKVCache, quantizer, quantizer))(ids)
+        logits = StreamingModel(model, partial(QuantizedKVCache, quantizer, quantizer))(ids)
         moved.append(float((logits - exact).norm() / exact.norm()))
     assert 0 < 4 * moved[0] < moved[1] < 0.1
     assert 4 * moved[1] < moved[2]
@@ -159,8 +169,12 @@ def test_its_bytes() -> None:
         cache.update(layer, *normal(2, 3, 5, 5, 16).half())
         cache.update(layer, *normal(2, 3, 5, 31, 16).half())
     assert cache.length == 36
-    keys = 15 * (32 * 16 // 2 + 16 * 2 * 2 + 4 * 16 * 2)  # two groups of 16 tokens a channel; four tokens wait
-    values = 15 * (33 * 16 // 4 + 33 * 2 * 2 + 3 * 16 * 2) + (15 * 33 * 2 * 2 + 7) // 8  # zeros of 2 bits, packed
+    keys = 15 * (
+        32 * 16 // 2 + 16 * 2 * 2 + 4 * 16 * 2
+    )  # two groups of 16 tokens a channel; four tokens wait
+    values = (
+        15 * (33 * 16 // 4 + 33 * 2 * 2 + 3 * 16 * 2) + (15 * 33 * 2 * 2 + 7) // 8
+    )  # zeros of 2 bits, packed
     assert cache.nbytes == 2 * (keys + values)
 
 
@@ -170,9 +184,9 @@ def test_its_bytes_are_those_that_were_predicted() -> None:
     for layer in range(3):
         cache.update(layer, *normal(2, 5, 2, 40, 16).bfloat16())
     assert cache.nbytes == kv_cache_bytes(3, 2, 16, 40, batch=5, bits=4, group_size=8, residual=8)
-    assert sum(held.window.untyped_storage().nbytes() for pair in cache.layers.values() for held in pair) == (
-        3 * 2 * 5 * 2 * 8 * 16 * 2
-    )  # the window holds nothing of what has been coded
+    assert sum(
+        held.window.untyped_storage().nbytes() for pair in cache.layers.values() for held in pair
+    ) == (3 * 2 * 5 * 2 * 8 * 16 * 2)  # the window holds nothing of what has been coded
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -190,7 +204,9 @@ def test_past_its_length() -> None:
     x = normal(1, 2, 9, 8)
     cache = QuantizedKVCache(INT4, INT4, max_tokens=10)
     cache.update(0, x, x)
-    with pytest.raises(ValueError, match="max_tokens=10: the cache holds 9 tokens, no room for 2 more"):
+    with pytest.raises(
+        ValueError, match="max_tokens=10: the cache holds 9 tokens, no room for 2 more"
+    ):
         cache.update(0, x[:, :, :2], x[:, :, :2])
     assert cache.length == 9
     cache.update(0, x[:, :, :1], x[:, :, :1])
@@ -214,7 +230,10 @@ def test_nan_is_refused_at_once_and_leaves_the_cache_as_it_was(bad: float, place
     cache.update(0, *pair)
     spoilt = pair[:, :, :, :1].clone()
     spoilt[place, 0, 1, 0, 3] = bad
-    with pytest.raises(ValueError, match=f"{'kv'[place]} has 1 NaN or infinite values of 16, the first at flat index"):
+    with pytest.raises(
+        ValueError,
+        match=f"{'kv'[place]} has 1 NaN or infinite values of 16, the first at flat index",
+    ):
         cache.update(0, *spoilt)
     with pytest.raises(ValueError, match="NaN or infinite"):
         QuantizedKVCache(None, None).update(0, *spoilt)
@@ -250,7 +269,9 @@ def test_a_scale_that_cannot_be_stored_is_refused_and_leaves_the_cache_as_it_was
     with pytest.raises(ValueError, match="use a wider scale_dtype"):
         cache.update(0, x[:, :, :1], 1e-7 * x[:, :, :1])  # the keys alone could be coded
     assert cache.length == 3
-    assert torch.equal(cache.update(0, x[:, :, :1], x[:, :, :1])[0], torch.cat([x, x[:, :, :1]], dim=2))
+    assert torch.equal(
+        cache.update(0, x[:, :, :1], x[:, :, :1])[0], torch.cat([x, x[:, :, :1]], dim=2)
+    )
 
 
 @pytest.mark.parametrize("axis", ["channel", "token"])
@@ -259,7 +280,9 @@ def test_a_scale_for_the_whole_tensor_is_refused_when_it_changes(axis: str) -> N
     nvfp4 = NVFP4Quantizer()
     cache = QuantizedKVCache(nvfp4, nvfp4, key_axis=axis, value_axis=axis)
     cache.update(0, x, x)
-    with pytest.raises(ValueError, match=r"fits one tensor_scale for all tokens, so tokens cannot be coded as they"):
+    with pytest.raises(
+        ValueError, match=r"fits one tensor_scale for all tokens, so tokens cannot be coded as they"
+    ):
         cache.update(0, 2 * x, 2 * x)
     assert cache.length == 16
     cache.update(0, x, x)  # the same range, and so the same scale
@@ -272,7 +295,9 @@ def test_formats_whose_scales_are_small_floats_take_tokens_as_they_come() -> Non
         cache = QuantizedKVCache(quantizer, quantizer)
         for t in range(32):
             cache.update(0, x[:, :, t : t + 1], x[:, :, t : t + 1])
-        assert torch.equal(cache.layers[0][0].everything(), quantizer(x.mT.contiguous()).dequantize().mT)
+        assert torch.equal(
+            cache.layers[0][0].everything(), quantizer(x.mT.contiguous()).dequantize().mT
+        )
         assert torch.equal(cache.layers[0][1].everything(), quantizer(x).dequantize())
 
 
@@ -291,7 +316,9 @@ def test_a_group_that_does_not_divide_the_head_is_refused_at_the_first_token() -
     x = normal(1, 2, 1, 8)
     with pytest.raises(ValueError, match="group size=5 does not divide the last axis"):
         QuantizedKVCache(INT4, IntQuantizer(4, granularity=PerGroup(5)), residual=9).update(0, x, x)
-    QuantizedKVCache(IntQuantizer(4, granularity=PerGroup(5)), INT4).update(0, x, x)  # any number of tokens may wait
+    QuantizedKVCache(IntQuantizer(4, granularity=PerGroup(5)), INT4).update(
+        0, x, x
+    )  # any number of tokens may wait
 
 
 @pytest.mark.parametrize(
@@ -299,13 +326,29 @@ def test_a_group_that_does_not_divide_the_head_is_refused_at_the_first_token() -
     [
         ({"keys": 4}, TypeError, "keys=4 must be a quantizer such as IntQuantizer"),
         ({"values": IntQuantizer}, TypeError, "values=<class .* must be a quantizer"),
-        ({"keys": IntQuantizer(4)}, ValueError, r"granularity=PerTensor\(\) of the keys must be PerGroup\(size\)"),
-        ({"values": IntQuantizer(4, granularity=PerChannel(0))}, ValueError, "of the values must be PerGroup"),
+        (
+            {"keys": IntQuantizer(4)},
+            ValueError,
+            r"granularity=PerTensor\(\) of the keys must be PerGroup\(size\)",
+        ),
+        (
+            {"values": IntQuantizer(4, granularity=PerChannel(0))},
+            ValueError,
+            "of the values must be PerGroup",
+        ),
         ({"key_axis": "head"}, ValueError, "axis='head' of the keys must be one of channel, token"),
         ({"value_axis": ""}, ValueError, "axis='' of the values must be one of"),
-        ({"residual": -1}, ValueError, r"residual=-1 must be a whole number \(a Python int\) of at least 0"),
+        (
+            {"residual": -1},
+            ValueError,
+            r"residual=-1 must be a whole number \(a Python int\) of at least 0",
+        ),
         ({"residual": 2.5}, ValueError, "residual=2.5 must be a whole number"),
-        ({"max_tokens": 0}, ValueError, "max_tokens=0 must be a whole number .* of at least 1, or None"),
+        (
+            {"max_tokens": 0},
+            ValueError,
+            "max_tokens=0 must be a whole number .* of at least 1, or None",
+        ),
         ({"max_tokens": 8.0}, ValueError, "max_tokens=8.0 must be a whole number"),
     ],
 )

@@ -26,7 +26,10 @@ def by_hand(x: np.ndarray, w: np.ndarray, threshold: float) -> np.ndarray:
         for o, column in enumerate(w):
             y = sum(row[j] * column[j] for j in kept)
             scales = [max((abs(v[j]) for j in rest), default=0) / 127 or 1 for v in (row, column)]
-            codes = [[round(v[j] / scale) for j in rest] for v, scale in zip((row, column), scales, strict=True)]
+            codes = [
+                [round(v[j] / scale) for j in rest]
+                for v, scale in zip((row, column), scales, strict=True)
+            ]
             out[t, o] = y + scales[0] * scales[1] * sum(a * b for a, b in zip(*codes, strict=True))
     return out
 
@@ -37,7 +40,9 @@ def test_the_product_by_hand(threshold: float, seed: int) -> None:
     x, w = outliers(5, 32, seed=seed).double(), normal(6, 32, seed=seed + 1).double()
     expected = by_hand(x.numpy(), w.numpy(), threshold)
     # Scales are kept in float32.
-    np.testing.assert_allclose(llm_int8_matmul(x, w, threshold).numpy(), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        llm_int8_matmul(x, w, threshold).numpy(), expected, rtol=0, atol=2e-5
+    )
 
 
 def test_at_the_ends_it_is_one_of_the_two_products() -> None:
@@ -80,15 +85,22 @@ def test_the_threshold_is_in_the_units_of_x() -> None:
 def test_the_others_get_finer_steps(seed: int) -> None:
     x, w = outliers(300, 128, seed=seed), normal(64, 128, seed=seed + 10)
     y = x @ w.T
-    errors = [float((llm_int8_matmul(x, w, threshold) - y).norm() / y.norm()) for threshold in (6.0, math.inf)]
+    errors = [
+        float((llm_int8_matmul(x, w, threshold) - y).norm() / y.norm())
+        for threshold in (6.0, math.inf)
+    ]
     # Seeds 0 to 7: 0.0009 against 0.0130.
     assert errors[0] < 0.2 * errors[1]
     x_hat = OutlierColumns(INT8)(x)
     rest = ~outlier_columns(x)
-    assert float((x_hat - x)[:, rest].norm()) < 0.2 * float((INT8(x).dequantize() - x)[:, rest].norm())
+    assert float((x_hat - x)[:, rest].norm()) < 0.2 * float(
+        (INT8(x).dequantize() - x)[:, rest].norm()
+    )
 
 
-@pytest.mark.parametrize("quantizer", [INT8, IntQuantizer(8, symmetric=False, granularity=PerTensor())])
+@pytest.mark.parametrize(
+    "quantizer", [INT8, IntQuantizer(8, symmetric=False, granularity=PerTensor())]
+)
 def test_outlier_columns_stay_as_they_are(quantizer: IntQuantizer) -> None:
     x = outliers(12, 32)
     x_hat = OutlierColumns(quantizer, 5.0)(x)
@@ -96,7 +108,9 @@ def test_outlier_columns_stay_as_they_are(quantizer: IntQuantizer) -> None:
     assert 0 < int(columns.sum()) < 32
     assert torch.equal(x_hat[:, columns], x[:, columns])
     rest = x[:, ~columns]
-    expected = fake_quantize(rest, 8, symmetric=quantizer.symmetric, granularity=quantizer.granularity)
+    expected = fake_quantize(
+        rest, 8, symmetric=quantizer.symmetric, granularity=quantizer.granularity
+    )
     assert torch.equal(x_hat[:, ~columns], expected)
 
 
@@ -105,8 +119,12 @@ def test_all_leading_axes_are_tokens_of_one_batch() -> None:
     x[:, 4] /= 100
     x[7, 4] = 9  # one token makes a column an outlier for all
     for shape in ((3, 4, 32), (12, 1, 32), (12, 32)):
-        assert torch.equal(OutlierColumns(INT8)(x.reshape(shape)), OutlierColumns(INT8)(x).reshape(shape))
-        assert torch.equal(llm_int8_matmul(x.reshape(shape), w), llm_int8_matmul(x, w).reshape(*shape[:-1], 4))
+        assert torch.equal(
+            OutlierColumns(INT8)(x.reshape(shape)), OutlierColumns(INT8)(x).reshape(shape)
+        )
+        assert torch.equal(
+            llm_int8_matmul(x.reshape(shape), w), llm_int8_matmul(x, w).reshape(*shape[:-1], 4)
+        )
     assert torch.equal(llm_int8_matmul(x[0], w), llm_int8_matmul(x[:1], w)[0])
     assert outlier_columns(x)[4]
     assert not outlier_columns(x[:7])[4]
@@ -142,14 +160,21 @@ def test_a_threshold_is_above_0(threshold: Any) -> None:
         lambda: llm_int8_matmul(x, w, threshold),
         lambda: OutlierColumns(INT8, threshold),
     ):
-        with pytest.raises(ValueError, match=re.escape(f"threshold={threshold!r} must be a number above 0")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"threshold={threshold!r} must be a number above 0")
+        ):
             attempt()
 
 
 @pytest.mark.parametrize(
     ("x", "w", "error", "words"),
     [
-        (normal(3, 16), normal(4, 32), ValueError, "x (3, 16) and w (4, 32) must have the same inputs"),
+        (
+            normal(3, 16),
+            normal(4, 32),
+            ValueError,
+            "x (3, 16) and w (4, 32) must have the same inputs",
+        ),
         (normal(3, 32), normal(32), ValueError, "w of shape (32,) must be a matrix"),
         (torch.tensor(1.0), normal(4, 32), ValueError, "x of shape () must have an axis"),
         (torch.zeros(0, 32), normal(4, 32), ValueError, "x is empty"),

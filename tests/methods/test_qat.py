@@ -37,7 +37,9 @@ def test_forward_is_the_quantizer_and_backward_is_as_it_comes(quantizer: Any) ->
     assert torch.equal(x_hat, quantizer(x.detach()).dequantize())
     outside = beyond(x.detach(), quantizer, quantizer.fit(x.detach()))
     assert torch.equal(x.grad, grad.masked_fill(outside, 0))
-    clips = isinstance(quantizer, TernaryQuantizer) or quantizer == mx(E2M1)  # their scale is not the largest value's
+    clips = isinstance(quantizer, TernaryQuantizer) or quantizer == mx(
+        E2M1
+    )  # their scale is not the largest value's
     assert bool(outside.any()) == clips
 
 
@@ -46,7 +48,9 @@ def test_forward_is_the_quantizer_and_backward_is_as_it_comes(quantizer: Any) ->
 def test_the_ends_are_torchs(bits: int, symmetric: bool) -> None:
     quantizer = IntQuantizer(bits, symmetric=symmetric)
     zero = 0 if symmetric else 2
-    parameters = quantize(torch.ones(1), bits, symmetric=symmetric, scale=0.5, zero_point=zero).parameters
+    parameters = quantize(
+        torch.ones(1), bits, symmetric=symmetric, scale=0.5, zero_point=zero
+    ).parameters
     x = (torch.arange(-1200, 1200) / 8 + 1 / 64).requires_grad_()
     ours = straight_through(x, quantizer, parameters)
     ours.sum().backward()
@@ -68,7 +72,16 @@ def test_the_ends_of_a_minifloat() -> None:
     quantizer = FloatQuantizer(E2M1)
     parameters = quantizer.fit(torch.tensor([6.0]))  # levels ... 3, 4, 6
     x = torch.tensor([5.9, 6.9, 7.1, 100.0, -6.9, -7.1, 2.5, 0.25])
-    assert beyond(x, quantizer, parameters).tolist() == [False, False, True, True, False, True, False, False]
+    assert beyond(x, quantizer, parameters).tolist() == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_no_gradient_goes_through_the_scale() -> None:
@@ -95,7 +108,8 @@ def test_lsq_by_the_formula(bits: int, granularity: Any) -> None:
     x_hat = lsq(x, scale, quantizer)
     x_hat.backward(grad)
     per_value = (
-        torch.zeros(6, 16).double() + (scale if scale.ndim != 2 else scale.repeat_interleave(16 // scale.shape[1], 1))
+        torch.zeros(6, 16).double()
+        + (scale if scale.ndim != 2 else scale.repeat_interleave(16 // scale.shape[1], 1))
     ).detach()
     v = x.detach() / per_value
     inside = (v >= quantizer.qmin) & (v <= quantizer.qmax)
@@ -116,9 +130,13 @@ def test_lsq_is_the_slope_of_the_smoothed_staircase() -> None:
     shifts = (torch.arange(4096).double() + 0.5) / 4096 - 0.5  # a step, evenly
 
     def smooth(x: Tensor, scale: float) -> Tensor:
-        return (x[:, None] / scale + shifts).round().clamp(quantizer.qmin, quantizer.qmax).mean(1) * scale
+        return (x[:, None] / scale + shifts).round().clamp(quantizer.qmin, quantizer.qmax).mean(
+            1
+        ) * scale
 
-    x = torch.tensor([-3.0, -1.13, -0.31, 0.4, 0.86, 1.2, 1.9, 3.0]).double()  # more than half a step from the ends
+    x = torch.tensor(
+        [-3.0, -1.13, -0.31, 0.4, 0.86, 1.2, 1.9, 3.0]
+    ).double()  # more than half a step from the ends
     slope = (smooth(x + h, s) - smooth(x - h, s)) / (2 * h)
     by_scale = (smooth(x, s + h) - smooth(x, s - h)) / (2 * h)
     ours, scale = x.clone().requires_grad_(), torch.tensor(s).double().requires_grad_()
@@ -152,7 +170,9 @@ def test_a_parametrized_layer_trains_and_gives_its_codes() -> None:
     for learned in (False, True):
         layer, x = nn.Linear(32, 16), normal(64, 32)
         target = x @ normal(16, 32, seed=2).T
-        quantizer = IntQuantizer(3, granularity=PerGroup(16), scale_rule="mse", scale_dtype=torch.float16)
+        quantizer = IntQuantizer(
+            3, granularity=PerGroup(16), scale_rule="mse", scale_dtype=torch.float16
+        )
         grid = FakeQuantized(quantizer, layer.weight, learned_scale=learned)
         parametrize.register_parametrization(layer, "weight", grid)
         optimizer = torch.optim.Adam(layer.parameters(), lr=2e-2)
@@ -173,11 +193,31 @@ def test_a_parametrized_layer_trains_and_gives_its_codes() -> None:
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
-        (lambda: straight_through(torch.ones(3), "int4"), TypeError, "quantizer='int4' must be a quantizer"),
-        (lambda: lsq(torch.ones(3), torch.ones(()), mx(E2M1)), TypeError, "must be an IntQuantizer"),
-        (lambda: lsq(torch.ones(3), torch.ones(()), IntQuantizer(4, symmetric=False)), ValueError, "symmetric=False"),
-        (lambda: lsq(torch.ones(3), torch.ones(3), IntQuantizer(4)), ValueError, r"scale of shape \(3,\) must have"),
-        (lambda: FakeQuantized(mx(E2M1), torch.ones(1, 32), learned_scale=True), TypeError, "must be an IntQuantizer"),
+        (
+            lambda: straight_through(torch.ones(3), "int4"),
+            TypeError,
+            "quantizer='int4' must be a quantizer",
+        ),
+        (
+            lambda: lsq(torch.ones(3), torch.ones(()), mx(E2M1)),
+            TypeError,
+            "must be an IntQuantizer",
+        ),
+        (
+            lambda: lsq(torch.ones(3), torch.ones(()), IntQuantizer(4, symmetric=False)),
+            ValueError,
+            "symmetric=False",
+        ),
+        (
+            lambda: lsq(torch.ones(3), torch.ones(3), IntQuantizer(4)),
+            ValueError,
+            r"scale of shape \(3,\) must have",
+        ),
+        (
+            lambda: FakeQuantized(mx(E2M1), torch.ones(1, 32), learned_scale=True),
+            TypeError,
+            "must be an IntQuantizer",
+        ),
         (lambda: straight_through(torch.tensor([torch.nan]), IntQuantizer(4)), ValueError, "NaN"),
     ],
 )

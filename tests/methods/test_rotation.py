@@ -53,7 +53,9 @@ def test_every_multiple_of_4_below_200_but_six() -> None:
             assert torch.equal(hadamard(n) @ hadamard(n).T, n * torch.eye(n)), n
 
 
-@pytest.mark.parametrize("n", [2048, 3072, 3584, 4096, 5120, 6912, 8960, 11008, 13824, 14336, 18944, 28672, 29568])
+@pytest.mark.parametrize(
+    "n", [2048, 3072, 3584, 4096, 5120, 6912, 8960, 11008, 13824, 14336, 18944, 28672, 29568]
+)
 def test_widths_of_common_models(n: int) -> None:
     x = normal(2, n, dtype=torch.float64)
     y = hadamard_transform(x)
@@ -61,7 +63,9 @@ def test_widths_of_common_models(n: int) -> None:
     torch.testing.assert_close(hadamard_transform(y, inverse=True), x)
     one = torch.zeros(n, dtype=torch.float64)
     one[n // 3] = 1
-    torch.testing.assert_close(hadamard_transform(one).abs(), torch.full((n,), n**-0.5, dtype=torch.float64))
+    torch.testing.assert_close(
+        hadamard_transform(one).abs(), torch.full((n,), n**-0.5, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -92,10 +96,16 @@ def test_other_dtypes_come_back_as_they_are(dtype: torch.dtype) -> None:
     x = normal(5, 96, dtype=torch.float64).to(dtype)
     y = hadamard_transform(x)
     assert y.dtype == dtype
-    assert torch.equal(y, (x.double() @ hadamard(96).double() / math.sqrt(96)).to(dtype)) or dtype == torch.float64
+    assert (
+        torch.equal(y, (x.double() @ hadamard(96).double() / math.sqrt(96)).to(dtype))
+        or dtype == torch.float64
+    )
     exact = x.double() @ hadamard(96).double() / math.sqrt(96)
     torch.testing.assert_close(
-        y.double(), exact, rtol=0, atol={torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-12)
+        y.double(),
+        exact,
+        rtol=0,
+        atol={torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-12),
     )
 
 
@@ -130,7 +140,9 @@ def test_one_outlier_becomes_a_small_part_of_all(seed: int) -> None:
         return float((int4(x).dequantize() @ int4(w).dequantize().T - exact).norm() / exact.norm())
 
     plain, turned = lost(x, w), lost(rotation(x), rotation(w))
-    torch.testing.assert_close(rotation(x) @ rotation(w).T, x @ w.T, rtol=0, atol=1e-2)  # at values near 1000
+    torch.testing.assert_close(
+        rotation(x) @ rotation(w).T, x @ w.T, rtol=0, atol=1e-2
+    )  # at values near 1000
     # Seeds 0 to 7: 0.25 to 0.30 without, 0.16 to 0.18 with it.
     assert turned < 0.75 * plain
     # Only one side, and nothing is right.
@@ -188,7 +200,9 @@ def test_descent_stays_orthogonal_and_finds_a_rotation() -> None:
 def test_a_thousand_long_steps_leave_nothing(momentum: float) -> None:
     a = normal(24, 24)
     start = random_hadamard(24, seed=0)
-    r, _ = cayley_descent(lambda r: (r @ a).pow(3).sum(), start, steps=1000, lr=1.0, momentum=momentum)
+    r, _ = cayley_descent(
+        lambda r: (r @ a).pow(3).sum(), start, steps=1000, lr=1.0, momentum=momentum
+    )
     assert float((r.double() @ r.double().T - torch.eye(24)).abs().max()) < 1e-6
     assert r.dtype == torch.float32
     assert torch.equal(start, random_hadamard(24, seed=0))
@@ -219,7 +233,9 @@ def test_the_first_step_goes_down() -> None:
     a, start = normal(8, 8), random_hadamard(8, seed=3)
     for seed in range(4):
         a = normal(8, 8, seed=seed)
-        _, (before, after) = cayley_descent(lambda r, a=a: (r @ a).pow(4).sum(), start, steps=2, lr=1e-3)
+        _, (before, after) = cayley_descent(
+            lambda r, a=a: (r @ a).pow(4).sum(), start, steps=2, lr=1e-3
+        )
         assert after < before
 
 
@@ -243,10 +259,21 @@ def test_the_length_of_a_small_turn_is_its_angle_times_the_root_of_2() -> None:
 
 @pytest.mark.parametrize(
     ("n", "near"),
-    [(0, "1 and 1"), (-4, "1 and 1"), (3, "2 and 4"), (14, "12 and 16"), (92, "88 and 96"), (30522, "30520 and")],
+    [
+        (0, "1 and 1"),
+        (-4, "1 and 1"),
+        (3, "2 and 4"),
+        (14, "12 and 16"),
+        (92, "88 and 96"),
+        (30522, "30520 and"),
+    ],
 )
 def test_sizes_without_a_construction(n: int, near: str) -> None:
-    words = re.escape(f"n={n} has no Hadamard matrix here") + ".*" + re.escape(f"the nearest are {near}")
+    words = (
+        re.escape(f"n={n} has no Hadamard matrix here")
+        + ".*"
+        + re.escape(f"the nearest are {near}")
+    )
     with pytest.raises(ValueError, match=words):
         hadamard(n)
     with pytest.raises(ValueError, match=words):
@@ -307,7 +334,9 @@ def test_what_is_orthogonal_enough() -> None:
     cayley_descent(lambda r: r.sum(), 1.00004 * torch.eye(4), steps=1, lr=0.1)  # off by 8e-5
 
 
-@pytest.mark.parametrize("loss", [lambda r: r.sum() * math.nan, lambda r: (r - r).abs().sqrt().sum()])
+@pytest.mark.parametrize(
+    "loss", [lambda r: r.sum() * math.nan, lambda r: (r - r).abs().sqrt().sum()]
+)
 def test_a_loss_that_is_not_finite(loss: Any) -> None:
     with pytest.raises(ValueError, match="or its gradient is not finite"):
         cayley_descent(loss, torch.eye(4), steps=2, lr=0.1)

@@ -46,14 +46,19 @@ DEAD = {"none": [], "one": [3], "several": [0, 3, 31], "all": list(range(32))}
 def test_the_layer_computes_the_same(
     of_x: str, of_w: str, alpha: float, size_x: float, size_w: float, seed: int
 ) -> None:
-    w, x = normal(8, 32, seed=seed).double() * size_w, outliers(20, 32, seed=seed + 1).double() * size_x
+    w, x = (
+        normal(8, 32, seed=seed).double() * size_w,
+        outliers(20, 32, seed=seed + 1).double() * size_x,
+    )
     x[:, DEAD[of_x]] = 0
     w[:, DEAD[of_w]] = 0
     w_smoothed, s = smooth(w, x.abs().amax(0), alpha)
     assert torch.isfinite(s).all()
     assert (s > 0).all()
     y = x @ w.T
-    torch.testing.assert_close((x / s) @ w_smoothed.T, y, rtol=0, atol=1e-12 * (float(y.abs().max()) or 1))
+    torch.testing.assert_close(
+        (x / s) @ w_smoothed.T, y, rtol=0, atol=1e-12 * (float(y.abs().max()) or 1)
+    )
 
 
 @pytest.mark.parametrize("unit", [2.0**-60, 1.0, 2.0**40])
@@ -64,9 +69,15 @@ def test_a_channel_that_is_always_0_counts_as_a_small_one(alpha: float, unit: fl
     w[:, 6] = 0
     w_smoothed, s = smooth(w, x_amax, alpha)
     ends = float(x_amax.max()) * LEAST, float(w.abs().max()) * LEAST
-    assert float(s[5]) == pytest.approx(ends[0] ** alpha / float(w[:, 5].abs().max()) ** (1 - alpha), rel=1e-6)
-    assert float(s[7]) == pytest.approx(ends[0] ** alpha / float(w[:, 7].abs().max()) ** (1 - alpha), rel=1e-6)
-    assert float(s[6]) == pytest.approx(float(x_amax[6]) ** alpha / ends[1] ** (1 - alpha), rel=1e-6)
+    assert float(s[5]) == pytest.approx(
+        ends[0] ** alpha / float(w[:, 5].abs().max()) ** (1 - alpha), rel=1e-6
+    )
+    assert float(s[7]) == pytest.approx(
+        ends[0] ** alpha / float(w[:, 7].abs().max()) ** (1 - alpha), rel=1e-6
+    )
+    assert float(s[6]) == pytest.approx(
+        float(x_amax[6]) ** alpha / ends[1] ** (1 - alpha), rel=1e-6
+    )
     # so its weights, which matter to nothing that was seen, do not set the scale of those that do
     assert float(w_smoothed[:, 5].abs().max()) < 0.2 * float(w_smoothed.abs().max())
 
@@ -142,15 +153,30 @@ def test_any_quantizer_will_do(granularity: Any) -> None:
 @pytest.mark.parametrize(
     ("w", "x_amax", "error", "words"),
     [
-        (normal(4, 32), torch.ones(16), ValueError, "x_amax of shape (16,) must have the shape (32,)"),
-        (normal(4, 32), torch.ones(1, 32), ValueError, "x_amax of shape (1, 32) must have the shape (32,)"),
+        (
+            normal(4, 32),
+            torch.ones(16),
+            ValueError,
+            "x_amax of shape (16,) must have the shape (32,)",
+        ),
+        (
+            normal(4, 32),
+            torch.ones(1, 32),
+            ValueError,
+            "x_amax of shape (1, 32) must have the shape (32,)",
+        ),
         (normal(32), torch.ones(32), ValueError, "w of shape (32,) must be a matrix"),
         (torch.zeros(0, 32), torch.ones(32), ValueError, "w is empty"),
         (normal(4, 32).long(), torch.ones(32), TypeError, "w has dtype torch.int64"),
         (normal(4, 32), torch.ones(32).int(), TypeError, "x_amax has dtype torch.int32"),
         (normal(4, 32), [1.0] * 32, TypeError, "x_amax is a list"),
         (normal(4, 32) / 0, torch.ones(32), ValueError, "w has 128 NaN or infinite values"),
-        (normal(4, 32), torch.ones(32) * math.nan, ValueError, "x_amax has 32 NaN or infinite values"),
+        (
+            normal(4, 32),
+            torch.ones(32) * math.nan,
+            ValueError,
+            "x_amax has 32 NaN or infinite values",
+        ),
         (normal(4, 32), -torch.ones(32), ValueError, "x_amax=-1 must be at least 0"),
         (normal(4, 32) * 1e-42, torch.ones(32) * 1e38, ValueError, "must be positive and finite"),
     ],
@@ -169,8 +195,13 @@ def test_a_smoothed_weight_that_overflows_is_refused() -> None:
 @pytest.mark.parametrize("alpha", [-0.1, 1.01, math.nan, "half", None, True])
 @pytest.mark.usefixtures("unchecked")
 def test_alpha_is_from_0_to_1(alpha: Any) -> None:
-    for attempt in (lambda: smooth(normal(4, 32), torch.ones(32), alpha), lambda: SmoothQuant(INT8, alpha)):
-        with pytest.raises(ValueError, match=re.escape(f"alpha={alpha!r} must be a number from 0 to 1")):
+    for attempt in (
+        lambda: smooth(normal(4, 32), torch.ones(32), alpha),
+        lambda: SmoothQuant(INT8, alpha),
+    ):
+        with pytest.raises(
+            ValueError, match=re.escape(f"alpha={alpha!r} must be a number from 0 to 1")
+        ):
             attempt()
 
 

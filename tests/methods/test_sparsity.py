@@ -12,9 +12,9 @@ from torch import Tensor
 
 from qcourse import PerGroup, quantize
 from qcourse.cost.memory import sparse_bytes_per_parameter
-from qcourse.methods.hessian import output_error
-from qcourse.methods.moment import Hessian
-from qcourse.methods.sparse_storage import compress, position_bits, semi_structured
+from qcourse.methods.inverse_factor import output_error
+from qcourse.methods.second_moment import Hessian
+from qcourse.methods.sparse_storage import compress_sparse, position_bits, semi_structured
 from qcourse.methods.sparsity import NM, magnitude, sparsegpt, wanda
 
 PATTERNS = [NM(2, 4), NM(1, 4), NM(4, 8), NM(1, 2), NM(3, 4), NM(4, 4), NM(1, 1), NM(5, 16)]
@@ -22,16 +22,23 @@ PATTERNS = [NM(2, 4), NM(1, 4), NM(4, 8), NM(1, 2), NM(3, 4), NM(4, 4), NM(1, 1)
 
 def correlated(tokens: int, size: int, seed: int = 0) -> Tensor:
     """Inputs of a low rank and noise, of uneven sizes."""
-    x = normal(tokens, size // 4, seed=seed) @ normal(size // 4, size, seed=seed + 1) + 0.5 * normal(
-        tokens, size, seed=seed + 2
+    x = normal(tokens, size // 4, seed=seed) @ normal(
+        size // 4, size, seed=seed + 1
+    ) + 0.5 * normal(tokens, size, seed=seed + 2)
+    return (
+        x
+        * torch.linspace(0.3, 3, size)[
+            torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        ]
     )
-    return x * torch.linspace(0.3, 3, size)[torch.randperm(size, generator=torch.Generator().manual_seed(seed))]
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
 def test_a_mask_keeps_the_highest_of_each_run(m: int, runs: int, keep: int, seed: int) -> None:
     pattern, score = NM(min(keep, m), m), normal(3, runs * m, seed=seed).round(decimals=1)
-    for row, kept in zip(score.reshape(-1, m).tolist(), pattern.mask(score).reshape(-1, m).tolist(), strict=True):
+    for row, kept in zip(
+        score.reshape(-1, m).tolist(), pattern.mask(score).reshape(-1, m).tolist(), strict=True
+    ):
         assert sum(kept) == pattern.keep
         best = sorted(range(m), key=lambda i: (-row[i], i))[: pattern.keep]  # of equals the first
         assert [i for i in range(m) if kept[i]] == sorted(best)
@@ -39,7 +46,10 @@ def test_a_mask_keeps_the_highest_of_each_run(m: int, runs: int, keep: int, seed
 
 def test_magnitude_and_wanda_by_hand() -> None:
     w = torch.tensor([[3.0, -1.0, 2.0, 0.5], [0.1, 0.2, -0.3, 0.4]])
-    assert magnitude(w, NM(2, 4)).weight.tolist() == [[3, 0, 2, 0], [0, 0, -0.30000001192092896, 0.4000000059604645]]
+    assert magnitude(w, NM(2, 4)).weight.tolist() == [
+        [3, 0, 2, 0],
+        [0, 0, -0.30000001192092896, 0.4000000059604645],
+    ]
     x = torch.tensor([[1.0, 10.0, 1.0, 0.0], [1.0, -10.0, 1.0, 0.0]])
     for h in (x.T @ x, Hessian().add(x)):
         pruned = wanda(w, h, NM(2, 4))
@@ -119,21 +129,27 @@ def test_dead_inputs() -> None:
 @pytest.mark.parametrize("kind", ["float32", "float16", "codes"])
 def test_compressed_and_back(pattern: NM, kind: str) -> None:
     pruned = magnitude(normal(6, 80), pattern)
-    weight = pruned.weight if kind != "codes" else quantize(pruned.weight, 4, granularity=PerGroup(16)).codes
+    weight = (
+        pruned.weight
+        if kind != "codes"
+        else quantize(pruned.weight, 4, granularity=PerGroup(16)).codes
+    )
     weight = weight.to(torch.float16) if kind == "float16" else weight
-    small = compress(weight, pruned.mask, pattern)
+    small = compress_sparse(weight, pruned.mask, pattern)
     back = small.decompress()
     assert back.dtype == weight.dtype
     assert torch.equal(back, weight)
     assert small.values.shape == (6, 80 * pattern.keep // pattern.m)
     bits = 8 * weight.element_size()
     stored = 8 * small.nbytes / 480
-    assert stored == pytest.approx(8 * sparse_bytes_per_parameter(bits, pattern.keep, pattern.m), abs=8 / 480)
+    assert stored == pytest.approx(
+        8 * sparse_bytes_per_parameter(bits, pattern.keep, pattern.m), abs=8 / 480
+    )
 
 
 def test_the_sources_example() -> None:
     w = torch.tensor([[0.0, -1.25, 0.0, 0.5]])
-    small = compress(w, NM(2, 4).mask(w.abs()), NM(2, 4))
+    small = compress_sparse(w, NM(2, 4).mask(w.abs()), NM(2, 4))
     assert small.values.tolist() == [[-1.25, 0.5]]
     assert small.where().tolist() == [[1, 3]]
     assert small.positions.tolist() == [0b1101]
@@ -159,20 +175,64 @@ EVERY_OTHER = torch.tensor([True, False] * 4).expand(2, 8)
         (lambda: NM(0, 4), ValueError, "keep=0 of m=4"),
         (lambda: NM(5, 4), ValueError, "keep=5 of m=4"),
         (lambda: NM(2.0, 4), ValueError, r"keep=2.0 of m=4"),
-        (lambda: magnitude(torch.ones(2, 6), NM(2, 4)), ValueError, r"m=4 of 2:4 does not divide .* \(2, 6\)"),
-        (lambda: magnitude(torch.ones(8), NM(2, 4)), ValueError, r"w of shape \(8,\) must be a matrix"),
+        (
+            lambda: magnitude(torch.ones(2, 6), NM(2, 4)),
+            ValueError,
+            r"m=4 of 2:4 does not divide .* \(2, 6\)",
+        ),
+        (
+            lambda: magnitude(torch.ones(8), NM(2, 4)),
+            ValueError,
+            r"w of shape \(8,\) must be a matrix",
+        ),
         (lambda: magnitude(torch.ones(2, 8).int(), NM(2, 4)), TypeError, "w"),
         (lambda: magnitude(torch.full((2, 8), torch.nan), NM(2, 4)), ValueError, "NaN"),
-        (lambda: wanda(ONES, torch.eye(7), NM(2, 4)), ValueError, r"hessian of shape \(7, 7\) does not fit w"),
-        (lambda: sparsegpt(ONES, torch.eye(7), NM(2, 4)), ValueError, r"hessian of shape \(7, 7\) does not fit w"),
-        (lambda: sparsegpt(torch.ones(2, 6), torch.eye(6), NM(2, 4)), ValueError, "m=4 of 2:4 does not divide"),
+        (
+            lambda: wanda(ONES, torch.eye(7), NM(2, 4)),
+            ValueError,
+            r"hessian of shape \(7, 7\) does not fit w",
+        ),
+        (
+            lambda: sparsegpt(ONES, torch.eye(7), NM(2, 4)),
+            ValueError,
+            r"hessian of shape \(7, 7\) does not fit w",
+        ),
+        (
+            lambda: sparsegpt(torch.ones(2, 6), torch.eye(6), NM(2, 4)),
+            ValueError,
+            "m=4 of 2:4 does not divide",
+        ),
         (lambda: sparsegpt(ONES, torch.eye(8), NM(2, 4), damp=0.0), ValueError, "damp"),
-        (lambda: compress(ONES, EVERY_OTHER[:, :4], NM(2, 4)), ValueError, r"mask of shape \(2, 4\)"),
-        (lambda: compress(ONES, EVERY_OTHER.float(), NM(2, 4)), ValueError, "must be boolean"),
-        (lambda: compress(ONES, EVERY_OTHER, NM(1, 4)), ValueError, r"mask keeps \[2\] of 4 in some run; 1:4 keeps 1"),
-        (lambda: compress(ONES, EVERY_OTHER, NM(2, 4)), ValueError, "weight is not 0 everywhere"),
-        (lambda: compress(ONES[:, :6], EVERY_OTHER[:, :6], NM(2, 4)), ValueError, "m=4 does not divide the 6 inputs"),
-        (lambda: semi_structured(ONES), RuntimeError, "weight is on cpu; 2:4 products need an NVIDIA GPU"),
+        (
+            lambda: compress_sparse(ONES, EVERY_OTHER[:, :4], NM(2, 4)),
+            ValueError,
+            r"mask of shape \(2, 4\)",
+        ),
+        (
+            lambda: compress_sparse(ONES, EVERY_OTHER.float(), NM(2, 4)),
+            ValueError,
+            "must be boolean",
+        ),
+        (
+            lambda: compress_sparse(ONES, EVERY_OTHER, NM(1, 4)),
+            ValueError,
+            r"mask keeps \[2\] of 4 in some run; 1:4 keeps 1",
+        ),
+        (
+            lambda: compress_sparse(ONES, EVERY_OTHER, NM(2, 4)),
+            ValueError,
+            "weight is not 0 everywhere",
+        ),
+        (
+            lambda: compress_sparse(ONES[:, :6], EVERY_OTHER[:, :6], NM(2, 4)),
+            ValueError,
+            "m=4 does not divide the 6 inputs",
+        ),
+        (
+            lambda: semi_structured(ONES),
+            RuntimeError,
+            "weight is on cpu; 2:4 products need an NVIDIA GPU",
+        ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -181,7 +241,9 @@ def test_what_cannot_be(call: Any, kind: type[Exception], words: str) -> None:
         call()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="no NVIDIA GPU here")
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.version.hip is not None, reason="no NVIDIA GPU here"
+)
 def test_sparse_tensor_cores() -> None:
     pruned = magnitude(normal(256, 256), NM(2, 4)).weight.half().cuda()
     x = normal(64, 256, seed=1).half().cuda()
@@ -195,7 +257,9 @@ def test_it_comes_near_the_best_of_all_masks(seed: int) -> None:
     w, x = normal(1, 8, seed=seed).double(), correlated(200, 8, seed).double()
     before, h = w.clone(), x.T @ x / len(x)
     pairs = list(itertools.combinations(range(4), 2))
-    best = min(output_error(w, solved(w, h, [*a, *(4 + i for i in b)]), h) for a in pairs for b in pairs)
+    best = min(
+        output_error(w, solved(w, h, [*a, *(4 + i for i in b)]), h) for a in pairs for b in pairs
+    )
     found = sparsegpt(w, h, NM(2, 4)).error
     assert best <= found + 1e-12 < 1.4 * best
     assert torch.equal(w, before)  # of one row, the transpose is the same memory

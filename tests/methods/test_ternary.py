@@ -71,12 +71,28 @@ def test_bits_a_weight() -> None:
     ("call", "kind", "words"),
     [
         (lambda: pack_trits(torch.tensor([1, 0])), TypeError, "trits are int8"),
-        (lambda: pack_trits(torch.tensor([2], dtype=torch.int8)), ValueError, "each of them -1, 0 or 1"),
+        (
+            lambda: pack_trits(torch.tensor([2], dtype=torch.int8)),
+            ValueError,
+            "each of them -1, 0 or 1",
+        ),
         (lambda: pack_trits(torch.tensor([], dtype=torch.int8)), ValueError, "at least one"),
         (lambda: unpack_trits(torch.tensor([1]), 5), TypeError, "packed trits are uint8"),
-        (lambda: unpack_trits(torch.tensor([1], dtype=torch.uint8), 6), ValueError, "does not hold count=6"),
-        (lambda: unpack_trits(torch.tensor([1], dtype=torch.uint8), 0), ValueError, "does not hold count=0"),
-        (lambda: unpack_trits(torch.tensor([243], dtype=torch.uint8), 5), ValueError, "the byte 243"),
+        (
+            lambda: unpack_trits(torch.tensor([1], dtype=torch.uint8), 6),
+            ValueError,
+            "does not hold count=6",
+        ),
+        (
+            lambda: unpack_trits(torch.tensor([1], dtype=torch.uint8), 0),
+            ValueError,
+            "does not hold count=0",
+        ),
+        (
+            lambda: unpack_trits(torch.tensor([243], dtype=torch.uint8), 5),
+            ValueError,
+            "the byte 243",
+        ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -10,9 +10,9 @@ from transformers import LlamaForCausalLM
 
 from qcourse.models.evaluate import Agreement, Perplexity, agreement, perplexity
 from qcourse.models.generate import generate
-from qcourse.models.inspect import map_weights
 from qcourse.models.llama import KVCache, Llama, load_weights, random_llama
 from qcourse.models.llama_config import LlamaConfig
+from qcourse.trace.linears import map_weights
 
 SIZES = LlamaConfig(96, 64, 112, 2, 8, 2, max_position_embeddings=64)
 TOKENS = torch.randint(96, (83,), generator=torch.Generator().manual_seed(1))
@@ -37,7 +37,9 @@ def by_hand(model: Llama, tokens: list[int], context: int, stride: int) -> list[
     losses = []
     for target in range(1, len(tokens)):
         start = 0
-        while start + context < target:  # the window predicts the tokens start + 1 ... start + context
+        while (
+            start + context < target
+        ):  # the window predicts the tokens start + 1 ... start + context
             start += stride
         logits = model(torch.tensor([tokens[start:target]]))[0, -1].double()
         losses.append(float(logits.logsumexp(0) - logits[tokens[target]]))
@@ -46,9 +48,21 @@ def by_hand(model: Llama, tokens: list[int], context: int, stride: int) -> list[
 
 @pytest.mark.parametrize(
     ("context", "stride", "length"),
-    [(8, None, 83), (8, 3, 83), (8, 1, 83), (8, 8, 17), (8, 8, 16), (8, 5, 9), (64, 64, 20), (1, 1, 83), (64, 7, 2)],
+    [
+        (8, None, 83),
+        (8, 3, 83),
+        (8, 1, 83),
+        (8, 8, 17),
+        (8, 8, 16),
+        (8, 5, 9),
+        (64, 64, 20),
+        (1, 1, 83),
+        (64, 7, 2),
+    ],
 )
-def test_perplexity_equals_the_hand_computation(model: Llama, context: int, stride: int | None, length: int) -> None:
+def test_perplexity_equals_the_hand_computation(
+    model: Llama, context: int, stride: int | None, length: int
+) -> None:
     losses = by_hand(model, TOKENS[:length].tolist(), context, stride or context)
     found = perplexity(model, TOKENS[:length], context, stride=stride)
     assert (found.tokens, found.context, found.stride) == (length - 1, context, stride or context)
@@ -56,7 +70,9 @@ def test_perplexity_equals_the_hand_computation(model: Llama, context: int, stri
     assert found.perplexity == pytest.approx(math.exp(found.nll))
 
 
-def test_neither_batches_nor_the_kind_of_model_change_it(model: Llama, theirs: LlamaForCausalLM) -> None:
+def test_neither_batches_nor_the_kind_of_model_change_it(
+    model: Llama, theirs: LlamaForCausalLM
+) -> None:
     expected = perplexity(model, TOKENS, 8, stride=3, batch_size=1)
     for found in (
         perplexity(model, TOKENS, 8, stride=3, batch_size=100),
@@ -79,7 +95,9 @@ def test_no_batch_is_larger_than_asked() -> None:
 
 
 def test_bits_per_byte() -> None:
-    assert Perplexity(nll=2 * math.log(2), tokens=30, context=8, stride=8).bits_per_byte(120) == pytest.approx(0.5)
+    assert Perplexity(nll=2 * math.log(2), tokens=30, context=8, stride=8).bits_per_byte(
+        120
+    ) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="size_bytes must be at least 1, got 0"):
         Perplexity(nll=1.0, tokens=30, context=8, stride=8).bits_per_byte(0)
 
@@ -98,13 +116,17 @@ def test_agreement_equals_the_hand_computation(model: Llama) -> None:
     assert found.top1 == sum(equal) / 82
     assert found.perplexity == pytest.approx(perplexity(rounded, TOKENS, 8).perplexity, rel=1e-5)
     assert 0.1 < found.top1 < 0.9
-    assert agreement(model, rounded, TOKENS, 8).kl != pytest.approx(found.kl, rel=1e-3)  # KL has a direction
+    assert agreement(model, rounded, TOKENS, 8).kl != pytest.approx(
+        found.kl, rel=1e-3
+    )  # KL has a direction
     assert agreement(model, rounded, TOKENS, 8, batch_size=1).kl == pytest.approx(
         agreement(model, rounded, TOKENS, 8, batch_size=100).kl, rel=1e-5
     )
 
 
-def test_a_model_agrees_with_itself_and_with_transformers(model: Llama, theirs: LlamaForCausalLM) -> None:
+def test_a_model_agrees_with_itself_and_with_transformers(
+    model: Llama, theirs: LlamaForCausalLM
+) -> None:
     found = agreement(model, model, TOKENS, 16)
     assert found == Agreement(kl=0.0, top1=1.0, tokens=82, nll=found.nll)
     found = agreement(theirs, model, TOKENS, 16)
@@ -118,7 +140,9 @@ def test_another_vocabulary_is_refused(model: Llama) -> None:
 
 
 @pytest.mark.parametrize(
-    "evaluate", [perplexity, lambda m, *args, **more: agreement(m, m, *args, **more)], ids=["alone", "to another"]
+    "evaluate",
+    [perplexity, lambda m, *args, **more: agreement(m, m, *args, **more)],
+    ids=["alone", "to another"],
 )
 def test_bad_tokens_are_refused(model: Llama, evaluate: object) -> None:
     for tokens, error, message in [
@@ -171,7 +195,10 @@ def test_greedy_text_is_that_of_the_model_without_a_cache_and_of_transformers(
     assert torch.equal(generate(model, TOKENS[:5], 12), expected)
     assert torch.equal(generate(theirs, TOKENS[:5], 12), expected)
     own = theirs.generate(
-        TOKENS[None, :5], attention_mask=torch.ones(1, 5, dtype=torch.long), max_new_tokens=12, do_sample=False
+        TOKENS[None, :5],
+        attention_mask=torch.ones(1, 5, dtype=torch.long),
+        max_new_tokens=12,
+        do_sample=False,
     )
     assert torch.equal(own[0][: len(expected)], expected)
 
@@ -189,7 +216,9 @@ def test_a_step_reads_one_token(model: Llama) -> None:
 def test_drawn_text_depends_on_seed_and_temperature(model: Llama) -> None:
     def drawn(temperature: float, seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
-        return generate(model, TOKENS[:5], 12, temperature=temperature, generator=generator).tolist()
+        return generate(
+            model, TOKENS[:5], 12, temperature=temperature, generator=generator
+        ).tolist()
 
     assert drawn(1.0, seed=0) == drawn(1.0, seed=0)
     assert len({tuple(drawn(1.0, seed)) for seed in range(5)}) == 5
@@ -205,7 +234,9 @@ def test_draws_follow_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     text = generate(fixed, torch.tensor([0]), 3000, temperature=2.0, generator=generator)[1:]
     shares = text.bincount(minlength=3) / 3000
-    torch.testing.assert_close(shares, (logits / 2).softmax(0), atol=0.03, rtol=0)  # 3 deviations of a share
+    torch.testing.assert_close(
+        shares, (logits / 2).softmax(0), atol=0.03, rtol=0
+    )  # 3 deviations of a share
 
 
 def test_stop_ends_the_text(model: Llama) -> None:
@@ -216,7 +247,9 @@ def test_stop_ends_the_text(model: Llama) -> None:
 
 
 def test_what_generate_refuses(model: Llama, theirs: LlamaForCausalLM) -> None:
-    with pytest.raises(ValueError, match="cache must be None for a LlamaForCausalLM: only a Llama takes one"):
+    with pytest.raises(
+        ValueError, match="cache must be None for a LlamaForCausalLM: only a Llama takes one"
+    ):
         generate(theirs, TOKENS[:5], 4, cache=KVCache())
     with pytest.raises(ValueError, match=r"max_new_tokens must be at least 0 .* got -1 after 5"):
         generate(model, TOKENS[:5], -1)

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from qcourse import IntQuantizer, PerGroup
 from qcourse.models.hub import load_hub
 from qcourse.models.llama_config import LlamaConfig as Sizes
-from qcourse.models.quantize import quantize_model
+from qcourse.recipes.quantize import quantize_model
 
 WORDS = {word: i for i, word in enumerate(["<unk>", "print", "a", "list", "of", "names"])}
 
@@ -45,14 +45,18 @@ def test_a_checkpoint_on_disk(folder: Path) -> None:
 def test_it_quantizes(folder: Path) -> None:
     model, tokenizer = load_hub(str(folder), dtype=torch.float32)
     ids = tokenizer("print a list of names", return_tensors="pt")["input_ids"]
-    new, report = quantize_model(model, IntQuantizer(8, granularity=PerGroup(32)), calibration=[ids], progress=False)
+    new, report = quantize_model(
+        model, IntQuantizer(8, granularity=PerGroup(32)), calibration=[ids], progress=False
+    )
     assert len(report.layers) == 14
     assert [kept.name for kept in report.kept] == ["lm_head"]
     torch.testing.assert_close(new(ids).logits, model(ids).logits, atol=0.02, rtol=0)
 
 
 def test_a_model_that_is_not_here() -> None:
-    with pytest.raises(OSError, match=r"(?s)could not load nobody/nothing\. Tried: the hub and its cache") as caught:
+    with pytest.raises(
+        OSError, match=r"(?s)could not load nobody/nothing\. Tried: the hub and its cache"
+    ) as caught:
         load_hub("nobody/nothing", revision="0123abc")
     assert "at revision '0123abc'" in str(caught.value)
     assert "What works without a network: a folder on disk" in str(caught.value)
@@ -65,12 +69,16 @@ def test_a_folder_that_lacks_the_weights(folder: Path) -> None:
 
 
 def test_a_revision_of_a_folder(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"revision='main' pins a model of the hub; .* is a folder"):
+    with pytest.raises(
+        ValueError, match=r"revision='main' pins a model of the hub; .* is a folder"
+    ):
         load_hub(folder, revision="main")
 
 
 def test_a_head_that_is_tied_is_not_missing(folder: Path) -> None:
-    config = LlamaConfig(**Sizes(len(WORDS), 64, 96, 2, 4, 2, tie_word_embeddings=True).to_transformers())
+    config = LlamaConfig(
+        **Sizes(len(WORDS), 64, 96, 2, 4, 2, tie_word_embeddings=True).to_transformers()
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     model = load_hub(folder).model
@@ -84,11 +92,16 @@ UP = "model.layers.1.mlp.up_proj.weight"
     ("change", "words"),
     [
         (lambda w: w.pop(UP), rf"lacks the weights \['{UP}'\]"),
-        (lambda w: w.update({UP: torch.ones(3)}), "no causal language model that can be loaded: .*mismatch"),
+        (
+            lambda w: w.update({UP: torch.ones(3)}),
+            "no causal language model that can be loaded: .*mismatch",
+        ),
     ],
     ids=["missing", "of another shape"],
 )
-def test_weights_that_do_not_fit(folder: Path, change: Callable[[dict[str, Tensor]], object], words: str) -> None:
+def test_weights_that_do_not_fit(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], words: str
+) -> None:
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -99,26 +112,35 @@ def test_weights_that_do_not_fit(folder: Path, change: Callable[[dict[str, Tenso
 def test_weights_that_are_cut_short(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"no causal language model that can be loaded: .*incomplete"):
+    with pytest.raises(
+        ValueError, match=r"no causal language model that can be loaded: .*incomplete"
+    ):
         load_hub(folder)
 
 
 def test_a_folder_that_lacks_the_tokenizer(folder: Path) -> None:
     for path in folder.glob("token*"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"(?s)no causal language model that can be loaded: .*tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"(?s)no causal language model that can be loaded: .*tokenizer"
+    ):
         load_hub(folder)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "no/where/at/all", "/nowhere", Path("nowhere")])
 def test_a_folder_that_is_not_there(name: str | Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"could not load .*where.*: there is no such folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"could not load .*where.*: there is no such folder"
+    ):
         load_hub(name)
 
 
 def test_code_of_the_checkpoint_s_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    config |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"},
+    }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "own.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # who is asked, says yes

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
-from qcourse.models.inspect import linears, map_weights
 from qcourse.models.llama import KVCache, Llama, load_weights, random_llama
 from qcourse.models.llama_config import LlamaConfig
+from qcourse.trace.linears import linears, map_weights
 
-GROUPED = LlamaConfig(96, 64, 112, 3, 8, 2, max_position_embeddings=64, rope_theta=500.0, tie_word_embeddings=True)
+GROUPED = LlamaConfig(
+    96, 64, 112, 3, 8, 2, max_position_embeddings=64, rope_theta=500.0, tie_word_embeddings=True
+)
 SHAPES = {
     "grouped, tied": GROUPED,
     "grouped": replace(GROUPED, tie_word_embeddings=False),
@@ -80,7 +82,9 @@ def test_the_cache_changes_nothing(config: LlamaConfig, pieces: list[int]) -> No
         their_logits.append(out.logits)
     assert cache.length == 17
     torch.testing.assert_close(torch.cat(logits, dim=1), ours(IDS), atol=1e-4, rtol=0)
-    torch.testing.assert_close(torch.cat(logits, dim=1), torch.cat(their_logits, dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.cat(logits, dim=1), torch.cat(their_logits, dim=1), atol=1e-4, rtol=0
+    )
 
 
 def test_the_cache_holds_the_key_value_heads_alone() -> None:
@@ -104,7 +108,9 @@ def test_another_cache_takes_its_place() -> None:
         def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             new = k.half(), v.half()
             if layer in self.kept:
-                new = tuple(torch.cat(pair, dim=2) for pair in zip(self.kept[layer], new, strict=True))
+                new = tuple(
+                    torch.cat(pair, dim=2) for pair in zip(self.kept[layer], new, strict=True)
+                )
             self.kept[layer] = new
             return new[0].to(k.dtype), new[1].to(v.dtype)
 
@@ -126,12 +132,17 @@ def test_a_token_sees_none_after_it() -> None:
 
 def test_only_the_distance_of_two_positions_counts() -> None:
     model = noisy(random_llama(GROUPED, seed=0))
-    repeated = torch.full((1, 12), 7)  # all tokens alike: attention is a mean of equal values, wherever they stand
+    repeated = torch.full(
+        (1, 12), 7
+    )  # all tokens alike: attention is a mean of equal values, wherever they stand
     torch.testing.assert_close(model(repeated)[0, 0], model(repeated)[0, -1], atol=1e-4, rtol=0)
 
 
 def test_a_tied_head_is_the_embedding_and_stays_it() -> None:
-    for model in (random_llama(GROUPED, seed=0), load_weights(GROUPED, random_llama(GROUPED, seed=1).state_dict())):
+    for model in (
+        random_llama(GROUPED, seed=0),
+        load_weights(GROUPED, random_llama(GROUPED, seed=1).state_dict()),
+    ):
         assert model.lm_head.weight is model.model.embed_tokens.weight
         copied = copy.deepcopy(model)
         assert copied.lm_head.weight is copied.model.embed_tokens.weight
@@ -191,7 +202,11 @@ def test_configs_of_transformers_4_and_5_are_read() -> None:
     new = GROUPED.to_transformers()
     old = {name: value for name, value in new.items() if name != "rope_parameters"}
     assert LlamaConfig.from_transformers(new) == LlamaConfig.from_transformers(old) == GROUPED
-    assert TheirConfig(**old).rope_parameters["rope_theta"] == TheirConfig(**new).rope_parameters["rope_theta"] == 500
+    assert (
+        TheirConfig(**old).rope_parameters["rope_theta"]
+        == TheirConfig(**new).rope_parameters["rope_theta"]
+        == 500
+    )
     for plain in ({"rope_type": "default"}, {"type": "default"}):
         assert LlamaConfig.from_transformers({**old, "rope_scaling": plain}) == GROUPED
     ungrouped = LlamaConfig.from_transformers({**old, "num_key_value_heads": None})
@@ -206,14 +221,19 @@ def test_configs_of_transformers_4_and_5_are_read() -> None:
         ({"mlp_bias": True}, "mlp_bias = False"),
         ({"hidden_act": "gelu"}, "hidden_act = 'silu'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling = None"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "rope_scaling = None"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None},
+            "rope_scaling = None",
+        ),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0}}, "rope_scaling = None"),
         ({"head_dim": 16}, "head_dim = 8"),
         ({"vocab_size": None}, "vocab_size"),
     ],
     ids=str,
 )
-def test_a_config_that_means_another_function_is_refused(change: dict[str, object], message: str) -> None:
+def test_a_config_that_means_another_function_is_refused(
+    change: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         LlamaConfig.from_transformers(GROUPED.to_transformers() | change)
 
@@ -221,11 +241,20 @@ def test_a_config_that_means_another_function_is_refused(change: dict[str, objec
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_attention_heads": 7}, "hidden_size must be a multiple of 2 x num_attention_heads.* got 64 and 7"),
-        ({"hidden_size": 56}, "hidden_size must be a multiple of 2 x num_attention_heads.* got 56 and 8"),
+        (
+            {"num_attention_heads": 7},
+            "hidden_size must be a multiple of 2 x num_attention_heads.* got 64 and 7",
+        ),
+        (
+            {"hidden_size": 56},
+            "hidden_size must be a multiple of 2 x num_attention_heads.* got 56 and 8",
+        ),
         ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
         ({"num_key_value_heads": -2}, "num_key_value_heads must be at least 1, got -2"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads, got 3 and 8"),
+        (
+            {"num_key_value_heads": 3},
+            "num_key_value_heads must divide num_attention_heads, got 3 and 8",
+        ),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(change: dict[str, int], message: str) -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from qcourse.models.inspect import linears, record_inputs
 from qcourse.models.minilm import MAX_TOKENS, MiniLM, load_minilm
 from qcourse.models.minilm_files import SHA256, find_folder
+from qcourse.trace.linears import linears, record_inputs
 
 FOLDER = find_folder()
 TEXTS = [
@@ -71,7 +71,9 @@ def test_linear_layers_see_no_padding(model: MiniLM) -> None:
 
 def test_loaded_ready_for_inference(model: MiniLM) -> None:
     assert not model.training
-    assert {(p.dtype, p.requires_grad, p.is_meta) for p in model.parameters()} == {(torch.float32, False, False)}
+    assert {(p.dtype, p.requires_grad, p.is_meta) for p in model.parameters()} == {
+        (torch.float32, False, False)
+    }
     per_layer = ("query", "key", "value", "out", "up", "down")
     assert list(linears(model)) == [f"layers.{i}.{name}" for i in range(6) for name in per_layer]
 
@@ -92,9 +94,14 @@ def test_any_iterable_of_texts(model: MiniLM) -> None:
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [("a single text", "texts must be a list of strings, got the string 'a single"), (["a", None], "None at index 1")],
+    [
+        ("a single text", "texts must be a list of strings, got the string 'a single"),
+        (["a", None], "None at index 1"),
+    ],
 )
-def test_what_is_no_list_of_strings_is_refused(model: MiniLM, texts: str | list[str | None], message: str) -> None:
+def test_what_is_no_list_of_strings_is_refused(
+    model: MiniLM, texts: str | list[str | None], message: str
+) -> None:
     with pytest.raises(TypeError, match=message):
         model.embed(texts)
 
@@ -111,7 +118,9 @@ def test_a_damaged_file_is_refused_with_both_hashes(copied: Path, name: str) -> 
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    with pytest.raises(ValueError, match=f"{name} is damaged.* [0-9a-f]{{64}}, expected {SHA256[name]}"):
+    with pytest.raises(
+        ValueError, match=f"{name} is damaged.* [0-9a-f]{{64}}, expected {SHA256[name]}"
+    ):
         load_minilm(copied)
 
 
@@ -134,12 +143,16 @@ def test_the_environment_names_a_folder(copied: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("nowhere")
 def test_the_hub_cache_is_the_last_resort(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: str(copied / file))
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda repo, file: str(copied / file)
+    )
     assert find_folder() == copied
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_not_found_says_each_place_and_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_found_says_each_place_and_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QCOURSE_MINILM", str(tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
         load_minilm()
@@ -153,5 +166,7 @@ def test_not_found_says_each_place_and_what_to_install(tmp_path: Path, monkeypat
 
 
 def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"folder: .* lacks model\.safetensors and tokenizer\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"folder: .* lacks model\.safetensors and tokenizer\.json"
+    ):
         load_minilm(tmp_path)

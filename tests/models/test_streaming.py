@@ -10,13 +10,13 @@ from torch import Tensor
 
 from qcourse import IntQuantizer, PerGroup
 from qcourse.methods.kv_cache import QuantizedKVCache
-from qcourse.models.corpus import encode_documents, stdlib_corpus
 from qcourse.models.evaluate import agreement, perplexity
 from qcourse.models.llama import KVCache, Llama, load_weights, random_llama
 from qcourse.models.llama_config import LlamaConfig
-from qcourse.models.streaming import Streaming
+from qcourse.models.streaming import StreamingModel
 from qcourse.models.tinylm import load_tinylm
 from qcourse.numerics.metrics import kl_divergence
+from qcourse.texts.corpus import encode_documents, stdlib_corpus
 
 SIZES = LlamaConfig(96, 64, 112, 2, 8, 2, max_position_embeddings=64)
 TOKENS = torch.randint(96, (83,), generator=torch.Generator().manual_seed(1))
@@ -30,8 +30,10 @@ def model() -> Llama:
 
 @pytest.mark.parametrize("step", [1, 5, 16, 99])
 def test_through_a_plain_cache_it_is_the_model(model: Llama, step: int) -> None:
-    stream = Streaming(model, KVCache, step=step)
-    assert perplexity(stream, TOKENS, 16).nll == pytest.approx(perplexity(model, TOKENS, 16).nll, abs=1e-5)
+    stream = StreamingModel(model, KVCache, step=step)
+    assert perplexity(stream, TOKENS, 16).nll == pytest.approx(
+        perplexity(model, TOKENS, 16).nll, abs=1e-5
+    )
     found = agreement(stream, model, TOKENS, 16)
     assert (found.top1, found.tokens) == (1, 82)
     assert found.kl == pytest.approx(0, abs=1e-6)
@@ -45,8 +47,10 @@ def test_each_window_has_a_new_cache_and_each_step_its_tokens(model: Llama) -> N
             super().__init__()
             made.append(self)
 
-    hook = model.register_forward_pre_hook(lambda module, args: read.append((tuple(args[0].shape), args[1].length)))
-    perplexity(Streaming(model, Noted, step=3), TOKENS[:21], 8, batch_size=1)
+    hook = model.register_forward_pre_hook(
+        lambda module, args: read.append((tuple(args[0].shape), args[1].length))
+    )
+    perplexity(StreamingModel(model, Noted, step=3), TOKENS[:21], 8, batch_size=1)
     hook.remove()
     assert read == [((1, 3), 0), ((1, 3), 3), ((1, 2), 6)] * 2 + [((1, 3), 0), ((1, 1), 3)]
     assert [cache.length for cache in made] == [8, 8, 4]
@@ -54,16 +58,20 @@ def test_each_window_has_a_new_cache_and_each_step_its_tokens(model: Llama) -> N
 
 def test_it_has_the_room_of_its_model(model: Llama) -> None:
     with pytest.raises(ValueError, match="within the model's 64 positions, got 65"):
-        perplexity(Streaming(model, KVCache), TOKENS, 65)
+        perplexity(StreamingModel(model, KVCache), TOKENS, 65)
 
 
 def test_what_it_refuses(model: Llama) -> None:
-    with pytest.raises(TypeError, match="model must be a Llama: only a Llama takes one of these caches, got Linear"):
-        Streaming(torch.nn.Linear(2, 2), KVCache)
-    with pytest.raises(TypeError, match="cache must be a function that makes an empty cache for each window, got <"):
-        Streaming(model, KVCache())  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match="model must be a Llama: only a Llama takes one of these caches, got Linear"
+    ):
+        StreamingModel(torch.nn.Linear(2, 2), KVCache)
+    with pytest.raises(
+        TypeError, match="cache must be a function that makes an empty cache for each window, got <"
+    ):
+        StreamingModel(model, KVCache())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="step=0 must be at least 1 token"):
-        Streaming(model, KVCache, step=0)
+        StreamingModel(model, KVCache, step=0)
 
 
 class Change(NamedTuple):
@@ -75,7 +83,9 @@ class Change(NamedTuple):
 def changes() -> dict[str, Change]:
     """What each cache changes of the tiny language model on 1,024 tokens that it was not trained on."""
     tinylm, tokenizer = load_tinylm()
-    text = encode_documents([d for d in stdlib_corpus("held_out") if d.kind == "docs"][::4], tokenizer)[:1025]
+    text = encode_documents(
+        [d for d in stdlib_corpus("held_out") if d.kind == "docs"][::4], tokenizer
+    )[:1025]
     ids, targets = text[:-1].view(4, 256), text[1:]
     exact = tinylm(ids)
 
@@ -83,9 +93,15 @@ def changes() -> dict[str, Change]:
         return F.cross_entropy(logits.flatten(0, 1), targets)
 
     def change(bits: int, **axes: str) -> Change:
-        quantizer = IntQuantizer(bits, symmetric=False, granularity=PerGroup(32), scale_dtype=torch.float16)
-        logits = Streaming(tinylm, partial(QuantizedKVCache, quantizer, quantizer, **axes), step=8)(ids)
-        return Change(float((nll(logits) - nll(exact)).expm1()), kl_divergence(exact, logits).mean().item())
+        quantizer = IntQuantizer(
+            bits, symmetric=False, granularity=PerGroup(32), scale_dtype=torch.float16
+        )
+        logits = StreamingModel(
+            tinylm, partial(QuantizedKVCache, quantizer, quantizer, **axes), step=8
+        )(ids)
+        return Change(
+            float((nll(logits) - nll(exact)).expm1()), kl_divergence(exact, logits).mean().item()
+        )
 
     wrong = {"key_axis": "token", "value_axis": "channel"}
     right = {f"INT{bits}": change(bits) for bits in (8, 4, 2)}

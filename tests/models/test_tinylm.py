@@ -11,10 +11,10 @@ import torch
 from export_tinylm import SIZE_LIMIT_BYTES, evaluate_kind
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qcourse.models.corpus import stdlib_corpus
 from qcourse.models.evaluate import agreement, perplexity
 from qcourse.models.generate import generate
 from qcourse.models.tinylm import CHECKSUMS, FILES, FOLDER, TinyLM, load_tinylm
+from qcourse.texts.corpus import stdlib_corpus
 
 XZ_SHARE = 0.6  # of the bits that xz needs: what makes it a language model worth quantizing
 
@@ -43,16 +43,24 @@ def test_groups_of_128_divide_every_width(tinylm: TinyLM) -> None:
     assert tinylm.model.config.hidden_size % 128 == tinylm.model.config.intermediate_size % 128 == 0
 
 
-def test_transformers_reads_the_same_model_and_tokenizer(tinylm: TinyLM, tokens: torch.Tensor) -> None:
+def test_transformers_reads_the_same_model_and_tokenizer(
+    tinylm: TinyLM, tokens: torch.Tensor
+) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
     found = agreement(theirs, tinylm.model, tokens, 256)
     assert found.kl == pytest.approx(0, abs=1e-6)
-    torch.testing.assert_close(theirs(tokens[None, :200]).logits, tinylm.model(tokens[None, :200]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        theirs(tokens[None, :200]).logits, tinylm.model(tokens[None, :200]), atol=1e-4, rtol=0
+    )
     assert torch.equal(generate(theirs, tokens[:9], 20), generate(tinylm.model, tokens[:9], 20))
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     text = 'def f(naïve):\n    """Return ∑."""\n\n\treturn  1234  # 🐍\r\n'
     assert tokenizer(text).input_ids == tinylm.tokenizer.encode(text).ids
-    assert tokenizer.decode(tokenizer(text).input_ids) == tinylm.tokenizer.decode(tokenizer(text).input_ids) == text
+    assert (
+        tokenizer.decode(tokenizer(text).input_ids)
+        == tinylm.tokenizer.decode(tokenizer(text).input_ids)
+        == text
+    )
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 0)
 
 
@@ -67,7 +75,9 @@ def test_it_is_as_good_as_its_card_says(
 ) -> None:
     told = report["held_out"][kind][0]
     for measure in ("perplexity", "bits_per_byte", "xz_bits_per_byte"):
-        assert measured[kind][measure] == pytest.approx(told[measure], rel=0.05)  # each Python has its own texts
+        assert measured[kind][measure] == pytest.approx(
+            told[measure], rel=0.05
+        )  # each Python has its own texts
     card = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"| 256 | {told['perplexity']:.2f} | {told['bits_per_byte']:.3f} |" in card
 
@@ -78,7 +88,9 @@ def test_it_knows_python_documentation(measured: dict[str, dict[str, float]]) ->
 
 def test_order_matters_to_it(tinylm: TinyLM, tokens: torch.Tensor) -> None:
     shuffled = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
-    in_order, out_of_order = (perplexity(tinylm.model, ids, 128).perplexity for ids in (tokens, shuffled))
+    in_order, out_of_order = (
+        perplexity(tinylm.model, ids, 128).perplexity for ids in (tokens, shuffled)
+    )
     assert out_of_order > 20 * in_order
 
 
@@ -110,14 +122,17 @@ def test_it_needs_no_gradients_and_shares_nothing(tinylm: TinyLM) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
-    "damage", [lambda content: content[:-1], lambda content: b"\xff" + content[1:], lambda content: b""]
+    "damage",
+    [lambda content: content[:-1], lambda content: b"\xff" + content[1:], lambda content: b""],
 )
 def test_a_damaged_file_is_refused_with_both_hashes(
     tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
 ) -> None:
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).write_bytes(damage((FOLDER / name).read_bytes()))
-    with pytest.raises(ValueError, match=rf"{name} is damaged.*[0-9a-f]{{64}}, expected [0-9a-f]{{64}}"):
+    with pytest.raises(
+        ValueError, match=rf"{name} is damaged.*[0-9a-f]{{64}}, expected [0-9a-f]{{64}}"
+    ):
         load_tinylm(tmp_path)
 
 

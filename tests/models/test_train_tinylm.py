@@ -18,10 +18,10 @@ from torch import Tensor
 from train_tinylm import Recipe, prepare, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qcourse.models.corpus import SEPARATOR, encode_documents
-from qcourse.models.corpus_sources import Document
 from qcourse.models.llama import random_llama
 from qcourse.models.tinylm import load_tinylm
+from qcourse.texts.corpus import SEPARATOR, encode_documents
+from qcourse.texts.corpus_sources import Document
 
 TINY = Recipe(
     steps=12,
@@ -48,7 +48,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, prepare(DOCUMENTS, TINY, folder)
 
 
-def weights_of(recipe: Recipe, streams: dict[str, Tensor], folder: Path, **options: float) -> dict[str, Tensor]:
+def weights_of(
+    recipe: Recipe, streams: dict[str, Tensor], folder: Path, **options: float
+) -> dict[str, Tensor]:
     folder.mkdir(exist_ok=True)
     return train(recipe, streams, folder, **options).state_dict()
 
@@ -71,14 +73,19 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert not torch.equal(stopped["lm_head.weight"], expected["lm_head.weight"])
     found = weights_of(TINY, prepared[1], tmp_path / "parts")
     assert all(torch.equal(found[name], w) for name, w in expected.items())
-    curves = [torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["curve"] for run in ("whole", "parts")]
+    curves = [
+        torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["curve"]
+        for run in ("whole", "parts")
+    ]
     assert curves[0] == curves[1]
     assert not list(tmp_path.rglob("*.new"))
 
 
 def test_the_seed_decides(prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     one, again, other = (
-        weights_of(replace(TINY, seed=seed, steps=2), prepared[1], tmp_path / name)["lm_head.weight"]
+        weights_of(replace(TINY, seed=seed, steps=2), prepared[1], tmp_path / name)[
+            "lm_head.weight"
+        ]
         for name, seed in [("one", 0), ("again", 0), ("other", 1)]
     )
     assert torch.equal(one, again)
@@ -117,7 +124,9 @@ def test_the_schedule_warms_up_and_comes_down() -> None:
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[500] == pytest.approx(0.51)
     assert rates[1000] == pytest.approx(0.02)
-    assert recipe.learning_rate_at(10, 600) == recipe.learning_rate_at(1000, 0) == pytest.approx(0.02)
+    assert (
+        recipe.learning_rate_at(10, 600) == recipe.learning_rate_at(1000, 0) == pytest.approx(0.02)
+    )
     assert recipe.learning_rate_at(10, 300) == pytest.approx(rates[500])
     assert replace(recipe, steps=None).share_done(10**9, 300) == 0.5
     assert replace(recipe, minutes=None).share_done(500, 1e9) == 0.5
@@ -137,11 +146,16 @@ def test_a_recipe_that_never_ends_or_begins_is_refused(
 
 def test_matrices_decay_and_norms_do_not() -> None:
     groups = train_tinylm.make_optimizer(random_llama(TINY.llama(), seed=0), TINY).param_groups
-    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [(0.1, {2}), (0.0, {1})]
+    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [
+        (0.1, {2}),
+        (0.0, {1}),
+    ]
     assert len(groups[0]["params"]) == 7 * 2 + 1  # the tied head once
 
 
-def test_the_tokenizer_spells_anything_and_knows_its_corpus(prepared: tuple[Path, dict[str, Tensor]]) -> None:
+def test_the_tokenizer_spells_anything_and_knows_its_corpus(
+    prepared: tuple[Path, dict[str, Tensor]],
+) -> None:
     tokenizer = tinylm_data.train_tokenizer(DOCUMENTS, vocabulary=300)
     assert tokenizer.token_to_id(SEPARATOR) == 0
     assert tokenizer.get_vocab_size() == 300
@@ -158,18 +172,24 @@ def test_batches_are_windows_of_the_streams_and_repeatable() -> None:
     options = {"seed": 0, "size": 2000, "context": 16}
     rows = tinylm_data.batch(streams, 3, docs_share=0.75, **options)
     assert rows.shape == (2000, 17)
-    assert torch.equal(rows, rows[:, :1] + torch.arange(17))  # no window crosses from one stream to the other
+    assert torch.equal(
+        rows, rows[:, :1] + torch.arange(17)
+    )  # no window crosses from one stream to the other
     assert 0.7 < (rows[:, 0] < 1000).double().mean() < 0.8
     assert {0, 83} <= set(rows[:, 0].tolist())  # the first and the last place there is
     assert torch.equal(rows, tinylm_data.batch(streams, 3, docs_share=0.75, **options))
     assert not torch.equal(rows, tinylm_data.batch(streams, 4, docs_share=0.75, **options))
-    assert not torch.equal(rows, tinylm_data.batch(streams, 3, docs_share=0.75, **options | {"seed": 1}))
+    assert not torch.equal(
+        rows, tinylm_data.batch(streams, 3, docs_share=0.75, **options | {"seed": 1})
+    )
 
 
 def test_the_export_is_whole(
     prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_tinylm, "stdlib_corpus", lambda part: DOCUMENTS if part == "held_out" else ())
+    monkeypatch.setattr(
+        export_tinylm, "stdlib_corpus", lambda part: DOCUMENTS if part == "held_out" else ()
+    )
     run, folder = prepared[0], tmp_path / "model"
     trained = train(TINY, prepared[1], run)
     (run / "recipe.json").write_text(json.dumps(asdict(TINY)), encoding="utf-8")
@@ -190,7 +210,10 @@ def test_the_export_is_whole(
     assert report["tokens"] == 12 * 4 * 16
     text = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for measured in (docs, overlapping):
-        assert f"| {measured['stride']} | {measured['perplexity']:.2f} | {measured['bits_per_byte']:.3f} |" in text
+        assert (
+            f"| {measured['stride']} | {measured['perplexity']:.2f} | {measured['bits_per_byte']:.3f} |"
+            in text
+        )
     assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["steps"] == 12
     command = re.search(r"`python tools/train_tinylm.py RUN (.*?)`", text)
     assert command is not None
@@ -201,7 +224,9 @@ def test_the_export_is_whole(
 def recipe_of(options: str, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """What a command line means to train_tinylm."""
     given: list[Recipe] = []
-    monkeypatch.setattr(train_tinylm, "prepare", lambda documents, recipe, folder: given.append(recipe) or {})
+    monkeypatch.setattr(
+        train_tinylm, "prepare", lambda documents, recipe, folder: given.append(recipe) or {}
+    )
     monkeypatch.setattr(train_tinylm, "stdlib_corpus", lambda part: ())
     monkeypatch.setattr(train_tinylm, "train", lambda *_: None)
     monkeypatch.setattr(Path, "write_text", lambda *_, **__: 0)
@@ -212,7 +237,9 @@ def recipe_of(options: str, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 @pytest.mark.parametrize(
     "recipe", [Recipe(minutes=75, compile=True), Recipe(steps=9, learning_rate=1e-4, device="cuda")]
 )
-def test_the_card_says_how_to_make_it_again(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_says_how_to_make_it_again(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = tinylm_card._again({"recipe": asdict(recipe), "corpus": {"python": "3.12"}})
     command = text.split("`")[1].removeprefix("python tools/train_tinylm.py RUN ")
     assert recipe_of(command, monkeypatch) == recipe
@@ -230,8 +257,14 @@ def test_xz_knows_a_repetition() -> None:
 
 
 def test_main_prepares_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_tinylm, "stdlib_corpus", lambda part: DOCUMENTS if part == "train" else ())
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(TINY).items() if type(value) is int]
+    monkeypatch.setattr(
+        train_tinylm, "stdlib_corpus", lambda part: DOCUMENTS if part == "train" else ()
+    )
+    options = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in asdict(TINY).items()
+        if type(value) is int
+    ]
     train_tinylm.main([str(tmp_path / "run"), *options, "--steps=4", "--no-compile"])
     monkeypatch.setattr(train_tinylm, "prepare", None)  # what is there is not made again
     train_tinylm.main([str(tmp_path / "run"), *options, "--steps=6"])

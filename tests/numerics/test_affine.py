@@ -19,18 +19,22 @@ from qcourse import (
     integer_range,
     quantize,
 )
+from qcourse.numerics.chunks import CHUNK
 from qcourse.numerics.granularity import Granularity
 from qcourse.numerics.metrics import relative_error
 from qcourse.numerics.quantized import Parameters
-from qcourse.numerics.rows import CHUNK
 
 BITS = range(2, 9)
-FLOAT32 = 2.0**-24  # half the distance from 1 to the next float32: what one rounding costs, relatively
+FLOAT32 = (
+    2.0**-24
+)  # half the distance from 1 to the next float32: what one rounding costs, relatively
 
 # Far from float32's own ends, where scales would be subnormal; -0.0, ties and repeated values are among them.
 numbers = st.one_of(
     st.sampled_from([0.0, -0.0, 0.5, -1.5, 1.0, 127.0, -128.0]),
-    st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda value: value == 0 or abs(value) > 2.0**-100),
+    st.floats(-(2.0**100), 2.0**100, width=32).filter(
+        lambda value: value == 0 or abs(value) > 2.0**-100
+    ),
 )
 
 
@@ -47,20 +51,26 @@ def granularities(draw: st.DrawFn, x: Tensor) -> Granularity:
     """Any granularity that suits the matrix x."""
     divisors = [size for size in range(1, x.shape[1] + 1) if x.shape[1] % size == 0]
     groups = [PerGroup(size) for size in divisors]
-    return draw(st.sampled_from([PerTensor(), PerChannel(0), PerChannel(1), PerChannel(-1), *groups]))
+    return draw(
+        st.sampled_from([PerTensor(), PerChannel(0), PerChannel(1), PerChannel(-1), *groups])
+    )
 
 
 @st.composite
 def cases(draw: st.DrawFn, **options: object) -> tuple[Tensor, IntQuantizer]:
     """A matrix and a quantizer for it."""
     x = draw(tensors())
-    return x, IntQuantizer(draw(st.sampled_from(BITS)), draw(st.booleans()), draw(granularities(x)), **options)
+    return x, IntQuantizer(
+        draw(st.sampled_from(BITS)), draw(st.booleans()), draw(granularities(x)), **options
+    )
 
 
 def step_errors(x: Tensor, q: QuantizedTensor) -> Tensor:
     """|x - x_hat| in steps of the scale, computed in float64."""
     rows = q.granularity.rows
-    return (rows(x).double() - rows(q.dequantize()).double()).abs() / q.scale.double().reshape(-1, 1)
+    return (rows(x).double() - rows(q.dequantize()).double()).abs() / q.scale.double().reshape(
+        -1, 1
+    )
 
 
 # The laws
@@ -77,7 +87,11 @@ def test_the_error_is_at_most_half_a_step(case: tuple[Tensor, IntQuantizer]) -> 
 @given(
     st.sampled_from(BITS),
     st.booleans(),
-    st.lists(st.floats(-1000, 1000, width=16).filter(lambda v: v == 0 or abs(v) > 1), min_size=1, max_size=12),
+    st.lists(
+        st.floats(-1000, 1000, width=16).filter(lambda v: v == 0 or abs(v) > 1),
+        min_size=1,
+        max_size=12,
+    ),
     st.sampled_from([(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)]),
 )
 def test_a_narrow_scale_costs_its_own_rounding(
@@ -130,7 +144,9 @@ def test_nearest_is_encode_and_decode_in_one(case: tuple[Tensor, IntQuantizer]) 
 def test_order_is_kept(case: tuple[Tensor, IntQuantizer]) -> None:
     x, quantizer = case
     parameters = quantizer.fit(x)
-    smaller = torch.minimum(x, x.flip(0))  # nowhere above x, so its reading may be nowhere above x's
+    smaller = torch.minimum(
+        x, x.flip(0)
+    )  # nowhere above x, so its reading may be nowhere above x's
     assert (
         quantizer.decode(quantizer.encode(smaller, parameters), parameters)
         <= quantizer.decode(quantizer.encode(x, parameters), parameters)
@@ -138,11 +154,15 @@ def test_order_is_kept(case: tuple[Tensor, IntQuantizer]) -> None:
 
 
 @given(cases(), st.integers(-20, 20))
-def test_a_power_of_two_changes_the_scale_alone(case: tuple[Tensor, IntQuantizer], exponent: int) -> None:
+def test_a_power_of_two_changes_the_scale_alone(
+    case: tuple[Tensor, IntQuantizer], exponent: int
+) -> None:
     x, quantizer = case
     q, scaled = quantizer(x), quantizer(x * 2.0**exponent)
     assert torch.equal(scaled.codes, q.codes)
-    zero = q.granularity.rows(x).abs().amax(dim=1).reshape(q.scale.shape) == 0  # there the scale is 1
+    zero = (
+        q.granularity.rows(x).abs().amax(dim=1).reshape(q.scale.shape) == 0
+    )  # there the scale is 1
     assert torch.equal(scaled.scale, torch.where(zero, 1.0, q.scale * 2.0**exponent))
 
 
@@ -160,14 +180,21 @@ def test_the_mse_rule_never_loses_to_the_full_range(bits: int, symmetric: bool) 
     x = torch.randn(8, 64, generator=torch.Generator().manual_seed(bits))
     options = {"symmetric": symmetric, "granularity": PerGroup(32)}
     by_rule = {rule: fake_quantize(x, bits, scale_rule=rule, **options) for rule in ("amax", "mse")}
-    error = {rule: (x_hat - x).square().reshape(-1, 32).sum(dim=1) for rule, x_hat in by_rule.items()}
+    error = {
+        rule: (x_hat - x).square().reshape(-1, 32).sum(dim=1) for rule, x_hat in by_rule.items()
+    }
     assert (error["mse"] <= error["amax"] * (1 + 1e-5)).all()  # summed here in float32
-    assert error["mse"].sum() < error["amax"].sum() or bits > 4  # with more bits the full range may be the best
+    assert (
+        error["mse"].sum() < error["amax"].sum() or bits > 4
+    )  # with more bits the full range may be the best
 
 
 @pytest.mark.parametrize(
     ("dtype", "unit"),
-    [(torch.float16, 2.0**-8), *((dtype, 2.0**e) for dtype in (torch.bfloat16, torch.float32) for e in (-90, 90))],
+    [
+        (torch.float16, 2.0**-8),
+        *((dtype, 2.0**e) for dtype in (torch.bfloat16, torch.float32) for e in (-90, 90)),
+    ],
 )
 def test_the_mse_rule_does_not_depend_on_the_unit(dtype: torch.dtype, unit: float) -> None:
     x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -178,19 +205,26 @@ def test_the_mse_rule_does_not_depend_on_the_unit(dtype: torch.dtype, unit: floa
 
 def test_the_mse_rule_works_where_float32_ends() -> None:
     x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    plain, huge = (quantize(x * unit, 4, scale_rule="mse", scale_dtype=torch.float64) for unit in (1, 2.0**300))
+    plain, huge = (
+        quantize(x * unit, 4, scale_rule="mse", scale_dtype=torch.float64) for unit in (1, 2.0**300)
+    )
     assert torch.equal(huge.codes, plain.codes)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(8)])
 def test_work_in_chunks_leaves_no_seam(granularity: Granularity, symmetric: bool) -> None:
-    x = torch.randn(1000, 1072, generator=torch.Generator().manual_seed(0))  # more than two chunks, the last one short
+    x = torch.randn(
+        1000, 1072, generator=torch.Generator().manual_seed(0)
+    )  # more than two chunks, the last one short
     assert 2 * CHUNK < x.numel() < 3 * CHUNK
     q = quantize(x, 4, symmetric=symmetric, granularity=granularity)
     scale, zero_point = q.scale, q.zero_point.int()
     if isinstance(granularity, PerGroup):
-        scale, zero_point = scale.repeat_interleave(8, dim=-1), zero_point.repeat_interleave(8, dim=-1)
+        scale, zero_point = (
+            scale.repeat_interleave(8, dim=-1),
+            zero_point.repeat_interleave(8, dim=-1),
+        )
     codes = torch.clamp((x / scale).round() + zero_point, *integer_range(4, signed=symmetric)).int()
     assert torch.equal(q.codes.int(), codes)
     assert torch.equal(q.dequantize(), (codes - zero_point) * scale)
@@ -198,7 +232,9 @@ def test_work_in_chunks_leaves_no_seam(granularity: Granularity, symmetric: bool
 
 # Outside oracles
 
-deprecated = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning")
+deprecated = pytest.mark.filterwarnings(
+    "ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning"
+)
 DYADIC = [2.0**-10, 0.25, 1.0, 8.0]  # torch multiplies by 1/scale, which is exact for these alone
 
 
@@ -243,7 +279,13 @@ def test_equals_quantize_per_channel(axis: int, symmetric: bool) -> None:
     scale, x = torch.tensor(DYADIC), ties_and_others(torch.tensor(DYADIC)).movedim(0, axis)
     dtype = torch.qint8 if symmetric else torch.quint8
     theirs = torch.quantize_per_channel(x, scale, torch.zeros(4, dtype=torch.int64), axis, dtype)
-    ours = quantize(x, 8, symmetric=symmetric, granularity=PerChannel(axis), scale=scale[:, None].movedim(0, axis))
+    ours = quantize(
+        x,
+        8,
+        symmetric=symmetric,
+        granularity=PerChannel(axis),
+        scale=scale[:, None].movedim(0, axis),
+    )
     assert torch.equal(ours.codes, theirs.int_repr())
     assert torch.equal(ours.dequantize(), theirs.dequantize())
 
@@ -255,7 +297,9 @@ def test_equals_fake_quantize_per_tensor(bits: int, symmetric: bool, scale: floa
     x, (qmin, qmax) = ties_and_others(scale), integer_range(bits, signed=symmetric)
     zero_point = 0 if symmetric else qmax // 3
     theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, qmin, qmax)
-    assert torch.equal(fake_quantize(x, bits, symmetric=symmetric, scale=scale, zero_point=zero_point), theirs)
+    assert torch.equal(
+        fake_quantize(x, bits, symmetric=symmetric, scale=scale, zero_point=zero_point), theirs
+    )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -265,7 +309,11 @@ def test_equals_fake_quantize_per_channel(bits: int, symmetric: bool) -> None:
     zero_point = torch.zeros(4).int() if symmetric else torch.tensor([0, 1, qmax // 2, qmax]).int()
     x = ties_and_others(scale)
     theirs = torch.fake_quantize_per_channel_affine(x, scale, zero_point, 0, qmin, qmax)
-    options = {"scale": scale[:, None], "zero_point": zero_point[:, None], "granularity": PerChannel(0)}
+    options = {
+        "scale": scale[:, None],
+        "zero_point": zero_point[:, None],
+        "granularity": PerChannel(0),
+    }
     assert torch.equal(fake_quantize(x, bits, symmetric=symmetric, **options), theirs)
 
 
@@ -275,7 +323,9 @@ def test_differs_from_fake_quantize_at_near_ties_alone(bits: int, symmetric: boo
     generator = torch.Generator().manual_seed(bits)
     qmin, qmax = integer_range(bits, signed=symmetric)
     zero_point = 0 if symmetric else qmax // 3
-    for scale in (torch.rand(20, generator=generator) + 0.01).tolist():  # no power of two among them
+    for scale in (
+        torch.rand(20, generator=generator) + 0.01
+    ).tolist():  # no power of two among them
         x = ties_and_others(scale)
         theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, qmin, qmax)
         ours = fake_quantize(x, bits, symmetric=symmetric, scale=scale, zero_point=zero_point)
@@ -292,8 +342,14 @@ def test_the_division_is_a_true_one() -> None:
     generator, differ = torch.Generator().manual_seed(0), 0
     for scale in (torch.rand(20, generator=generator) + 0.01).numpy():
         x = ties_and_others(scale.item()).squeeze().numpy()
-        expected, by_product = np.rint(x / scale), np.rint(x * (1 / scale))  # half to even, in float32 as x and scale
-        assert quantize(torch.from_numpy(x), scale=scale.item()).codes.tolist() == expected.clip(-128, 127).tolist()
+        expected, by_product = (
+            np.rint(x / scale),
+            np.rint(x * (1 / scale)),
+        )  # half to even, in float32 as x and scale
+        assert (
+            quantize(torch.from_numpy(x), scale=scale.item()).codes.tolist()
+            == expected.clip(-128, 127).tolist()
+        )
         differ += (expected != by_product).sum()
     assert differ > 0  # the cases tell a product with 1/scale apart
 
@@ -302,13 +358,27 @@ def test_the_division_is_a_true_one() -> None:
 
 
 def test_ties_go_to_even() -> None:
-    assert quantize(torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5]), scale=1.0).codes.tolist() == [0, 2, 2, 0, -2, -2]
+    assert quantize(torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5]), scale=1.0).codes.tolist() == [
+        0,
+        2,
+        2,
+        0,
+        -2,
+        -2,
+    ]
 
 
 def test_both_ends_of_int4() -> None:
     x = torch.tensor([-9.0, -8.0, -7.6, 6.5, 7.4, 8.0])
     assert quantize(x, 4, scale=1.0).codes.tolist() == [-8, -8, -8, 6, 7, 7]
-    assert quantize(x, 4, symmetric=False, scale=1.0, zero_point=8).codes.tolist() == [0, 0, 0, 14, 15, 15]
+    assert quantize(x, 4, symmetric=False, scale=1.0, zero_point=8).codes.tolist() == [
+        0,
+        0,
+        0,
+        14,
+        15,
+        15,
+    ]
 
 
 def test_a_symmetric_vector_in_int8() -> None:  # claim 5
@@ -343,7 +413,8 @@ def test_four_weights_in_int4() -> None:  # claim 10
 
 def test_codes_3_and_minus_6_read_at_a_twentieth() -> None:  # claim 11
     x_hat = IntQuantizer(4).decode(
-        torch.tensor([-3, 6], dtype=torch.int8), Parameters(torch.tensor(0.05), torch.tensor(0, dtype=torch.int8))
+        torch.tensor([-3, 6], dtype=torch.int8),
+        Parameters(torch.tensor(0.05), torch.tensor(0, dtype=torch.int8)),
     )
     assert x_hat.tolist() == pytest.approx([-0.15, 0.30])
 
@@ -400,7 +471,9 @@ def gaussian() -> Tensor:
     ],
 )
 def test_the_error_of_int4_by_groups_of_128(gaussian: Tensor, options: dict, error: float) -> None:
-    measured = relative_error(gaussian, fake_quantize(gaussian, 4, granularity=PerGroup(128), **options))
+    measured = relative_error(
+        gaussian, fake_quantize(gaussian, 4, granularity=PerGroup(128), **options)
+    )
     assert measured == pytest.approx(error, abs=0.0006)  # seeds move it by up to 0.0003
 
 
@@ -408,32 +481,45 @@ def test_the_mse_rule_finds_the_best_clip_of_a_gaussian(gaussian: Tensor) -> Non
     # Max (1960), table II: 16 uniform levels leave at least 0.01154 of a Gaussian's power.
     x = gaussian[:128]
     error = relative_error(x, fake_quantize(x, 4, scale_rule="mse"))
-    assert error == pytest.approx(math.sqrt(0.01154), rel=0.03)  # ours has a level at 0: one side lacks one
+    assert error == pytest.approx(
+        math.sqrt(0.01154), rel=0.03
+    )  # ours has a level at 0: one side lacks one
 
 
 # Dtypes, layouts, gradients
 
 
-@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "scale_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_float_comes_in_and_goes_out(dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
     x = torch.linspace(-1, 1, 24, dtype=dtype).reshape(4, 6)
     q = quantize(x, granularity=PerGroup(3), scale_dtype=scale_dtype)
     assert q.scale.dtype == scale_dtype
-    assert q.dequantize().dtype == (torch.float64 if scale_dtype == torch.float64 else torch.float32)
+    assert q.dequantize().dtype == (
+        torch.float64 if scale_dtype == torch.float64 else torch.float32
+    )
     assert fake_quantize(x, granularity=PerGroup(3), scale_dtype=scale_dtype).dtype == dtype
-    assert torch.equal(q.codes, quantize(x.double(), granularity=PerGroup(3), scale_dtype=scale_dtype).codes)
+    assert torch.equal(
+        q.codes, quantize(x.double(), granularity=PerGroup(3), scale_dtype=scale_dtype).codes
+    )
 
 
 def test_a_float64_is_not_narrowed_before_it_is_rounded() -> None:
-    x = torch.tensor([0.5 + 1e-12, 127.0], dtype=torch.float64)  # in float32 the first is a tie, which goes to 0
+    x = torch.tensor(
+        [0.5 + 1e-12, 127.0], dtype=torch.float64
+    )  # in float32 the first is a tie, which goes to 0
     assert quantize(x).codes.tolist() == [1, 127]
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(5)])
 def test_a_transposed_view_is_the_tensor_it_shows(granularity: Granularity) -> None:
     x = torch.randn(10, 6, generator=torch.Generator().manual_seed(0)).T
-    view, copy = quantize(x, 4, granularity=granularity), quantize(x.contiguous(), 4, granularity=granularity)
+    view, copy = (
+        quantize(x, 4, granularity=granularity),
+        quantize(x.contiguous(), 4, granularity=granularity),
+    )
     assert not x.is_contiguous()
     assert torch.equal(view.codes, copy.codes)
     assert torch.equal(view.dequantize(), copy.dequantize())
@@ -469,7 +555,8 @@ def test_a_scalar_is_a_tensor_of_its_own(symmetric: bool) -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(
-    "granularity", [PerTensor(), PerChannel(0), PerChannel(2), PerChannel(-1), PerChannel(-4), PerGroup(3)]
+    "granularity",
+    [PerTensor(), PerChannel(0), PerChannel(2), PerChannel(-1), PerChannel(-4), PerGroup(3)],
 )
 def test_four_axes(granularity: Granularity, symmetric: bool) -> None:
     x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -517,7 +604,10 @@ def test_a_given_scale_is_stored_as_a_fitted_one() -> None:
         zero_point=fitted.zero_point.long(),
     )
     assert torch.equal(given_.codes, fitted.codes)
-    assert (given_.scale.dtype, given_.zero_point.dtype) == (fitted.scale.dtype, fitted.zero_point.dtype)
+    assert (given_.scale.dtype, given_.zero_point.dtype) == (
+        fitted.scale.dtype,
+        fitted.zero_point.dtype,
+    )
     assert given_.nbytes == fitted.nbytes
 
 
@@ -532,13 +622,17 @@ def test_a_given_float64_scale_keeps_its_digits() -> None:
 
 
 def test_from_range_widens_to_hold_zero() -> None:
-    parameters = IntQuantizer(4, symmetric=False).from_range(torch.tensor([3.0, -6.0]), torch.tensor([7.5, -3.0]))
+    parameters = IntQuantizer(4, symmetric=False).from_range(
+        torch.tensor([3.0, -6.0]), torch.tensor([7.5, -3.0])
+    )
     assert parameters.scale.tolist() == pytest.approx([0.5, 0.4])
     assert parameters.zero_point.tolist() == [0, 15]
 
 
 def test_what_rounds_beyond_a_narrow_dtype_saturates() -> None:
-    x = torch.tensor([-65504.0, 65504.0], dtype=torch.float16)  # on 256 levels -65504 comes back as -65631
+    x = torch.tensor(
+        [-65504.0, 65504.0], dtype=torch.float16
+    )  # on 256 levels -65504 comes back as -65631
     assert fake_quantize(x, 8, symmetric=False).isfinite().all()
 
 

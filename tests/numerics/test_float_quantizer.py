@@ -7,11 +7,28 @@ import torch
 from torch import Tensor
 
 from qcourse import PerChannel, PerGroup, PerTensor, pack
-from qcourse.numerics.codebook import NF4, CodebookQuantizer, double_quantize, lloyd_max, normal_float
+from qcourse.numerics.codebook import (
+    NF4,
+    CodebookQuantizer,
+    double_quantize,
+    lloyd_max,
+    normal_float,
+)
 from qcourse.numerics.float_quantizer import POWER_RULES, FloatQuantizer
 from qcourse.numerics.metrics import relative_error
 from qcourse.numerics.microscaling import NVFP4Quantizer, mx
-from qcourse.numerics.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FloatFormat, decode, encode, table
+from qcourse.numerics.minifloat import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    E8M0,
+    FloatFormat,
+    code_values,
+    decode,
+    encode,
+)
 from qcourse.numerics.quantized import Quantizer
 
 ELEMENTS = [E4M3, E5M2, E3M2, E2M3, E2M1]
@@ -31,7 +48,10 @@ QUANTIZERS = [
 def wild(rows: int = 64, columns: int = 128) -> Tensor:
     """Rows of very unlike size, a block of zeros, single large values."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, columns, generator=generator) * torch.randn(rows, 1, generator=generator).mul(4).exp()
+    x = (
+        torch.randn(rows, columns, generator=generator)
+        * torch.randn(rows, 1, generator=generator).mul(4).exp()
+    )
     x[3, :32] = 0
     x[5, 7] *= 1000
     return x
@@ -81,7 +101,9 @@ def test_a_unit_scale_saturates() -> None:
 
 def test_a_searched_scale_is_no_worse() -> None:
     x = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
-    searched, plain = (FloatQuantizer(E2M1, PerGroup(32), rule)(x).dequantize() for rule in ("mse", "amax"))
+    searched, plain = (
+        FloatQuantizer(E2M1, PerGroup(32), rule)(x).dequantize() for rule in ("mse", "amax")
+    )
     assert relative_error(x, searched) < 0.95 * relative_error(x, plain)
 
 
@@ -109,10 +131,14 @@ def test_mx_shares_the_exponent_that_the_rule_says(format: FloatFormat, rule: st
     x = wild()
     x[10, :4] = torch.tensor([format.max, 1.0, 2.0, 2.0**format.mantissa_bits])
     x[11, 32:64] = 2.0**-130
-    x[12, :32], x[12, 32:64] = 7.0, 2 - 2.0 ** -(format.mantissa_bits + 1)  # where "even" just carries over
+    x[12, :32], x[12, 32:64] = (
+        7.0,
+        2 - 2.0 ** -(format.mantissa_bits + 1),
+    )  # where "even" just carries over
     q = mx(format, rule)(x)
     expected = [
-        [shared_exponent(a, format, rule) for a in row] for row in x.unflatten(1, (-1, 32)).abs().amax(-1).tolist()
+        [shared_exponent(a, format, rule) for a in row]
+        for row in x.unflatten(1, (-1, 32)).abs().amax(-1).tolist()
     ]
     assert (q.scale.view(torch.uint8).int() - 127).tolist() == expected
     scale = torch.exp2(torch.tensor(expected, dtype=torch.float64)).repeat_interleave(32, 1)
@@ -134,7 +160,9 @@ def test_mx_on_gaussian_data_loses_what_is_known() -> None:
     assert loss(mx(E4M3, "rceil"), 0.02) == pytest.approx(0.0265, rel=0.01)
     assert loss(mx(E4M3, "floor"), 0.02) == pytest.approx(0.0293, rel=0.01)
     assert loss(NVFP4Quantizer(), 0.02) == pytest.approx(0.0951, rel=0.01)
-    without = [loss(NVFP4Quantizer(per_tensor=False), deviation) for deviation in (1, 0.1, 0.02, 0.01)]
+    without = [
+        loss(NVFP4Quantizer(per_tensor=False), deviation) for deviation in (1, 0.1, 0.02, 0.01)
+    ]
     assert without == sorted(without)
     assert without[-1] > 2 * loss(NVFP4Quantizer(), 0.01)
 
@@ -157,7 +185,9 @@ def test_nvfp4_counts_the_tensor_s_scale_only_where_it_has_one() -> None:
 
 def test_nvfp4_refuses_what_is_too_small_for_its_arithmetic() -> None:
     x = torch.tensor([[1.0, -0.5, *14 * [0.0]]])
-    torch.testing.assert_close(NVFP4Quantizer()(1e-34 * x).dequantize(), 1e-34 * x, rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        NVFP4Quantizer()(1e-34 * x).dequantize(), 1e-34 * x, rtol=0.02, atol=0
+    )
     with pytest.raises(ValueError, match=r"x reaches 1e-37 at most, too small for float32"):
         NVFP4Quantizer()(1e-37 * x)
 
@@ -168,7 +198,10 @@ def test_nvfp4_by_hand() -> None:
     q = NVFP4Quantizer()(x)
     tensor_scale = 12 / (6 * 448)
     assert q.parameters.tensor_scale.item() == pytest.approx(tensor_scale)
-    expected = [448.0, table(E4M3)[encode(torch.tensor(0.5 / 6 / tensor_scale), E4M3).int()].item()]
+    expected = [
+        448.0,
+        code_values(E4M3)[encode(torch.tensor(0.5 / 6 / tensor_scale), E4M3).int()].item(),
+    ]
     assert q.scale.float().flatten().tolist() == expected
     steps = x / (torch.tensor(expected)[:, None] * tensor_scale)
     assert torch.equal(q.codes, encode(steps, E2M1))
@@ -205,13 +238,19 @@ def test_a_code_is_that_of_the_nearest_level() -> None:
     levels, steps = torch.tensor(NF4), x.unflatten(1, (-1, 64)) / q.scale[..., None]
     nearest = (steps[..., None] - levels).abs().argmin(-1).flatten(1)
     differs = q.codes != nearest
-    assert differs.float().mean() < 1e-3  # where two levels are equally near as far as float32 can tell
-    gap = (steps.flatten(1) - levels[q.codes.int()]).abs() - (steps.flatten(1) - levels[nearest]).abs()
+    assert (
+        differs.float().mean() < 1e-3
+    )  # where two levels are equally near as far as float32 can tell
+    gap = (steps.flatten(1) - levels[q.codes.int()]).abs() - (
+        steps.flatten(1) - levels[nearest]
+    ).abs()
     assert gap.abs().max() < 1e-6
 
 
 def test_a_tie_goes_to_the_lower_level() -> None:
-    assert CodebookQuantizer((-1.0, 0.0, 1.0))(torch.tensor([-1.0, -0.5, 0.5, 1.0])).codes.tolist() == [0, 0, 1, 2]
+    assert CodebookQuantizer((-1.0, 0.0, 1.0))(
+        torch.tensor([-1.0, -0.5, 0.5, 1.0])
+    ).codes.tolist() == [0, 0, 1, 2]
 
 
 def test_lloyd_max_finds_the_known_levels_of_a_normal_distribution() -> None:
@@ -224,24 +263,40 @@ def test_lloyd_max_beats_every_other_grid_on_its_data() -> None:
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
     fitted = CodebookQuantizer(lloyd_max(x, 16))
     end = torch.tensor(max(-fitted.levels[0], fitted.levels[-1]))
-    parameters = fitted.from_range(-end, end)  # a scale of 1: at "amax" the levels would be stretched
-    assert parameters.scale.item() == pytest.approx(1, rel=1e-6)  # the last bit differs by instruction set
+    parameters = fitted.from_range(
+        -end, end
+    )  # a scale of 1: at "amax" the levels would be stretched
+    assert parameters.scale.item() == pytest.approx(
+        1, rel=1e-6
+    )  # the last bit differs by instruction set
     as_it_is = fitted.decode(fitted.encode(x, parameters), parameters)
-    for other in (CodebookQuantizer(NF4), FloatQuantizer(E2M1), CodebookQuantizer(NF4, scale_rule="mse")):
+    for other in (
+        CodebookQuantizer(NF4),
+        FloatQuantizer(E2M1),
+        CodebookQuantizer(NF4, scale_rule="mse"),
+    ):
         assert relative_error(x, as_it_is) < relative_error(x, other(x).dequantize())
 
 
 def test_double_quantization_of_scales() -> None:
     generator = torch.Generator().manual_seed(0)
-    scale = 0.05 + 0.01 * torch.randn(100, 7, generator=generator)  # 700: the last group is filled up
+    scale = 0.05 + 0.01 * torch.randn(
+        100, 7, generator=generator
+    )  # 700: the last group is filled up
     double = double_quantize(scale)
     assert double.dequantize().shape == scale.shape
     assert relative_error(scale, double.dequantize()) < 0.01
     exact = (scale.flatten() - scale.mean())[:256]
-    in_e4m3 = decode(encode(exact / (exact.abs().max() / 448), E4M3), E4M3) * exact.abs().max() / 448
-    torch.testing.assert_close(double.dequantize().flatten()[:256], in_e4m3 + scale.mean(), rtol=1e-4, atol=1e-6)
+    in_e4m3 = (
+        decode(encode(exact / (exact.abs().max() / 448), E4M3), E4M3) * exact.abs().max() / 448
+    )
+    torch.testing.assert_close(
+        double.dequantize().flatten()[:256], in_e4m3 + scale.mean(), rtol=1e-4, atol=1e-6
+    )
     assert double.nbytes == 768 + 3 * 4 + 4
-    assert 8 * double_quantize(torch.rand(1 << 14)).nbytes / (1 << 20) == pytest.approx(0.127, abs=1e-3)
+    assert 8 * double_quantize(torch.rand(1 << 14)).nbytes / (1 << 20) == pytest.approx(
+        0.127, abs=1e-3
+    )
 
 
 # What is refused
@@ -257,13 +312,29 @@ def test_double_quantization_of_scales() -> None:
             ValueError,
             "scale_rule='full' must be one of amax, mse, unit, floor",
         ),
-        (lambda: FloatQuantizer(scale_dtype=torch.int8), ValueError, "scale_dtype=torch.int8 must be a floating"),
-        (lambda: mx(FloatFormat("E3M4", 3, 4, 3)), ValueError, "format=E3M4 is none of the float formats of MX"),
+        (
+            lambda: FloatQuantizer(scale_dtype=torch.int8),
+            ValueError,
+            "scale_dtype=torch.int8 must be a floating",
+        ),
+        (
+            lambda: mx(FloatFormat("E3M4", 3, 4, 3)),
+            ValueError,
+            "format=E3M4 is none of the float formats of MX",
+        ),
         (lambda: mx(E2M1, "amax"), ValueError, "scale_rule='amax' must make a power of two"),
         (lambda: mx(E2M1)(torch.ones(2, 48)), ValueError, "group size=32 does not divide"),
-        (lambda: CodebookQuantizer((0.0, 0.0)), ValueError, "must be 2 to 256 finite numbers in ascending order"),
+        (
+            lambda: CodebookQuantizer((0.0, 0.0)),
+            ValueError,
+            "must be 2 to 256 finite numbers in ascending order",
+        ),
         (lambda: CodebookQuantizer((0.0,)), ValueError, "must be 2 to 256"),
-        (lambda: CodebookQuantizer(NF4, scale_rule="full"), ValueError, "scale_rule='full' must be one of amax, mse"),
+        (
+            lambda: CodebookQuantizer(NF4, scale_rule="full"),
+            ValueError,
+            "scale_rule='full' must be one of amax, mse",
+        ),
         (lambda: normal_float(9), ValueError, "bits=9 must be"),
         (lambda: double_quantize(torch.ones(4), 0), ValueError, "group size=0 must be"),
         (
@@ -271,7 +342,11 @@ def test_double_quantization_of_scales() -> None:
             ValueError,
             "scale has 1 NaN or infinite values of 2",
         ),
-        (lambda: lloyd_max(torch.ones(5), 2), ValueError, "count=2 must be .* at most the 1 different values"),
+        (
+            lambda: lloyd_max(torch.ones(5), 2),
+            ValueError,
+            "count=2 must be .* at most the 1 different values",
+        ),
     ],
 )
 def test_what_cannot_be(make: object, kind: type[Exception], words: str) -> None:

@@ -9,7 +9,13 @@ from qcourse import PerChannel, PerGroup, PerTensor
 from qcourse.numerics.granularity import Granularity, _nearest_divisors
 
 X = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
-EVERY = [PerTensor(), *(PerChannel(axis) for axis in range(-4, 4)), PerGroup(1), PerGroup(3), PerGroup(6)]
+EVERY = [
+    PerTensor(),
+    *(PerChannel(axis) for axis in range(-4, 4)),
+    PerGroup(1),
+    PerGroup(3),
+    PerGroup(6),
+]
 
 
 @pytest.mark.parametrize("granularity", EVERY)
@@ -39,7 +45,12 @@ def test_a_channel_scale_broadcasts_against_the_tensor(axis: int) -> None:
 
 
 def test_a_group_is_neighbours_of_one_row() -> None:
-    assert PerGroup(3).rows(torch.arange(12).reshape(2, 6)).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert PerGroup(3).rows(torch.arange(12).reshape(2, 6)).tolist() == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8],
+        [9, 10, 11],
+    ]
 
 
 def test_integer_division_would_lose_the_last_columns() -> None:  # claim 17

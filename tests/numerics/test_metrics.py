@@ -18,7 +18,9 @@ X, NOISE = torch.randn(5, 300, generator=GENERATOR), torch.randn(5, 300, generat
 def test_relative_error_and_sqnr(dtype: torch.dtype) -> None:
     x, x_hat = X.to(dtype), (X + 0.03 * NOISE).to(dtype)
     a, b = x.double().numpy(), x_hat.double().numpy()
-    assert relative_error(x, x_hat) == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-12)
+    assert relative_error(x, x_hat) == pytest.approx(
+        np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-12
+    )
     power = 10 * np.log10((a**2).sum() / ((a - b) ** 2).sum())
     assert sqnr_db(x, x_hat) == pytest.approx(power, rel=1e-12)
 
@@ -47,18 +49,24 @@ def test_cosine() -> None:
 
 
 def test_kl_divergence() -> None:
-    expected = torch.nn.functional.kl_div(NOISE.double().log_softmax(-1), X.double().softmax(-1), reduction="none").sum(
-        -1
-    )
+    expected = torch.nn.functional.kl_div(
+        NOISE.double().log_softmax(-1), X.double().softmax(-1), reduction="none"
+    ).sum(-1)
     assert kl_divergence(X, NOISE).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
-    assert kl_divergence(X, X + 7).numpy() == pytest.approx(0, abs=1e-6)  # a constant added to logits changes nothing
+    assert kl_divergence(X, X + 7).numpy() == pytest.approx(
+        0, abs=1e-6
+    )  # a constant added to logits changes nothing
 
 
 def test_kl_divergence_of_tokens_that_are_masked() -> None:
     inf = math.inf
     both = kl_divergence(torch.tensor([0.0, 1.0, -inf]), torch.tensor([1.0, 0.0, -inf]))
-    assert both.item() == pytest.approx(kl_divergence(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])).item())
-    assert kl_divergence(torch.tensor([0.0, -inf]), torch.tensor([0.0, 0.0])).item() == pytest.approx(math.log(2))
+    assert both.item() == pytest.approx(
+        kl_divergence(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])).item()
+    )
+    assert kl_divergence(
+        torch.tensor([0.0, -inf]), torch.tensor([0.0, 0.0])
+    ).item() == pytest.approx(math.log(2))
     assert kl_divergence(torch.tensor([0.0, 0.0]), torch.tensor([0.0, -inf])).item() == inf
     assert kl_divergence(torch.tensor([0.0, math.nan]), torch.tensor([0.0, 0.0])).isnan()
 

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcourse.numerics.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FloatFormat, decode, encode, encode_finite
+from qcourse.numerics.minifloat import (
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    E8M0,
+    FloatFormat,
+    decode,
+    encode,
+    encode_finite,
+)
 
 FORMATS = [E4M3, E5M2, E3M2, E2M3, E2M1, E8M0]
 SIGNED = [format for format in FORMATS if format.signed]
@@ -61,7 +72,9 @@ def test_every_number_encodes_to_its_own_code(format: FloatFormat) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-def test_every_float_of_16_bits_rounds_as_elsewhere(format: FloatFormat, dtype: torch.dtype) -> None:
+def test_every_float_of_16_bits_rounds_as_elsewhere(
+    format: FloatFormat, dtype: torch.dtype
+) -> None:
     x = every(dtype)
     if format.specials == "none":
         x = x[~x.isnan()]
@@ -70,12 +83,16 @@ def test_every_float_of_16_bits_rounds_as_elsewhere(format: FloatFormat, dtype: 
         x = x[~x.signbit()]
     inside = x.abs() <= format.max
     assert same(decode(encode(x, format), format)[inside], cast(x, format)[inside])
-    if format.specials != "none":  # what ml_dtypes does beyond the largest number is not to saturate
+    if (
+        format.specials != "none"
+    ):  # what ml_dtypes does beyond the largest number is not to saturate
         assert same(decode(encode(x, format, saturate=False), format), cast(x, format))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_float_of_16_bits_rounds_as_in_torch_once_overflow_is_settled(dtype: torch.dtype) -> None:
+def test_every_float_of_16_bits_rounds_as_in_torch_once_overflow_is_settled(
+    dtype: torch.dtype,
+) -> None:
     x = every(dtype)
     assert same(decode(encode(x, E5M2, saturate=False), E5M2), x.to(torch.float8_e5m2).float())
     inside = x.clamp(-448, 448)  # beyond, versions of torch differ
@@ -86,7 +103,9 @@ def test_every_float_of_16_bits_rounds_as_in_torch_once_overflow_is_settled(dtyp
 def test_random_bits_round_as_elsewhere(format: FloatFormat) -> None:
     bits = torch.randint(-(2**31), 2**31, (1 << 24,), generator=torch.Generator().manual_seed(0))
     x = bits.to(torch.int32).view(torch.float32)
-    x = torch.cat([x, torch.randn(1 << 20, generator=torch.Generator().manual_seed(1)) * format.max / 3])
+    x = torch.cat(
+        [x, torch.randn(1 << 20, generator=torch.Generator().manual_seed(1)) * format.max / 3]
+    )
     x = x[torch.isfinite(x) & (x.abs() <= format.max)]
     assert same(decode(encode(x, format), format), cast(x, format))
 
@@ -97,8 +116,14 @@ def test_each_tie_goes_to_the_even_code(format: FloatFormat) -> None:
     values = decode(torch.arange(format.max_code + 1), format).double()
     ties = (values[1:] + values[:-1]) / 2
     even = codes + codes % 2
-    above, below = (torch.nextafter(ties, torch.tensor(end, dtype=torch.float64)) for end in (torch.inf, -torch.inf))
-    for dtype in (torch.float64, torch.float32):  # float32 holds the ties, float64 what lies beside them
+    above, below = (
+        torch.nextafter(ties, torch.tensor(end, dtype=torch.float64))
+        for end in (torch.inf, -torch.inf)
+    )
+    for dtype in (
+        torch.float64,
+        torch.float32,
+    ):  # float32 holds the ties, float64 what lies beside them
         assert torch.equal(encode(ties.to(dtype), format), even)
     assert torch.equal(encode(above, format), codes + 1)
     assert torch.equal(encode(below, format), codes)
@@ -109,7 +134,9 @@ def test_each_tie_goes_to_the_even_code(format: FloatFormat) -> None:
     "format", [FloatFormat("E3M4", 3, 4, 3), FloatFormat("E4M2", 4, 2, 7, "ieee"), *SIGNED], ids=str
 )
 def test_the_nearest_of_all_codes_in_exact_fractions(format: FloatFormat) -> None:
-    values = [Fraction(value) for value in decode(torch.arange(format.max_code + 1), format).tolist()]
+    values = [
+        Fraction(value) for value in decode(torch.arange(format.max_code + 1), format).tolist()
+    ]
     x = torch.randn(200, generator=torch.Generator().manual_seed(2)).abs() * format.max / 4
     for number, code in zip(x.tolist(), encode(x, format).tolist(), strict=True):
         exact = Fraction(number)
@@ -119,10 +146,20 @@ def test_the_nearest_of_all_codes_in_exact_fractions(format: FloatFormat) -> Non
 
 def test_the_numbers_that_one_knows_by_heart() -> None:
     assert [format.max for format in FORMATS] == [448, 57344, 28, 7.5, 6, 2.0**127]
-    assert [format.smallest for format in FORMATS] == [2.0**-9, 2.0**-16, 2.0**-4, 2.0**-3, 0.5, 2.0**-127]
+    assert [format.smallest for format in FORMATS] == [
+        2.0**-9,
+        2.0**-16,
+        2.0**-4,
+        2.0**-3,
+        0.5,
+        2.0**-127,
+    ]
     assert decode(torch.tensor([0x7F, 0xFF]), E4M3).isnan().all()
     assert decode(torch.tensor([0x7C, 0xFC]), E5M2).tolist() == [torch.inf, -torch.inf]
-    assert encode(torch.tensor([0.25, 2.5, 5.0]), E2M1).tolist() == encode(torch.tensor([0.0, 2, 4]), E2M1).tolist()
+    assert (
+        encode(torch.tensor([0.25, 2.5, 5.0]), E2M1).tolist()
+        == encode(torch.tensor([0.0, 2, 4]), E2M1).tolist()
+    )
 
 
 # Beyond the largest number
@@ -136,7 +173,12 @@ def test_overflow_saturates_or_becomes_what_the_format_has() -> None:
     assert plain[1:].isnan().all()
     x = torch.tensor([61439.0, 61440.0, -1e30, torch.inf])
     assert decode(encode(x, E5M2), E5M2).tolist() == [57344, 57344, -57344, 57344]
-    assert decode(encode(x, E5M2, saturate=False), E5M2).tolist() == [57344, torch.inf, -torch.inf, torch.inf]
+    assert decode(encode(x, E5M2, saturate=False), E5M2).tolist() == [
+        57344,
+        torch.inf,
+        -torch.inf,
+        torch.inf,
+    ]
     assert decode(encode(torch.tensor([1e38, 3e38]), E8M0), E8M0).tolist() == [2.0**126, 2.0**127]
 
 
@@ -153,12 +195,19 @@ def test_nan_and_the_sign_of_zero_are_kept() -> None:
     ("x", "format", "saturate", "words"),
     [
         ([1.0, torch.nan], E2M1, True, "x has 1 NaN, for which E2M1 has no code"),
-        ([1.0, 7.1, torch.inf], E2M1, False, "x has 2 values beyond 6, for which E2M1 has no code; use saturate=True"),
+        (
+            [1.0, 7.1, torch.inf],
+            E2M1,
+            False,
+            "x has 2 values beyond 6, for which E2M1 has no code; use saturate=True",
+        ),
         ([1.0, -1.0], E8M0, True, "x has 1 negative values; E8M0 has no sign"),
         ([], E4M3, True, "x is empty"),
     ],
 )
-def test_what_a_format_has_no_code_for(x: list[float], format: FloatFormat, saturate: bool, words: str) -> None:
+def test_what_a_format_has_no_code_for(
+    x: list[float], format: FloatFormat, saturate: bool, words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         encode(torch.tensor(x), format, saturate=saturate)
 
@@ -192,7 +241,9 @@ def test_a_number_that_is_rounded_up_by_chance_has_no_code_either() -> None:
     x = torch.full((200,), 6.3)  # to nearest it is 6, but by chance it may be what would come next
     with pytest.raises(ValueError, match="values beyond 6, for which E2M1 has no code"):
         encode(x, E2M1, saturate=False, stochastic=torch.Generator().manual_seed(0))
-    assert decode(encode(x, E2M1, stochastic=torch.Generator().manual_seed(0)), E2M1).unique().tolist() == [6.0]
+    assert decode(
+        encode(x, E2M1, stochastic=torch.Generator().manual_seed(0)), E2M1
+    ).unique().tolist() == [6.0]
 
 
 def test_both_zeros_are_the_smallest_of_a_format_without_zero() -> None:
@@ -223,7 +274,9 @@ def test_shapes_dtypes_and_long_tensors() -> None:
 
 
 def test_float64_is_rounded_once() -> None:
-    x = torch.tensor([1.0625 + 2.0**-40], dtype=torch.float64)  # float32 would make it a tie, and the tie 1.0
+    x = torch.tensor(
+        [1.0625 + 2.0**-40], dtype=torch.float64
+    )  # float32 would make it a tie, and the tie 1.0
     assert decode(encode(x, E4M3), E4M3).item() == 1.125
 
 
@@ -235,8 +288,12 @@ def test_stochastic_rounding_has_the_mean_of_x_and_repeats() -> None:
     back = decode(codes[0], E4M3)
     assert set(back.tolist()) == {1.0, 1.125}
     assert back.mean().item() == pytest.approx(1.03, abs=0.002)  # five standard errors of the mean
-    small = torch.full((20_000,), 0.3 * E4M3.smallest)  # between 0 and the first of the subnormal numbers
+    small = torch.full(
+        (20_000,), 0.3 * E4M3.smallest
+    )  # between 0 and the first of the subnormal numbers
     back = decode(encode(small, E4M3, stochastic=torch.Generator().manual_seed(0)), E4M3)
     assert (back / E4M3.smallest).mean().item() == pytest.approx(0.3, abs=0.017)
     exact = decode(torch.arange(127), E4M3)
-    assert torch.equal(decode(encode(exact, E4M3, stochastic=torch.Generator().manual_seed(0)), E4M3), exact)
+    assert torch.equal(
+        decode(encode(exact, E4M3, stochastic=torch.Generator().manual_seed(0)), E4M3), exact
+    )

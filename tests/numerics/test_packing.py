@@ -20,7 +20,9 @@ def random_codes(bits: int, *shape: int, signed: bool = True, seed: int = 0) -> 
     """Codes of every value alike, int8 when signed and uint8 when not."""
     qmin, qmax = integer_range(bits, signed=signed)
     dtype = torch.int8 if signed else torch.uint8
-    return torch.randint(qmin, qmax + 1, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randint(qmin, qmax + 1, shape, generator=torch.Generator().manual_seed(seed)).to(
+        dtype
+    )
 
 
 def bit_stream(codes: Tensor, bits: int) -> list[int]:
@@ -134,7 +136,9 @@ def test_int32_words_equal_those_of_compressed_tensors(bits: int, rows: int, col
     assert torch.equal(unpack_int32(words, bits), codes)
 
 
-@pytest.mark.parametrize(("bits", "columns"), [(4, 8), (4, 24), (8, 4), (8, 20), (2, 16), (1, 32), (4, 4096)])
+@pytest.mark.parametrize(
+    ("bits", "columns"), [(4, 8), (4, 24), (8, 4), (8, 20), (2, 16), (1, 32), (4, 4096)]
+)
 def test_the_shortest_rows_of_whole_words(bits: int, columns: int) -> None:
     codes = random_codes(bits, 5, columns)
     assert torch.equal(pack_int32(codes, bits), pack_to_int32(codes, bits))
@@ -182,7 +186,8 @@ def test_codes_that_do_not_fit(codes: list[int], bits: int, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "codes", [torch.ones(8), torch.ones(8, dtype=torch.bool), torch.ones(8, dtype=torch.uint16), [1, 2]]
+    "codes",
+    [torch.ones(8), torch.ones(8, dtype=torch.bool), torch.ones(8, dtype=torch.uint16), [1, 2]],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_codes_that_are_no_integers(codes: object) -> None:
@@ -206,7 +211,8 @@ def test_bits(bits: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "bits", "count", "needed"), [(3, 4, 8, 4), (5, 4, 8, 4), (0, 4, 1, 1), (1, 4, 0, 0), (3, 3, 9, 4)]
+    ("nbytes", "bits", "count", "needed"),
+    [(3, 4, 8, 4), (5, 4, 8, 4), (0, 4, 1, 1), (1, 4, 0, 0), (3, 3, 9, 4)],
 )
 def test_packed_bytes_of_the_wrong_length(nbytes: int, bits: int, count: int, needed: int) -> None:
     words = f"packed has shape ({nbytes},); count={count} codes of bits={bits} take exactly {needed} bytes"
@@ -226,7 +232,8 @@ def test_packed_bytes_of_the_wrong_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "bits", "whole"), [((2, 12), 4, 8), ((8,), 4, 8), ((2, 2), 8, 4), ((1, 16), 3, 32), ((1, 8), 6, 16)]
+    ("shape", "bits", "whole"),
+    [((2, 12), 4, 8), ((8,), 4, 8), ((2, 2), 8, 4), ((1, 16), 3, 32), ((1, 8), 6, 16)],
 )
 def test_rows_that_do_not_fill_words(shape: tuple[int, ...], bits: int, whole: int) -> None:
     words = re.escape(f"codes of shape {shape} must be (out, in) with in a multiple of {whole}")

@@ -24,7 +24,9 @@ X = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
 def test_nbytes_are_the_bytes_in_storage(
     bits: int, symmetric: bool, granularity: Granularity, scale_dtype: torch.dtype, rows: int
 ) -> None:
-    q = quantize(X[:rows], bits, symmetric=symmetric, granularity=granularity, scale_dtype=scale_dtype)
+    q = quantize(
+        X[:rows], bits, symmetric=symmetric, granularity=granularity, scale_dtype=scale_dtype
+    )
     stored = [pack(q.codes, bits), q.scale.reshape(-1).view(torch.uint8)]
     if not symmetric:
         stored.append(pack(q.zero_point, bits))
@@ -39,7 +41,9 @@ def test_the_prediction_of_cost_comes_true(symmetric: bool) -> None:
     zero_bytes = 0 if symmetric else 4 / 8
     assert q.nbytes == weight_bytes(x.numel(), 4, scales=q.scale.numel(), zero_bytes=zero_bytes)
     assert q.nbytes == bytes_per_parameter(4, 128, zero_bytes=zero_bytes) * x.numel()
-    assert q.bits_per_weight == (4.125 if symmetric else 4.15625)  # claim 16, and a zero point of 4 bits on top
+    assert q.bits_per_weight == (
+        4.125 if symmetric else 4.15625
+    )  # claim 16, and a zero point of 4 bits on top
 
 
 def test_a_quantized_tensor_says_what_it_is() -> None:
@@ -76,7 +80,9 @@ class SignQuantizer:
     def decode(self, codes: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         return (2.0 * codes - 1) * parameters
 
-    def nearest(self, x: torch.Tensor, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest(
+        self, x: torch.Tensor, parameters: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         codes = self.encode(x, parameters)
         return codes, self.decode(codes, parameters)
 

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from qcourse.numerics.validation import check_finite, check_floating, check_scale, check_stored_scale
+from qcourse.numerics.validation import (
+    check_finite,
+    check_floating,
+    check_scale,
+    check_stored_scale,
+)
 
 
 def test_what_passes() -> None:
@@ -18,11 +23,15 @@ def test_the_name_is_the_callers() -> None:
     with pytest.raises(ValueError, match="hessian is empty"):
         check_floating(torch.empty(0), "hessian")
     with pytest.raises(ValueError, match="hessian has 1 NaN"):
-        check_finite(torch.tensor([torch.nan]), torch.tensor(torch.nan), torch.tensor(torch.nan), "hessian")
+        check_finite(
+            torch.tensor([torch.nan]), torch.tensor(torch.nan), torch.tensor(torch.nan), "hessian"
+        )
 
 
 def test_scales_that_are_wrong_are_counted() -> None:
     with pytest.raises(ValueError, match=r"scale=0 must be .*\(2 of 3 scales are not\)"):
         check_scale(torch.tensor([0.0, 1.0, torch.inf]))
     with pytest.raises(ValueError, match=r"makes it 0; .*\(1 of 2 scales\)"):
-        check_stored_scale(torch.tensor([0.0, 1.0]), torch.tensor([1e-60, 1.0], dtype=torch.float64))
+        check_stored_scale(
+            torch.tensor([0.0, 1.0]), torch.tensor([1e-60, 1.0], dtype=torch.float64)
+        )

@@ -1,0 +1,86 @@
+"""Where the course's files are, what the master of a sheet is, and what a grade depends on.
+
+The idea: a grade depends on a sheet's master notebook, on the checks, and on the code that runs
+them. Everything that asks "is this grade still valid?" or "which file is that?" asks here, so that
+a file can move and only this module changes.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+FIRST_LESSON = "notebooks/00_start_here.ipynb"
+
+# The modules that a sandbox is given: all that a worker needs, and no right answer.
+_IN_SANDBOX = (
+    "checks.answers",
+    "grading.sandbox.wire",
+    "grading.sandbox.cell_names",
+    "grading.sandbox.confine",
+    "grading.sandbox.worker",
+    "grading.sandbox.template",
+    "lab.tiny_triton",
+)
+
+
+def find(pattern: str) -> Path:
+    """Return the first file of the course that matches a pattern such as "exercises/01_*.ipynb".
+
+    It is looked for in the current folder, in those above, and beside the package.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for folder in (Path.cwd(), *Path.cwd().parents, PACKAGE.parent):
+        for path in sorted(folder.glob(pattern)):
+            return path
+    raise FileNotFoundError(f"There is no {pattern} here; run this in the course's folder.")
+
+
+def master(sheet_id: str) -> Path:
+    """Return the notebook in solutions/ that a sheet is made from.
+
+    The one beside the package comes first: grading never reads a master from a folder of
+    submissions that happens to be the current one.
+
+    Raises:
+        ValueError: the course's folder is not here.
+    """
+    for folder in (PACKAGE.parent, Path.cwd(), *Path.cwd().parents):
+        for path in sorted((folder / "solutions").glob(f"{sheet_id}_*.ipynb")):
+            return path
+    raise ValueError(
+        f"There is no solutions/{sheet_id}_*.ipynb here; run this in the course's folder."
+    )
+
+
+def sandbox_sources() -> dict[str, str]:
+    """Return the source of each module that a sandbox is given, by the module's full name."""
+    sources = {}
+    for name in _IN_SANDBOX:
+        path = PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
+        sources[f"qcourse.{name}"] = path.read_text(encoding="utf-8")
+    return sources
+
+
+def sheet_version(sheet_id: str) -> str:
+    """Return a hash of what decides the points of one sheet: its master, its check, the judge."""
+    checks = PACKAGE / "checks"
+    shared = [path for path in checks.glob("*.py") if not path.name.startswith("sheet_")]
+    return fingerprint([checks / f"sheet_{sheet_id}.py", master(sheet_id), *sorted(shared)])
+
+
+def grader_version(*versions: str) -> str:
+    """Return a hash of all that grades depend on: every sheet, the grader, and these versions."""
+    checks = PACKAGE.glob("checks/*.py")
+    grading = PACKAGE.glob("grading/**/*.py")
+    masters = master("01").parent.glob("*.ipynb")
+    return fingerprint(sorted([*checks, *grading, *masters]), *versions)
+
+
+def fingerprint(paths: Iterable[Path], *texts: str) -> str:
+    """Return 16 hexadecimal digits that change with the content of a file, or with a text."""
+    parts = [text.encode() for text in texts]
+    parts += [path.read_bytes() for path in paths]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -1,0 +1,16 @@
+"""What `qcourse.lab` offers to notebooks; `__init__.py` loads each name on first use."""
+
+from . import tiny_triton as tiny_triton
+from .claims import settle as settle
+from .figures import BLUE as BLUE
+from .figures import GREEN as GREEN
+from .figures import GREY as GREY
+from .figures import ORANGE as ORANGE
+from .figures import grid_figure as grid_figure
+from .figures import new_figure as new_figure
+from .machine_code import instructions as instructions
+from .published import INT4_BATCHES as INT4_BATCHES
+from .published import INT4_ON_H100 as INT4_ON_H100
+from .widgets import click_the_bits as click_the_bits
+from .widgets import time_a_step as time_a_step
+from .widgets import watch_the_grid as watch_the_grid

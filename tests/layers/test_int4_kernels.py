@@ -1,0 +1,94 @@
+"""A whole model on the INT4 kernels: the same outputs as with decoded weights, and it writes."""
+
+import pytest
+import torch
+from torch import nn
+
+from qcourse import IntQuantizer, PerChannel, PerGroup, load_tinylm, quantize_model
+from qcourse.layers.int4_kernels import with_int4_kernels
+from qcourse.layers.int4_linear import Int4Linear
+from qcourse.layers.storage import save_quantized
+from qcourse.methods.activations import WithActivations
+from qcourse.methods.awq import Awq
+from qcourse.methods.gptq import Gptq
+from qcourse.models.generate import generate
+
+INT4 = IntQuantizer(4, granularity=PerGroup(32), scale_dtype=torch.float16)
+
+
+def small(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32, bias=False))
+
+
+@pytest.mark.parametrize("method", [INT4, Gptq(INT4, act_order=True), Awq(INT4)])
+def test_the_same_outputs(method: object) -> None:
+    model, x = small(), torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
+    x[:, 3] *= 30  # AWQ has something to scale
+    plain, report = quantize_model(model, method, calibration=[x], progress=False)
+    fast, its_report = quantize_model(model, method, calibration=[x], kernel="int4", progress=False)
+    assert [type(layer) for layer in fast] == [Int4Linear, nn.ReLU, Int4Linear]
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-4)
+    assert its_report == report
+
+
+def test_the_tiny_lm_writes_the_same() -> None:
+    tiny = load_tinylm()
+    plain = quantize_model(tiny.model, INT4, progress=False).model
+    fast = quantize_model(tiny.model, INT4, kernel="int4", progress=False).model
+    prompt = torch.tensor(tiny.tokenizer.encode("Return the").ids)
+    assert torch.equal(generate(fast, prompt, 12), generate(plain, prompt, 12))
+    half, reference = (each(prompt[None]) for each in (fast.bfloat16(), plain))
+    assert half.dtype == torch.bfloat16
+    assert float((half.float() - reference).norm() / reference.norm()) < 0.03
+
+
+def test_a_layer_in_two_places() -> None:
+    model, _ = quantize_model(small(), INT4, progress=False)
+    twice = nn.Sequential(model[0], nn.Linear(96, 64), model[0])
+    with_int4_kernels(twice)
+    assert isinstance(twice[0], Int4Linear)
+    assert twice[0] is twice[2]
+
+
+def test_what_cannot_be(tmp_path) -> None:
+    model = small()
+    with pytest.raises(ValueError, match="kernel='int2' must be \"int4\" or None"):
+        quantize_model(model, INT4, kernel="int2", progress=False)
+    with pytest.raises(
+        ValueError, match="kernel='int4' is for 4 bits; the method's quantizer has 8"
+    ):
+        quantize_model(model, IntQuantizer(8), kernel="int4", progress=False)
+    with pytest.raises(ValueError, match=r"layer '0': granularity=PerGroup\(size=16\)"):
+        quantize_model(
+            model, IntQuantizer(4, granularity=PerGroup(16)), kernel="int4", progress=False
+        )
+    with pytest.raises(ValueError, match="layer '0': inputs="):
+        quantize_model(
+            model,
+            WithActivations(INT4, IntQuantizer(8, granularity=PerChannel(0))),
+            kernel="int4",
+            progress=False,
+        )
+    with pytest.raises(
+        ValueError, match="must have a QuantizedLinear layer, and this Sequential has none"
+    ):
+        with_int4_kernels(model)
+    fast = quantize_model(model, INT4, kernel="int4", progress=False).model
+    with pytest.raises(ValueError, match="packed for this machine"):
+        save_quantized(fast, tmp_path / "model.safetensors")
+
+
+def test_nothing_changes_where_one_layer_cannot() -> None:
+    model, _ = quantize_model(small(), INT4, progress=False)
+    other, _ = quantize_model(small(), IntQuantizer(8), progress=False)
+    mixed = nn.Sequential(model[0], other[2])
+    before = list(mixed)
+    with pytest.raises(ValueError, match="layer '1': q has 8 bits"):
+        with_int4_kernels(mixed)
+    assert list(mixed) == before
+
+
+def test_a_layer_that_is_the_model() -> None:
+    model, _ = quantize_model(small(), INT4, progress=False)
+    assert isinstance(with_int4_kernels(model[0]), Int4Linear)
