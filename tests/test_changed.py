@@ -9,7 +9,7 @@ import pytest
 FILES = {
     "qcourse/methods/gptq.py": '"""\n>>> 1\n1\n"""\n',
     "qcourse/methods/ranges.py": "",
-    "qcourse/checks/sheet_05.py": "",
+    "qcourse/checks/sheet_06.py": "",
     "tests/methods/test_gptq.py": "",
     "tests/methods/test_gptq_fast.py": "",
     "tests/methods/test_gptqx.py": "",
@@ -19,8 +19,8 @@ FILES = {
     "tests/browser/test_lab.py": "import inputs\n",
     "tests/test_course.py": "import course\n",
     "tools/course.py": "",
-    "notebooks/05_gptq.ipynb": "",
-    "exercises/05_gptq.ipynb": "",
+    "notebooks/06_gptq.ipynb": "",
+    "exercises/06_gptq.ipynb": "",
     "README.md": "",
 }
 
@@ -66,7 +66,7 @@ def commit(root: Path) -> str:
         ("tests/methods/inputs.py", {"tests/models/test_fold.py"}),
         ("tools/course.py", {"tests/test_course.py"}),
         ("README.md", {"tests/test_course.py"}),
-        ("exercises/05_gptq.ipynb", set()),
+        ("exercises/06_gptq.ipynb", set()),
     ],
 )
 def test_the_tests_of_a_file(name: str, tests: set[str], root: Path) -> None:
@@ -74,9 +74,9 @@ def test_the_tests_of_a_file(name: str, tests: set[str], root: Path) -> None:
 
 
 def test_sheets_and_notebooks(root: Path) -> None:
-    names = ["qcourse/checks/sheet_05.py", "tests/checks/answers_06.py", "notebooks/05_gptq.ipynb"]
+    names = ["qcourse/checks/sheet_06.py", "tests/checks/answers_07.py", "notebooks/06_gptq.ipynb"]
     found = changed.concerned(root, names)
-    assert found == changed.Concerned(sheets={"05", "06"}, notebooks={"notebooks/05_gptq.ipynb"})
+    assert found == changed.Concerned(sheets={"06", "07"}, notebooks={"notebooks/06_gptq.ipynb"})
 
 
 def test_on_main_the_last_commit_counts_and_what_is_not_committed(root: Path) -> None:

@@ -382,13 +382,13 @@ def test_a_folder_without_notebooks_is_left_out(tmp_path: Path) -> None:
 
 
 def test_check_runs_what_the_changes_concern(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["qcourse/methods/gptq.py", "qcourse/checks/sheet_05.py", "notebooks/05_gptq.ipynb"]
+    names = ["qcourse/methods/gptq.py", "qcourse/checks/sheet_06.py", "notebooks/06_gptq.ipynb"]
     monkeypatch.setattr(course.changed, "changed_files", lambda root, base: names)
     commands = course.check_steps(Path("python"))
     assert [*commands] == ["lint", "format", "types", "sheets", "tests", "checks", "notebooks"]
     assert {"qcourse/methods/gptq.py", "tests/methods/test_gptq.py"} <= set(commands["tests"])
-    assert commands["checks"][commands["checks"].index("-k") + 1] == "05"
-    assert "notebooks/05_gptq.ipynb" in commands["notebooks"]
+    assert commands["checks"][commands["checks"].index("-k") + 1] == "06"
+    assert "notebooks/06_gptq.ipynb" in commands["notebooks"]
     names.clear()
     assert [*course.check_steps(Path("python"))] == ["lint", "format", "types", "sheets"]
 

@@ -1,4 +1,4 @@
-"""Heal the tiny language model at few bits, for lesson 12: the runs that are too long to do in a lesson.
+"""Heal the tiny language model at few bits, for lesson 13: the runs that are too long to do in a lesson.
 
     python tools/heal_tinylm.py                 all runs; one that is in the log already is passed over
     python tools/heal_tinylm.py "2 bits, QAT"   only these

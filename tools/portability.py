@@ -1,7 +1,7 @@
 """Execute every lesson and solution on other instruction sets and numbers of threads, and show each cell that fails.
 
     python tools/portability.py                                   all notebooks in all environments
-    python tools/portability.py notebooks/14_whole_model.ipynb avx2-4       these notebooks, these environments
+    python tools/portability.py notebooks/16_whole_model.ipynb avx2-4       these notebooks, these environments
     python tools/portability.py --fresh                           also what was run before and has not changed
 
 A processor with AVX-512 also runs the code that torch, oneDNN, MKL, OpenBLAS and NumPy have for older ones: environment

@@ -1,91 +1,143 @@
-"""Sheet 04, calibration: cases, references, tolerances, points and known mistakes.
+"""Sheet 04, outliers: cases, references, tolerances, points and known mistakes.
 
-The cases of 04.3 have a best clip whose error lies at least a hundredth below that of the next, so float32 and float64
-choose alike; a tie in the rounding leaves an error as it is, whichever way it falls. In 04.2 most ranks lie between
-two values, for the card says what to do there.
+Cases are drawn until every mistake that chooses columns chooses others than the right ones, and than the other
+mistakes. In 04.3 no value lies near to half-way between two codes, whichever of the scales that people use it is
+counted in; so float32 and float64 round alike.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, qmax, uniform, until_told, whole
+from qcourse.checks.common import f64, make_cases, pick, qmax, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
+HALF_WAY = 1e-3  # of a step: how near to a half no value may be
 
-def _batches(*batches: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.as_tensor(batch) for batch in batches)
+
+def _normal(generator: Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def _all_differ(functions: Sequence[Callable[..., np.ndarray]], *args: Any) -> bool:
+    """Whether no two of the functions give the same."""
+    found = [tuple(function(*args).tolist()) for function in functions]
+    return len(set(found)) == len(found)
 
 
 # 04.1 -------------------------------------------------------------------------------------------------------------
 
 
-def _range_cases(generator: Generator) -> list[Case]:
+def _beyond(x: Any, threshold: float) -> np.ndarray:
+    """The right answer: columns with some |x| above the threshold, (columns,) rising."""
+    return np.flatnonzero(np.abs(f64(x)).max(axis=0) > threshold)
+
+
+def _beyond_deviations(freedom: int) -> Callable[..., np.ndarray]:
+    return lambda x, threshold: _beyond(x, threshold * f64(x).std(ddof=freedom))
+
+
+def _beyond_on_average(x: Any, threshold: float) -> np.ndarray:
+    return np.flatnonzero(np.abs(f64(x)).mean(axis=0) > threshold)
+
+
+def _beyond_above(x: Any, threshold: float) -> np.ndarray:
+    return np.flatnonzero(f64(x).max(axis=0) > threshold)
+
+
+def _beyond_rows(x: Any, threshold: float) -> np.ndarray:
+    return np.flatnonzero(np.abs(f64(x)).max(axis=1) > threshold)
+
+
+def _beyond_mask(x: Any, threshold: float) -> np.ndarray:
+    return np.abs(f64(x)).max(axis=0) > threshold
+
+
+def _beyond_values(x: Any, threshold: float) -> np.ndarray:
+    """A column for each loud value, token by token."""
+    return np.nonzero(np.abs(f64(x)) > threshold)[1]
+
+
+WAYS = (
+    _beyond,
+    _beyond_deviations(0),
+    _beyond_on_average,
+    _beyond_above,
+    _beyond_rows,
+    _beyond_values,
+)
+
+
+def _column_case(
+    generator: Generator, tokens: int, inputs: int, threshold: float
+) -> tuple[Tensor, float]:
+    """Activations of size one with some louder columns, drawn until each way to choose is a way of its own."""
+    while True:
+        x = _normal(generator, tokens, inputs) * uniform(generator, 0.3, 1.2 * threshold, inputs)
+        if len(_beyond(x, threshold)) and _all_differ(WAYS, x, threshold):
+            return x, threshold
+
+
+def _column_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        ([0.2, -0.7], [1.4, 0.1], [0.5, -0.3]),
-        ([2.0, 3.0], [1.5, 4.0], [2.5, 2.75]),
-        ([-5.0, -3.0], [-4.0, -2.0], [-4.5, -3.5]),
+        ([[0.5, -7.0, 2.0, 6.5], [1.0, -0.3, 2.5, -0.4], [-0.2, 0.1, -1.5, 0.3]], 6.0),
+        ([[6.0, 0.5, -6.5], [-1.0, 2.0, 0.5]], 6.0),  # at the threshold, and beyond it below 0
+        ([[0.5, 0.25, -1.5, 1.25, 0.125], [0.25, -0.5, 1.0, 0.5, -0.25]], 1.0),
     ]
-    shapes = ((3, 4), (5,), (2, 1, 3), (1, 2))
     drawn = [
-        [
-            uniform(generator, -1, 1, *shape) * float(uniform(generator, 0.5, 2)) + centre
-            for shape in shapes
-        ]
-        for centre in (-3, 0, 3)  # all negative, both, all positive
+        _column_case(generator, tokens, 8, threshold)
+        for tokens, threshold in ((5, 6.0), (12, 2.0), (3, 4.0))
     ]
-    drawn.append([uniform(generator, -2, 1, 2, 3)])
-    return make_cases(
-        ((_batches(*batches),) for batches in by_hand), ((_batches(*batches),) for batches in drawn)
-    )
+    return make_cases(by_hand, [*drawn, *_column_edges(generator)])
 
 
-def _extremes(batches: Sequence[Any]) -> np.ndarray:
-    """The extremes of each batch, (batches, 2)."""
-    return np.array([(f64(batch).min(), f64(batch).max()) for batch in batches])
+def _column_edges(generator: Generator) -> list[tuple[Tensor, float]]:
+    """No column beyond the threshold, though one is at it; and every column beyond."""
+    none = uniform(generator, -2.5, 2.5, 4, 6)
+    none[int(whole(generator, 0, 3)), int(whole(generator, 0, 5))] = pick(generator, -3.0, 3.0)
+    every = uniform(generator, -1, 1, 4, 5)
+    every[int(whole(generator, 0, 3))] = uniform(generator, 2.5, 6, 5) * pick(generator, -1, 1)
+    return [(none, 3.0), (every, 2.0)]
 
 
-def _range_from(ends: np.ndarray) -> tuple[float, float]:
-    """The least and the largest of ends (batches, 2)."""
-    return ends[:, 0].min(), ends[:, 1].max()
-
-
-def _largest_magnitude(batches: Sequence[Any]) -> tuple[float, float]:
-    amax = np.abs(_extremes(batches)).max()
-    return -amax, amax
-
-
-RANGE = Exercise(
+COLUMNS = Exercise(
     id="04.1",
-    title="The range of all batches",
-    function="running_range",
+    title="The outlier columns",
+    function="outlier_columns",
     points=1,
-    cases=_range_cases,
-    reference=lambda batches: _range_from(_extremes(batches)),
+    cases=_column_cases,
+    reference=_beyond,
     mistakes=(
-        Mistake(
-            "the last batch only",
-            lambda batches: _range_from(_extremes(batches[-1:])),
-            "What has become of the range of the batches before? A new batch may widen it, never narrow it.",
+        *(
+            Mistake(
+                "the threshold counted in standard deviations",
+                _beyond_deviations(freedom),
+                "6.0 is a magnitude in the units of x. Which columns should be found if x has no spread to speak of?",
+            )
+            for freedom in (1, 0)
         ),
         Mistake(
-            "the average of the batches' extremes",
-            lambda batches: tuple(_extremes(batches).mean(axis=0)),
-            "The largest value of all lies in one batch: is it inside your range?",
+            "the mean of |x|, not the largest",
+            _beyond_on_average,
+            "In MiniLM channel 99 is loud in one token of a text: what is left of that in a mean over all tokens?",
         ),
         Mistake(
-            "starts from 0",
-            lambda batches: _range_from(np.vstack([np.zeros((1, 2)), _extremes(batches)])),
-            "If every value is positive, was 0 ever seen? What could a range start from that any batch replaces?",
+            "x, not |x|",
+            _beyond_above,
+            "How does your comparison see a value of -7.0?",
         ),
         Mistake(
-            "the largest magnitude on both sides",
-            _largest_magnitude,
-            "That is the range of a symmetric grid; here low and high go their own ways.",
+            "tokens, not columns",
+            _beyond_rows,
+            "x is (tokens, in). Over which axis do you look for a loud value, and which one is left?",
+        ),
+        Mistake(
+            "a mask, not the numbers of the columns",
+            _beyond_mask,
+            "You say of each column whether it is loud. How do you get from there to the places that hold True?",
         ),
     ),
 )
@@ -94,73 +146,123 @@ RANGE = Exercise(
 # 04.2 -------------------------------------------------------------------------------------------------------------
 
 
-def _percentile_cases(generator: Generator) -> list[Case]:
+def _top(ranking: np.ndarray, k: int) -> set[int]:
+    """The k channels that rank highest."""
+    return set(np.argsort(-ranking)[:k].tolist())
+
+
+def _largest(x: Any) -> np.ndarray:
+    return np.abs(f64(x)).max(axis=0)
+
+
+def _in_every(ranking: Callable[[Any], np.ndarray]) -> Callable[..., np.ndarray]:
+    """The channels among the k first of every layer."""
+
+    def common(layers: Sequence[Any], k: int) -> np.ndarray:
+        return np.array(
+            sorted(set.intersection(*(_top(ranking(x), k) for x in layers))), dtype=np.int64
+        )
+
+    return common
+
+
+def _in_any(layers: Sequence[Any], k: int) -> np.ndarray:
+    return np.array(sorted(set.union(*(_top(_largest(x), k) for x in layers))))
+
+
+def _of_all_together(layers: Sequence[Any], k: int) -> np.ndarray:
+    return np.array(sorted(_top(np.stack([_largest(x) for x in layers]).max(axis=0), k)))
+
+
+AVERAGES = (
+    _in_every(lambda x: np.abs(f64(x)).mean(axis=0)),
+    _in_every(lambda x: (f64(x) ** 2).mean(axis=0)),  # ranks as the length of a column does
+    _in_every(lambda x: f64(x).std(axis=0)),
+)
+RANKED = (
+    _in_every(_largest),
+    AVERAGES[0],
+    _in_every(lambda x: f64(x).max(axis=0)),
+    _in_any,
+    _of_all_together,
+)
+
+
+def _layers_case(
+    generator: Generator, layers: int, inputs: int, k: int
+) -> tuple[tuple[Tensor, ...], int]:
+    """Layers of different loudness that share two habits, drawn until each way to choose is a way of its own."""
+    while True:
+        habit = torch.ones(inputs)
+        habit[torch.randperm(inputs, generator=generator)[:2]] = 3
+        drawn = []
+        for tokens in range(4, 4 + layers):
+            x = _normal(generator, tokens, inputs) * habit * float(uniform(generator, 0.5, 3))
+            x[int(tokens / 2)] *= uniform(generator, 0.5, 3, inputs)
+            drawn.append(x)
+        averaged = all(_all_differ((RANKED[0], average), drawn, k) for average in AVERAGES)
+        if len(RANKED[0](drawn, k)) and averaged and _all_differ(RANKED, drawn, k):
+            return tuple(drawn), k
+
+
+def _layers_cases(generator: Generator) -> list[Case]:
+    first = [[0.1, -9.0, 0.3, 2.0], [0.2, 1.0, 0.4, -2.5]]
+    second = [[0.5, 4.0, -0.2, 0.3], [0.1, -3.0, 0.6, 5.0], [0.7, 0.2, 0.3, 0.1]]
+    third = [[-1.0, 1.5, 9.5, 0.2], [1.2, -8.0, 7.0, 0.4]]
     by_hand = [
-        ([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7, -0.8, 0.9, -1.0, 8.0], 90.0),
-        ([-4.0, 1.0, 3.0, -2.0], 50.0),
-        ([[-3.0, -1.0], [2.0, -5.0]], 75.0),
+        (tuple(map(torch.as_tensor, layers)), 2)
+        for layers in ((first, second, third), (first, second))
     ]
     drawn = [
-        (torch.randn(5, 8, generator=generator) - 0.5, percent)
-        for percent in (90.0, 95.0, 99.0, 100.0)
+        _layers_case(generator, layers, inputs, k)
+        for layers, inputs, k in ((2, 6, 2), (3, 8, 3), (4, 10, 4))
     ]
-    drawn.append((uniform(generator, -3, -1, 1), 70.0))  # a single value is every percentile
-    return make_cases(by_hand, drawn)
+    return make_cases(by_hand, [*drawn, *_layers_edges(generator)])
 
 
-def _at_rank(rank: Callable[[int, float], float]) -> Callable[..., float]:
-    """The magnitude at a whole rank, which is a function of how many there are and of the share to keep."""
+def _layers_edges(generator: Generator) -> list[tuple[tuple[Tensor, ...], int]]:
+    """Nothing in common; every channel, because k is that large; and a single layer."""
+    apart = torch.ones(6)
+    apart[torch.randperm(6, generator=generator)[:3]] = 20
+    quiet = uniform(generator, 0.5, 1, 4, 6)
+    three = tuple(_normal(generator, tokens, 5) for tokens in (2, 3, 4))
+    return [
+        ((quiet * apart, quiet * (21 - apart)), 3),
+        (three, 5),
+        ((_normal(generator, 4, 6),), 2),
+    ]
 
-    def percentile(x: Any, percent: float) -> float:
-        magnitudes = np.sort(np.abs(f64(x)), axis=None)
-        return magnitudes[min(int(rank(magnitudes.size, percent / 100)), magnitudes.size - 1)]
 
-    return percentile
-
-
-PERCENTILE = Exercise(
+COMMON = Exercise(
     id="04.2",
-    title="A clip by percentile",
-    function="percentile_clip",
+    title="The same in every layer",
+    function="common_channels",
     points=2,
-    cases=_percentile_cases,
-    reference=lambda x, percent: np.percentile(np.abs(f64(x)), percent),
-    tolerance=1e-4,  # float32 puts the rank itself off by a little
+    cases=_layers_cases,
+    reference=RANKED[0],
     mistakes=(
-        Mistake(
-            "the percentile of x, not of |x|",
-            lambda x, percent: np.percentile(f64(x), percent),
-            "A clip cuts at both ends: what has the farthest negative value to say in yours?",
-        ),
-        Mistake(
-            "a fraction where percent are wanted",
-            lambda x, percent: np.percentile(np.abs(f64(x)), percent / 100),
-            "torch.quantile wants 0.99 and numpy.percentile wants 99: which do you call, and with what?",
-        ),
-        Mistake(
-            "the tail halved as if |x| had two",
-            lambda x, percent: np.percentile(np.abs(f64(x)), 50 + percent / 2),
-            "Folded to |x|, both tails lie at one end: how much of it goes, when 90 percent are kept?",
-        ),
-        Mistake(
-            "a share of the largest magnitude",
-            lambda x, percent: percent / 100 * np.abs(f64(x)).max(),
-            "Keep 90 percent of the VALUES: should the clip move when only the outlier grows?",
-        ),
         *(
             Mistake(
-                "a whole rank where the percentile lies between two",
-                _at_rank(rank),
-                "Four values have ranks 0 to 3, and half of that is 1.5: what lies between ranks 1 and 2?",
+                "an average over tokens, not the largest",
+                function,
+                "A channel may be loud in one token of a hundred: does an average know, and does a shared scale care?",
             )
-            for rank in (
-                lambda n, share: np.floor(share * (n - 1)),
-                lambda n, share: np.ceil(share * (n - 1)),
-                lambda n, share: np.rint(share * (n - 1)),
-                lambda n, share: np.floor(share * n),
-                lambda n, share: np.floor(share * n) - 1,
-                lambda n, share: np.ceil(share * n) - 1,
-            )
+            for function in AVERAGES
+        ),
+        Mistake(
+            "x, not |x|",
+            RANKED[2],
+            "Where does a channel rank whose farthest value lies below 0?",
+        ),
+        Mistake(
+            "in any layer, not in every",
+            _in_any,
+            "A channel that is loud in one layer only: is that a habit or an accident?",
+        ),
+        Mistake(
+            "the loudest of all layers together",
+            _of_all_together,
+            "One layer may be louder than all others: who speaks for them, if you rank over all at once?",
         ),
     ),
 )
@@ -168,170 +270,174 @@ PERCENTILE = Exercise(
 
 # 04.3 -------------------------------------------------------------------------------------------------------------
 
-SHARES = 0.2, 0.4, 0.6, 0.8, 1.0  # of amax: the candidates of the drawn cases
-MARGIN = 1.01  # of the errors of the second best and the best
+
+def _scale(x: np.ndarray, axis: int | None) -> np.ndarray:
+    """amax / 127 along an axis, or of all; 1 where amax is 0."""
+    amax = np.abs(x).max(axis=axis, keepdims=True)
+    return np.where(amax == 0, 1, amax / qmax(8))
 
 
-def _dip(errors: Sequence[float]) -> int:
-    """Where a search ends that goes on only while the errors fall."""
-    falls = [after < before for before, after in pairwise(errors)]
-    return falls.index(False) if False in falls else len(falls)
+# The scales that people use for a matrix, x or w, of which the columns `loud` are outliers.
 
 
-def _half(errors: Sequence[float]) -> int:
-    """Where a search ends that goes on in the half in which the errors fall."""
-    low, high = 0, len(errors) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if errors[middle] < errors[middle + 1] else (middle + 1, high)
-    return low
+def _by_row(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return _scale(a * ~loud, 1)
 
 
-def _dips(errors: Sequence[float]) -> tuple[int, int, int]:
-    """Where searches end that do not look at all candidates: from the first, from the last, and in halves."""
-    return _dip(errors), len(errors) - 1 - _dip(errors[::-1]), _half(errors)
+def _by_whole_row(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return _scale(a, 1)
 
 
-def _two_dips_case(generator: Generator, misled: int) -> tuple[Tensor, tuple[float, ...], int]:
-    """Values at three magnitudes: several clips are better than their neighbours. One is the best by a margin.
+def _by_column(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return _scale(a * ~loud, 0)
 
-    The clips come in no order. A search that stops at a dip misses the best one; so does one that sorts them first, for
-    one of the directions: the smallest first (0) or the largest first (1).
+
+def _by_matrix(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return _scale(a * ~loud, None)
+
+
+def _by_row_unguarded(a: np.ndarray, loud: np.ndarray) -> np.ndarray:
+    return np.abs(a * ~loud).max(axis=1, keepdims=True) / qmax(8)
+
+
+SCALES = (_by_row, _by_whole_row, _by_column, _by_matrix)
+Scales = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _in_two(x_scales: Scales, w_scales: Scales | None) -> Callable[..., np.ndarray]:
+    """The product in two parts, with these scales; None leaves w as it is."""
+
+    def product(x: Any, w: Any, threshold: float) -> np.ndarray:
+        x, w = f64(x), f64(w)
+        loud = np.abs(x).max(axis=0) > threshold
+        x_hat = _rounded(x * ~loud, x_scales(x, loud))
+        w_hat = _rounded(w * ~loud, w_scales(w, loud)) if w_scales else w * ~loud
+        return x_hat @ w_hat.T + x[:, loud] @ w[:, loud].T
+
+    return product
+
+
+def _rounded(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # 0 / 0, which is one of the mistakes
+        return scale * np.rint(x / scale)
+
+
+def _hat(x: np.ndarray) -> np.ndarray:
+    return _rounded(x, _scale(x, 1))
+
+
+def _counted_twice(x: Any, w: Any, threshold: float) -> np.ndarray:
+    x, w = f64(x), f64(w)
+    loud = np.abs(x).max(axis=0) > threshold
+    return _hat(x) @ _hat(w).T + x[:, loud] @ w[:, loud].T
+
+
+def _single_values(x: Any, w: Any, threshold: float) -> np.ndarray:
+    x, w = f64(x), f64(w)
+    loud = np.abs(x) > threshold
+    return _hat(x * ~loud) @ _hat(w).T + (x * loud) @ w.T
+
+
+def _clear(x: Any, w: Any, threshold: float) -> bool:
+    """Whether no value is near to half-way between two codes, in any of the scales above."""
+    x, w = f64(x), f64(w)
+    loud = np.abs(x).max(axis=0) > threshold
+    steps = [each / scales(each, loud) for each in (x, w) for scales in SCALES]
+    steps.append(x / _scale(x * (np.abs(x) <= threshold), 1))
+    return all((np.abs(each % 1 - 0.5) > HALF_WAY).all() for each in steps)
+
+
+def _product_case(
+    generator: Generator, tokens: int, inputs: int, outputs: int, loud: int, *, edge: str = ""
+) -> tuple[Any, ...]:
+    """Activations whose first loud columns are outliers in some tokens only, in an order of their own.
+
+    Args:
+        edge: "at" has a value at the threshold in a quiet column, "zeros" a token that is 0 but for outliers.
     """
     while True:
-        sizes = uniform(generator, 0.15, 1.0, 3)
-        signs = 2 * whole(generator, 0, 1, 24) - 1
-        x = sizes[whole(generator, 0, 2, 24)] * signs * uniform(generator, 0.95, 1.05, 24)
-        clips = [
-            round(share * x.abs().max().item(), 3) for share in np.linspace(0.1, 1, 8).tolist()
-        ]
-        errors = [_mean_square(x, clip, 2) for clip in clips]
-        order = torch.randperm(8, generator=generator).tolist()
-        shuffled = [errors[i] for i in order]
-        best, second = sorted(errors)[:2]
-        in_order = _dips(errors)
-        sorted_misses = errors[in_order[misled]] > best and (
-            misled == 1 or errors[in_order[2]] > best
-        )
+        x, w = _normal(generator, tokens, inputs), _normal(generator, outputs, inputs)
+        x[::2, :loud] *= 25
+        if edge == "at":
+            x[1, loud] = pick(generator, -6.0, 6.0)
+        if edge == "zeros":
+            x[0, loud:] = 0
+        order = torch.randperm(inputs, generator=generator)
+        x = x[:, order]
+        beyond = np.abs(f64(x)).max(axis=0) > 6.0
+        quiet = (np.abs(f64(x)) <= 6.0)[:, beyond]
         if (
-            second > MARGIN * best
-            and sorted_misses
-            and all(shuffled[i] > best for i in _dips(shuffled))
+            beyond.sum() == loud
+            and quiet.any()
+            and _clear(x, w, 6.0)
+            and (edge != "at" or _threshold_told(x, w))
         ):
-            return x, tuple(clips[i] for i in order), 2
+            return x, w, 6.0
 
 
-def _clip_case(generator: Generator, bits: int) -> tuple[Tensor, tuple[float, ...], int]:
-    """Activations with an outlier, drawn until one clip is the best by a margin."""
-    while True:
-        x = torch.randn(6, 8, generator=generator)
-        x[2, 5] = uniform(generator, -8, 8)
-        clips = tuple(round(share * x.abs().max().item(), 3) for share in SHARES)
-        best, second = sorted(_mean_square(x, clip, bits) for clip in clips)[:2]
-        if second > MARGIN * best:
-            return x, clips, bits
+def _threshold_told(x: Tensor, w: Tensor) -> bool:
+    """Whether a column at the threshold of 6 makes a difference that no rounding does."""
+    product = _in_two(_by_row, _by_row)
+    return bool(np.abs(product(x, w, 6.0) - product(x, w, 5.99)).max() > 0.05)
 
 
-def _clip_cases(generator: Generator) -> list[Case]:
+def _product_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        ([0.4, -0.5, 0.6, 0.5, 1.0], (0.25, 0.5, 1.0), 2),
+        ([[12.7, 40.0, -5.08]], [[1.27, 0.5, 0.381], [-0.254, 2.0, 0.1]], 20.0),
+        ([[1.27, -8.0, 0.334], [0.127, 0.5, -0.0508]], [[0.3, 0.77, -1.27]], 6.0),
+        ([[0.4, -0.82, 1.26], [2.54, 0.12, -0.5]], [[0.61, -1.27, 0.33]], 6.0),  # no outlier at all
         (
-            [0.93, -1.18, 0.62, -1.21, 0.28],
-            (0.45, 0.9, 1.2),
-            3,
-        ),  # the lowest code reaches further than the clip
-        ([1.0, -3.0, 2.0, -2.9, 0.1], (3.0, 2.0, 1.0), 3),  # nothing is worth clipping
-        ([-0.7, 0.6, -0.5, 0.4, -9.0], (0.6, 2.0, 9.0), 4),  # nor here, outlier or not
+            [[0.0, 7.0, 0.0], [0.5, 0.0, 1.27]],
+            [[0.3, -0.4, 1.27], [0.0, 0.5, 0.0]],
+            6.0,
+        ),  # rows of zeros remain
+        ([[7.0, -8.0], [0.5, 9.0]], [[0.3, -0.2], [1.1, 0.4]], 6.0),  # nothing remains
     ]
-
-    def draw() -> list[tuple[Any, ...]]:
-        near_the_end = [_clip_case(generator, bits) for bits in (2, 3, 4, 6)]
-        return near_the_end + [_two_dips_case(generator, misled) for misled in (0, 1)]
-
-    return make_cases(by_hand, until_told(CLIP, draw))
+    sizes = ((4, 6, 3, 1), (5, 8, 4, 2), (3, 10, 5, 2))
+    drawn = [_product_case(generator, *size) for size in sizes]
+    drawn += [_product_case(generator, 4, 7, 3, 2, edge=edge) for edge in ("at", "zeros")]
+    return make_cases(by_hand, drawn)
 
 
-def _x_hat(x: Any, clip: float, bits: int, *, below: float = 1, above: float = 0) -> np.ndarray:
-    """x on the grid whose code qmax stands for the clip, with so many codes more below -qmax and above qmax."""
-    scale = clip / qmax(bits)
-    return scale * np.clip(np.rint(f64(x) / scale), -qmax(bits) - below, qmax(bits) + above)
-
-
-def _mean_square(x: Any, clip: float, bits: int, **codes: float) -> float:
-    return np.square(f64(x) - _x_hat(x, clip, bits, **codes)).mean()
-
-
-def _mean_square_unsaturated(x: Any, clip: float, bits: int) -> float:
-    return _mean_square(x, clip, bits, below=np.inf, above=np.inf)
-
-
-def _mean_square_narrow(x: Any, clip: float, bits: int) -> float:
-    return _mean_square(x, clip, bits, below=0)
-
-
-def _mean_square_inside(x: Any, clip: float, bits: int) -> float:
-    """x is clipped at once, and nobody remembers what it was."""
-    return _mean_square(np.clip(f64(x), -clip, clip), clip, bits)
-
-
-def _mean_square_to_clipped(x: Any, clip: float, bits: int) -> float:
-    return np.square(np.clip(f64(x), -clip, clip) - _x_hat(x, clip, bits)).mean()
-
-
-def _mean_square_in_steps(x: Any, clip: float, bits: int) -> float:
-    return _mean_square(x, clip, bits) / (clip / qmax(bits)) ** 2
-
-
-def _mean_magnitude(x: Any, clip: float, bits: int) -> float:
-    return np.abs(f64(x) - _x_hat(x, clip, bits)).mean()
-
-
-def _best_by(error: Callable[..., float]) -> Callable[..., tuple[float, float]]:
-    """The clip with the least error, and that error."""
-
-    def best(x: Any, clips: Sequence[float], bits: int) -> tuple[float, float]:
-        errors = [error(x, clip, bits) for clip in clips]
-        return clips[int(np.argmin(errors))], min(errors)
-
-    return best
-
-
-CLIP = Exercise(
+PRODUCT = Exercise(
     id="04.3",
-    title="The clip with the least squared error",
-    function="best_clip",
+    title="The product in two parts",
+    function="llm_int8",
     points=3,
-    cases=_clip_cases,
-    reference=_best_by(_mean_square),
-    tolerance=1e-3,  # a small error is what is left of two large numbers in float32
+    cases=_product_cases,
+    reference=_in_two(_by_row, _by_row),
+    tolerance=1e-4,  # the parts may cancel, and come from float32
     mistakes=(
+        *(
+            Mistake(
+                "the scales are made with the outliers",
+                _in_two(_by_whole_row, w_scales),
+                "What is the step of a token whose outlier has already been taken care of? In which order do you work?",
+            )
+            for w_scales in (_by_whole_row, _by_row)
+        ),
         Mistake(
-            "the codes are not saturated",
-            _best_by(_mean_square_unsaturated),
-            "A grid without ends gets better with every smaller clip: which codes are there, and what of the rest?",
+            "the outlier columns are counted twice",
+            _counted_twice,
+            "Each channel belongs to one of the two sums: what do the loud ones add to the 8-bit part?",
+        ),
+        Mistake(
+            "single values, not columns",
+            _single_values,
+            "One loud value makes its column loud: in which part are the quiet values of that column?",
         ),
         *(
             Mistake(
-                "compared with the clipped x, not with x",
-                _best_by(error),
-                "What clipping takes away is an error too, and of the large ones. What was x before?",
+                "a scale for each column, not for each row",
+                _in_two(*scales),
+                "The sum runs over the columns. Could a scale that changes along it be taken out of it?",
             )
-            for error in (_mean_square_inside, _mean_square_to_clipped)
+            for scales in ((_by_column, _by_column), (_by_column, _by_row), (_by_row, _by_column))
         ),
         Mistake(
-            "the error is counted in steps",
-            _best_by(_mean_square_in_steps),
-            "Half a step of a wide grid is a large error, of a fine one a small: in which units do they compare?",
-        ),
-        Mistake(
-            "the lowest code is never used",
-            _best_by(_mean_square_narrow),
-            "Clamp the codes, not x: below -clip there is one code more, as in 01.2. Which one?",
-        ),
-        Mistake(
-            "the magnitude of the error, not its square",
-            _best_by(_mean_magnitude),
-            "Squares make one large error weigh more than many small ones: did you square before the mean?",
+            "0 / 0 in a row of zeros",
+            _in_two(_by_row_unguarded, _by_row_unguarded),
+            "What is the amax of a token that has nothing but its outliers, and what do you divide by it?",
         ),
     ),
 )
@@ -340,60 +446,86 @@ CLIP = Exercise(
 # 04.4 -------------------------------------------------------------------------------------------------------------
 
 
-def _average_cases(generator: Generator) -> list[Case]:
+def _plant_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        (_batches([1.0, -2.0], [4.0, 0.5]), 0.9),
-        (_batches([-8.0, 1.0], [2.0, -4.0], [0.5, -0.25]), 0.75),
-        (_batches([3.0, 1.0], [-5.0, 2.0]), 0.0),
+        ([1.0, 0.5, 2.0], [[0.3, -0.2, 0.1], [0.5, 0.4, -0.6], [0.7, 0.9, -0.4]], [1], 4.0),
+        ([0.8, 1.2], [[0.7, -0.13], [0.33, 0.18]], [0, 1], 0.5),
+        ([0.5, 1.5], [[0.25, -0.5]], torch.tensor([], dtype=torch.int64), 8.0),  # nothing to plant
     ]
     drawn = [
-        (tuple(uniform(generator, -3, 2, tokens, 3) for tokens in (2, 4, 1, 3)), momentum)
-        for momentum in (0.6, 0.95, 0.8)
+        (
+            uniform(generator, 0.3, 2, 6),
+            _normal(generator, outputs, 6),
+            channels,
+            round(float(uniform(generator, 8, 64)), 2),
+        )
+        for outputs, channels in ((6, [0, 4]), (7, [3]), (9, [1, 2, 5]), (6, [*range(6)]))
     ]
     return make_cases(by_hand, drawn)
 
 
-def _amaxes(batches: Sequence[Any]) -> list[float]:
-    return [np.abs(f64(batch)).max() for batch in batches]
+def _planted(gain_power: int, w_power: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """The gains and the columns of the channels, each multiplied by the factor to a power."""
+
+    def plant(gain: Any, w: Any, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        by = np.ones(len(f64(gain)))
+        by[channels] = factor
+        return f64(gain) * by**gain_power, f64(w) * by**w_power
+
+    return plant
 
 
-def _averaged(values: Sequence[float], momentum: float) -> float:
-    """The weights of all values at once: momentum^(n - 1) for the first, (1 - momentum) momentum^(n - 1 - i) else."""
-    weights = momentum ** np.arange(len(values) - 1, -1, -1.0)
-    weights[1:] *= 1 - momentum
-    return weights @ np.array(values)
+def _planted_rows(
+    gain: Any, w: Any, channels: Tensor, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    by, rows = np.ones(len(f64(gain))), np.ones((len(f64(w)), 1))
+    by[channels] = rows[channels] = factor
+    return f64(gain) * by, f64(w) / rows
 
 
-AVERAGE = Exercise(
+def _planted_everywhere(
+    gain: Any, w: Any, channels: Tensor, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    by = np.ones(len(f64(gain)))
+    by[channels] = factor
+    return f64(gain) * by, f64(w) / factor
+
+
+PLANT = Exercise(
     id="04.4",
-    title="A moving average of the maxima",
-    function="moving_amax",
+    title="Plant an outlier",
+    function="plant",
     points=2,
-    cases=_average_cases,
-    reference=lambda batches, momentum: _averaged(_amaxes(batches), momentum),
+    cases=_plant_cases,
+    reference=_planted(1, -1),
     mistakes=(
         Mistake(
-            "the momentum the wrong way round",
-            lambda batches, momentum: _averaged(_amaxes(batches), 1 - momentum),
-            "At a momentum of 0.99, how much of the old average should one new batch leave?",
+            "multiplied on both sides",
+            _planted(1, 1),
+            "The gain makes the channel louder. What must the weight that reads it do, for the output to stay?",
         ),
         Mistake(
-            "starts from 0",
-            lambda batches, momentum: _averaged([0.0, *_amaxes(batches)], momentum),
-            "The first batch has an amax of 2: what is the average of all that was seen so far? It is not 0.2.",
+            "planted in the weights",
+            _planted(-1, 1),
+            "The output is right, but which of the two has the outlier now: x or w?",
         ),
         Mistake(
-            "every batch weighs the same",
-            lambda batches, momentum: np.mean(_amaxes(batches)),
-            "The plain mean knows no momentum: what should a momentum of 0 forget?",
+            "the weight is left as it was",
+            _planted(1, 0),
+            "What does the next layer answer, now that its input has grown?",
         ),
         Mistake(
-            "the largest value, not the largest magnitude",
-            lambda batches, momentum: _averaged([f64(batch).max() for batch in batches], momentum),
-            "What is amax of a batch whose farthest value from 0 is negative?",
+            "rows of w, not columns",
+            _planted_rows,
+            "w is (out, in), and the norm feeds its inputs: which axis counts these?",
+        ),
+        Mistake(
+            "all of w is divided",
+            _planted_everywhere,
+            "What has become of the channels that you did not choose?",
         ),
     ),
 )
 
 
-SHEET = Sheet("04", "Calibration", (RANGE, PERCENTILE, CLIP, AVERAGE))
+SHEET = Sheet("04", "Outliers", (COLUMNS, COMMON, PRODUCT, PLANT))

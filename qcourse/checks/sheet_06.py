@@ -1,12 +1,13 @@
-"""Sheet 06, AWQ: cases, references, tolerances, points and known mistakes.
+"""Sheet 06, GPTQ: cases, references, tolerances, points and known mistakes.
 
-A choice that hangs on the last digits would tell right answers apart. So cases are drawn until, by a margin, the best
-candidate is the best, the loudest channels are the loudest, and no weight lies half-way between two codes: then
-float32 and float64, and any order of operations, choose alike. And they are drawn until no mistake chooses as the
-reference does, since of few candidates a wrong rule often takes the right one.
+In the cases of 06.3 and 06.4 no weight comes nearer than a fiftieth of a step to the middle between two codes, when its
+turn comes. So float32 and float64, Cholesky and an inverse for each column, blocks or none, all give the same codes.
+What is drawn there is drawn until no known mistake gives the right codes, or those of another mistake. Where weights
+are pushed beyond both ends of a grid, which chance does not often do, cases have a Hessian made for it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -14,150 +15,89 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, qmax, telling, uniform
+from qcourse.checks.common import f64, make_cases, pick, qmax, telling_rows, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
-MARGIN = 1.01  # of the second best and the best
-APART = 3e-3  # of answers that are to be told apart, absolute
-HALF_WAY = 1e-3  # of a step: how near to a half no weight may be
+MARGIN = 0.02  # of a step, from a tie
+NUDGE = 1e-4  # a relative change of the weights that no answer should hang on
+CANDIDATES = (
+    32  # rows that are drawn at once; those are taken that suit, for each row is swept by itself
+)
+Answers = list[
+    tuple[str, np.ndarray]
+]  # of the reference, named "", and of mistakes: (rows, numbers)
 
 
-def _normal(generator: Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator)
-
-
-def _magnitude(x: Any) -> np.ndarray:
-    """mean|x| of each input, (in,)."""
-    return np.abs(f64(x)).mean(axis=0)
-
-
-def _apart(values: np.ndarray) -> bool:
-    """Whether the least of the values (..., candidates) is the least by a margin."""
-    ordered = np.sort(values, axis=-1)
-    return bool((ordered[..., 1] > MARGIN * ordered[..., 0]).all())
-
-
-def _clear(steps: np.ndarray) -> bool:
-    """Whether no weight, counted in steps, is near to half-way between two codes."""
-    return bool((np.abs(steps % 1 - 0.5) > HALF_WAY).all())
+def _hessian(generator: Generator, inputs: int) -> Tensor:
+    """The damped second moment of inputs that are alike, and some louder than others."""
+    own, common = (torch.randn(4 * inputs, count, generator=generator) for count in (inputs, 1))
+    x = (own + 1.5 * common) * uniform(generator, 0.6, 1.6, inputs)
+    h = x.T @ x / len(x)
+    return h + 0.01 * h.diagonal().mean() * torch.eye(inputs)
 
 
 # 06.1 -------------------------------------------------------------------------------------------------------------
 
 
-Ranking = Callable[
-    [np.ndarray, np.ndarray, np.ndarray], np.ndarray
-]  # from w, w_hat and x, how salient each input is
-
-NAMED: dict[str, Ranking] = {
-    "weights": lambda w, w_hat, x: np.linalg.norm(w, axis=0),
-    "mean": lambda w, w_hat, x: x.mean(axis=0),
-    "largest": lambda w, w_hat, x: np.abs(x).max(axis=0),
-    "squares": lambda w, w_hat, x: np.square(x).mean(axis=0),
-}
-UNNAMED: tuple[Ranking, ...] = (
-    lambda w, w_hat, x: np.abs(x.mean(axis=0)),
-    lambda w, w_hat, x: np.median(np.abs(x), axis=0),
-    lambda w, w_hat, x: _magnitude(x) * np.linalg.norm(w - w_hat, axis=0),
-)
-
-
-def _channels(ranking: Ranking, w: Any, w_hat: Any, x: Any, count: int) -> frozenset[int]:
-    return frozenset(np.argsort(-ranking(f64(w), f64(w_hat), f64(x)))[:count].tolist())
-
-
-def _salient_case(
-    generator: Generator, inputs: int, count: int
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Activations that lean to one side in some channels, drawn until the loudest are so by a margin, and in no way but
-    the right one."""
-    while True:
-        x = _normal(generator, 5, inputs) * uniform(generator, 0.5, 4, inputs)
-        x += uniform(generator, -3, 3, inputs)
-        w = _normal(generator, 3, inputs) * uniform(generator, 0.5, 2, inputs)
-        w_hat = w + uniform(generator, -0.2, 0.2, 3, inputs)
-        right = frozenset(np.argsort(-_magnitude(x))[:count].tolist())
-        loudest = np.sort(_magnitude(x))[::-1]
-        wrong = (_channels(ranking, w, w_hat, x, count) for ranking in (*NAMED.values(), *UNNAMED))
-        if loudest[count - 1] > MARGIN * loudest[count] and right not in wrong:
-            return w, w_hat, x, count
-
-
-def _salient_drawn(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor, int]]:
-    """Drawn until the mistakes that have a name are told from one another as well."""
-    while True:
-        drawn = [
-            _salient_case(generator, inputs, count) for inputs, count in ((6, 1), (8, 2), (12, 3))
-        ]
-        chosen = [tuple(_channels(ranking, *case) for case in drawn) for ranking in NAMED.values()]
-        if all(one != other for one, other in combinations(chosen, 2)):
-            return drawn
-
-
-def _salient_cases(generator: Generator) -> list[Case]:
-    w = [[0.31, -0.84, 0.12, 0.47], [-0.22, 0.66, 0.38, -0.09]]
-    w_hat = [[0.3, -0.8, 0.1, 0.5], [-0.2, 0.7, 0.4, -0.1]]
+def _moment_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        (w, w_hat, [[1.0, 0.1, -6.0, 2.0], [-1.0, 0.2, 5.0, 1.0], [0.5, -0.1, -4.0, 1.5]], 1),
-        (w, w_hat, [[0.2, 3.0, -1.0, 2.5], [0.1, -3.5, -1.0, 2.0], [0.3, 0.0, -1.0, 4.5]], 2),
+        ([[1.0, 2.0], [3.0, 0.0]], 0.1),
+        ([[2.0, 0.0, 1.0]], 0.01),
+        ([[1.0, -1.0], [0.5, 2.0], [-2.0, 1.0]], 0.5),
     ]
-    return make_cases(by_hand, [*_salient_drawn(generator), *_none_and_all(generator)])
+    shapes = ((6, 3, 0.01), (3, 5, 0.1), (8, 4, 1.0))
+    drawn = [
+        (torch.randn(tokens, inputs, generator=generator) + 0.5, damp)
+        for tokens, inputs, damp in shapes
+    ]
+    return make_cases(by_hand, drawn)
 
 
-def _none_and_all(generator: Generator) -> list[tuple[Tensor, Tensor, Tensor, int]]:
-    """No channel is kept, and every channel."""
-    cases = []
-    for inputs, count in ((5, 0), (4, 4)):
-        w = _normal(generator, 3, inputs)
-        w_hat = w + uniform(generator, -0.2, 0.2, 3, inputs)
-        cases.append((w, w_hat, _normal(generator, 4, inputs), count))
-    return cases
+def _moment(x: Any) -> np.ndarray:
+    return f64(x).T @ f64(x) / len(x)
 
 
-def _kept(ranking: Ranking) -> Callable[..., np.ndarray]:
-    """w_hat with those columns of w that rank first."""
-
-    def keep(w: Any, w_hat: Any, x: Any, count: int) -> np.ndarray:
-        chosen = list(_channels(ranking, w, w_hat, x, count))
-        mixed = f64(w_hat).copy()
-        mixed[:, chosen] = f64(w)[:, chosen]
-        return mixed
-
-    return keep
+def _damped(h: np.ndarray, damp: float) -> np.ndarray:
+    return h + damp * np.trace(h) / len(h) * np.eye(len(h))
 
 
-KEEP = Exercise(
+def _damped_by(unit: Callable[[np.ndarray], Any]) -> Callable[..., np.ndarray]:
+    """The second moment of x, with damp times what unit makes of it added."""
+    return lambda x, damp: _moment(x) + damp * unit(_moment(x))
+
+
+DAMPED = Exercise(
     id="06.1",
-    title="Keep the salient channels",
-    function="keep_salient",
+    title="The damped Hessian",
+    function="damped_hessian",
     points=1,
-    cases=_salient_cases,
-    reference=_kept(lambda w, w_hat, x: _magnitude(x)),
+    cases=_moment_cases,
+    reference=lambda x, damp: _damped(_moment(x), damp),
     mistakes=(
         Mistake(
-            "salience by the norm of the weights",
-            _kept(NAMED["weights"]),
-            "The error of a weight is about half a step, large weight or small: what is it multiplied with?",
+            "damped by the sum of the diagonal, not its mean",
+            _damped_by(lambda h: np.trace(h) * np.eye(len(h))),
+            "With a thousand inputs, how much larger than a single entry is what you add to it?",
         ),
         Mistake(
-            "the mean of x, not of |x|",
-            _kept(NAMED["mean"]),
-            "What is the mean of a channel that swings between -6 and 6, and is it a quiet one?",
+            "damped by damp itself",
+            _damped_by(lambda h: np.eye(len(h))),
+            "Make every input ten times as loud: is what you add still the same share of the diagonal?",
         ),
         Mistake(
-            "the largest |x|, not the mean",
-            _kept(NAMED["largest"]),
-            "A channel that is loud for one token only: is it loud on the whole?",
+            "damped everywhere, not on the diagonal alone",
+            _damped_by(lambda h: np.trace(h) / len(h)),
+            "Noise of its own on every input makes each of them louder. Does it make two of them more alike?",
         ),
         Mistake(
-            "the mean of squares, not of |x|",
-            _kept(NAMED["squares"]),
-            "Of (4, 0, 0, 0) and (2, 2, 1, 2), which has the larger mean, and which the larger mean of squares?",
+            "summed over the tokens, not averaged",
+            lambda x, damp: len(x) * _damped(_moment(x), damp),
+            "The same tokens twice over: should that change the matrix?",
         ),
         Mistake(
-            "the quietest channels",
-            _kept(lambda w, w_hat, x: -_magnitude(x)),
-            "Sorting begins at the smallest: at which end of your ranking are the loudest?",
+            "x x^T, a matrix of tokens",
+            lambda x, damp: _damped(f64(x) @ f64(x).T / len(x), damp),
+            "There has to be a row for each input, however many tokens there were: which axis has to go?",
         ),
     ),
 )
@@ -166,68 +106,106 @@ KEEP = Exercise(
 # 06.2 -------------------------------------------------------------------------------------------------------------
 
 
-def _fold_cases(generator: Generator) -> list[Case]:
+def _step_case(generator: Generator, inputs: int) -> tuple[Tensor, Tensor, int]:
+    """Weights of which one is well away from a whole number, and from half-way between two."""
+    i = int(whole(generator, 0, inputs - 1))
+    w = uniform(generator, -4, 4, inputs)
+    w[i] = whole(generator, -4, 4) + pick(generator, -1, 1) * uniform(generator, 0.15, 0.4)
+    return w, _hessian(generator, inputs), i
+
+
+def _step_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        ([1.0, 0.5, 2.0], [0.2, -0.1, 0.4], [[0.3, -0.2, 0.1], [0.5, 0.4, -0.6]], [1.0, 4.0, 0.5]),
-        ([0.8, 1.2], [0.0, 0.3], [[0.7, -0.13], [0.33, 0.18], [0.2, 0.4]], [2.0, 2.0]),
-    ]
-    drawn = [
+        ([0.4, 0.4], [[2.0, 1.0], [1.0, 1.0]], 1),
+        ([1.7, -0.6, 2.0], [[1.0, 0.0, 0.5], [0.0, 2.0, 0.0], [0.5, 0.0, 1.5]], 0),
         (
-            uniform(generator, 0.3, 2, inputs),
-            uniform(generator, -1, 1, inputs),
-            _normal(generator, outputs, inputs),
-            uniform(generator, 0.2, 5, inputs),
-        )
-        for outputs, inputs in ((3, 3), (2, 5), (6, 4))
+            [-1.7, 0.25, 3.5],
+            [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]],
+            0,
+        ),  # nobody can answer
     ]
+    drawn = [_step_case(generator, inputs) for inputs in (2, 3, 4, 6)]
     return make_cases(by_hand, drawn)
 
 
-def _folded(gain: float, shift: float, w: float) -> Callable[..., tuple[np.ndarray, ...]]:
-    """Each of the three multiplied by s to a power."""
-    powers = gain, shift, w
+def _round_one(
+    w: Any,
+    hessian: Any,
+    i: int,
+    *,
+    factor: float = 1,
+    inverse: bool = True,
+    divided: bool = True,
+    rounding: Callable[[float], float] = np.rint,
+) -> np.ndarray:
+    """The optimal brain surgeon's step, and its ways to go wrong; entry i is always the rounded weight."""
+    w, h = f64(w), f64(hessian)
+    direction = np.linalg.inv(h)[i] if inverse else h[i]
+    new = w + factor * (rounding(w[i]) - w[i]) * direction / (direction[i] if divided else 1)
+    new[i] = rounding(w[i])
+    return new
 
-    def fold(gain: Any, shift: Any, w: Any, s: Any) -> tuple[np.ndarray, ...]:
-        return tuple(
-            f64(part) * f64(s) ** power
-            for part, power in zip((gain, shift, w), powers, strict=True)
-        )
 
-    return fold
+def _undivided(w: Any, hessian: Any, i: int) -> np.ndarray:
+    """Not even weight i arrives where it should."""
+    return f64(w) + (np.rint(f64(w)[i]) - f64(w)[i]) * np.linalg.inv(f64(hessian))[i]
 
 
-FOLD = Exercise(
+def _all_the_wrong_way(w: Any, hessian: Any, i: int) -> np.ndarray:
+    """Weight i as well."""
+    return 2 * f64(w) - _round_one(w, hessian, i)
+
+
+STEP = Exercise(
     id="06.2",
-    title="The scale, folded",
-    function="fold",
+    title="One weight rounds, the others answer",
+    function="round_one",
     points=2,
-    cases=_fold_cases,
-    reference=_folded(-1, -1, 1),
+    cases=_step_cases,
+    reference=_round_one,
+    tolerance=1e-3,  # an inverse in float32
     mistakes=(
-        Mistake(
-            "the shift is forgotten",
-            _folded(-1, 0, 1),
-            "A LayerNorm's output is gain times something, plus the shift: how much of it did you divide?",
+        *(
+            Mistake(
+                "H in the place of its inverse",
+                lambda w, hessian, i, factor=factor: _round_one(
+                    w, hessian, i, inverse=False, factor=factor
+                ),
+                "At a minimum the gradient 2 H d points along one axis. What has to be done to H to get d alone?",
+            )
+            for factor in (1, -1)
+        ),
+        *(
+            Mistake(
+                "not divided by the diagonal",
+                function,
+                "By how much does your step move weight i itself, and by how much should it?",
+            )
+            for function in (
+                lambda w, hessian, i: _round_one(w, hessian, i, divided=False),
+                _undivided,
+            )
+        ),
+        *(
+            Mistake(
+                "the weights move the wrong way",
+                function,
+                "δ is what rounding ADDS: is it w less its code, or the code less w? And what has weight i become?",
+            )
+            for function in (
+                lambda w, hessian, i: _round_one(w, hessian, i, factor=-1),
+                _all_the_wrong_way,
+            )
         ),
         Mistake(
-            "the scale is not folded back",
-            _folded(0, 0, 1),
-            "The weight is s times as large now: what makes the layer's output the same as before?",
+            "the others do not move",
+            lambda w, hessian, i: _round_one(w, hessian, i, factor=0),
+            "Weight i is rounded now. Who makes up for what that changed in the output?",
         ),
         Mistake(
-            "the gain is multiplied, not divided",
-            _folded(1, 1, 1),
-            "Put in s = 2: by how much did the output grow?",
-        ),
-        Mistake(
-            "divided on both sides",
-            _folded(-1, -1, -1),
-            "Put in s = 2: is the output still what it was, or a quarter of it?",
-        ),
-        Mistake(
-            "the wrong way round",
-            _folded(1, 1, -1),
-            "The output is the same, but which of the two was to become larger before rounding: w, or x?",
+            "floored, not rounded",
+            lambda w, hessian, i: _round_one(w, hessian, i, rounding=np.floor),
+            "What is the whole number nearest to 0.7?",
         ),
     ),
 )
@@ -236,392 +214,444 @@ FOLD = Exercise(
 # 06.3 -------------------------------------------------------------------------------------------------------------
 
 
-def _gram_cases(generator: Generator) -> list[Case]:
-    x = f64([[1.0, 2.0], [0.0, 2.0]])
-    by_hand = [([[0.6, -0.2]], [[0.5, -0.3]], x.T @ x)]
-    drawn = []
-    for tokens, outputs, inputs in ((6, 2, 4), (8, 5, 3), (40, 4, 6)):
-        w = _normal(generator, outputs, inputs)
-        x = f64(
-            _normal(generator, tokens, inputs) + uniform(generator, -2, 2, inputs)
-        )  # correlated: a common mean
-        drawn.append((w, w + uniform(generator, -0.2, 0.2, outputs, inputs), x.T @ x))
-    return make_cases(by_hand, drawn, torch.float32)
+Row = Callable[[np.ndarray, int], np.ndarray]
 
 
-def _lost(d: np.ndarray, gram: np.ndarray) -> float:
-    """||x d^T||^2 by the Gram matrix."""
-    return np.trace(d @ gram @ d.T)
+@dataclass(frozen=True)
+class _Rounding:
+    """How steps (w / scale) become codes, and by how much a weight is then said to have moved.
+
+    Args:
+        below, above: how many codes there are below -qmax and above qmax.
+        moved: from steps, codes before and after saturation, and scale.
+    """
+
+    below: float = 1
+    above: float = 0
+    moved: Callable[..., np.ndarray] = lambda steps, rounded, codes, scale: scale * (codes - steps)
 
 
-def _output_error(w: Any, w_hat: Any, gram: Any) -> float:
-    w, d, gram = f64(w), f64(w) - f64(w_hat), f64(gram)
-    return np.sqrt(_lost(d, gram) / _lost(w, gram))
+RIGHT = _Rounding()
+BEFORE = _Rounding(moved=lambda steps, rounded, codes, scale: scale * (rounded - steps))
+NARROW = _Rounding(below=0)
+UNSATURATED = _Rounding(np.inf, np.inf), _Rounding(np.inf, 0), _Rounding(1, np.inf)
+ENDS = "the ends of the grid"
 
 
-def _error_of_diagonal(w: Any, w_hat: Any, gram: Any) -> float:
-    return _output_error(w, w_hat, np.diag(np.diag(f64(gram))))
+def _sweep(
+    w: Any,
+    hessian: Any,
+    grid: Callable[[np.ndarray, int], Any],
+    top: int,
+    row: Row,
+    rounding: _Rounding = RIGHT,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each column its steps (w / scale, when its turn comes) and codes; afterwards w moves along a row.
+
+    Args:
+        grid: from w as it has become and the column to the scales, (out,).
+        top: qmax.
+        row: from hessian and the column to how far each column moves where this one moves by 1, (in,).
+    """
+    w, h = f64(w).copy(), f64(hessian)
+    for j in range(w.shape[1]):
+        scale = grid(w, j)
+        steps = w[:, j] / scale
+        rounded = np.rint(steps)
+        codes = np.clip(rounded, -top - rounding.below, top + rounding.above)
+        yield steps, codes
+        w += np.outer(rounding.moved(steps, rounded, codes, scale), row(h, j))
+        w[:, j] = scale * codes
 
 
-def _error_of_weights(w: Any, w_hat: Any, gram: Any) -> float:
-    return _output_error(w, w_hat, np.eye(len(gram)))
+def _padded(row: np.ndarray, j: int) -> np.ndarray:
+    """What columns j and on do, after zeros for those that are done."""
+    return np.concatenate([np.zeros(j), row])
 
 
-def _error_of_outputs_summed(w: Any, w_hat: Any, gram: Any) -> float:
-    """All entries of D H D^T, where only the diagonal belongs to one output each."""
-    w, d, gram = f64(w), f64(w) - f64(w_hat), f64(gram)
-    return np.sqrt((d @ gram @ d.T).sum() / (w @ gram @ w.T).sum())
+def _by_inverse(h: np.ndarray, j: int) -> np.ndarray:
+    """The right row: of the inverse for the columns that are left."""
+    inverse = np.linalg.inv(h[j:, j:])
+    return _padded(inverse[0] / inverse[0, 0], j)
 
 
-def _error_absolute(w: Any, w_hat: Any, gram: Any) -> float:
-    return np.sqrt(_lost(f64(w) - f64(w_hat), f64(gram)))
+def _by_whole_inverse(h: np.ndarray, j: int) -> np.ndarray:
+    inverse = np.linalg.inv(h)
+    return _padded(inverse[j, j:] / inverse[j, j], j)
 
 
-def _error_over_weights(w: Any, w_hat: Any, gram: Any) -> float:
-    return float(_error_absolute(w, w_hat, gram) / np.linalg.norm(f64(w)))
+def _by_hessian(h: np.ndarray, j: int) -> np.ndarray:
+    return _padded(h[j, j:] / h[j, j], j)
 
 
-GRAM = Exercise(
+def _by_factor_of_hessian(h: np.ndarray, j: int) -> np.ndarray:
+    upper = np.linalg.cholesky(h).T
+    return upper[j] / upper[j, j]
+
+
+def _against_hessian(h: np.ndarray, j: int) -> np.ndarray:
+    return -_by_hessian(h, j)
+
+
+def _undivided_factor(h: np.ndarray, j: int) -> np.ndarray:
+    """Row j of the factor as it is."""
+    inverse = np.linalg.inv(h[j:, j:])
+    return _padded(inverse[0] / np.sqrt(inverse[0, 0]), j)
+
+
+def _undivided_inverse(h: np.ndarray, j: int) -> np.ndarray:
+    return _padded(np.linalg.inv(h[j:, j:])[0], j)
+
+
+def _nobody(h: np.ndarray, j: int) -> np.ndarray:
+    return np.zeros(len(h))
+
+
+def _codes_by(row: Row, rounding: _Rounding = RIGHT) -> Callable[..., np.ndarray]:
+    """The sweep on a given grid."""
+
+    def codes(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray:
+        swept = _sweep(w, hessian, _fixed(scale), qmax(bits), row, rounding)
+        return np.stack([codes for _, codes in swept], axis=1).astype(np.int64)
+
+    return codes
+
+
+def _codes_at_the_end(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray:
+    """Every step moves every column, and what has become of them is rounded last of all."""
+    w, inverse, scale = f64(w).copy(), np.linalg.inv(f64(hessian)), f64(scale)[:, 0]
+    top = qmax(bits)
+    for j in range(w.shape[1]):
+        w_hat = scale * np.clip(np.rint(w[:, j] / scale), -top - 1, top)
+        w += np.outer(w_hat - w[:, j], inverse[j] / inverse[j, j])
+    return np.clip(np.rint(w / scale[:, None]), -top - 1, top).astype(np.int64)
+
+
+def _saturated_wrongly(by: Callable[[_Rounding], Callable[..., Any]]) -> list[Mistake]:
+    """The mistakes at the ends of a grid, for a function of the rounding."""
+    advice = "The others may push a weight beyond the last code, or the first: which code does it get then?"
+    return [Mistake(ENDS, by(rounding), advice) for rounding in (*UNSATURATED, BEFORE, NARROW)]
+
+
+def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """In which rows no weight was near a tie when its turn came, (rows,)."""
+    return np.all([np.abs(steps - np.floor(steps) - 0.5) > MARGIN for steps, _ in swept], axis=0)
+
+
+def _answers(exercise: Exercise, args: tuple[Any, ...], besides: Collection[str]) -> Answers:
+    """What the reference and the mistakes give, row by row; but for mistakes of these names."""
+    functions = [("", exercise.reference)]
+    functions += [
+        (mistake.name, mistake.function)
+        for mistake in exercise.mistakes
+        if mistake.name not in besides
+    ]
+    return [(name, _rows(function(*args))) for name, function in functions]
+
+
+def _rows(answer: Any) -> np.ndarray:
+    """All numbers of an answer, (rows, numbers)."""
+    return np.hstack(answer) if isinstance(answer, tuple) else answer
+
+
+def _steady(
+    exercise: Exercise, w: Tensor, *others: Any, besides: Collection[str] = ()
+) -> tuple[np.ndarray, Answers]:
+    """In which rows neither the reference nor a mistake hangs on the last digits of w, (rows,); and their answers."""
+    turn = NUDGE * (-1.0) ** torch.arange(w.shape[1])
+    answers = _answers(exercise, (w, *others), besides)
+    steady = np.ones(len(w), dtype=bool)
+    for nudged in (w * (1 + turn), w * (1 - turn)):
+        moved = _answers(exercise, (nudged, *others), besides)
+        for (_, before), (_, after) in zip(answers, moved, strict=True):
+            steady &= np.isclose(before, after, rtol=MARGIN, atol=MARGIN).all(axis=1)
+    return steady, answers
+
+
+def _told(answers: Answers) -> np.ndarray:
+    """Which pairs of answers of different names each row tells apart, (rows, pairs)."""
+    pairs = [(a, b) for (one, a), (other, b) in combinations(answers, 2) if one != other]
+    return np.stack([np.abs(a - b).max(axis=1) > MARGIN for a, b in pairs], axis=1)
+
+
+def _ends_told(answers: Answers) -> bool:
+    """Whether the mistakes at the ends of the grid differ from the reference in some row."""
+    (_, right), *wrong = answers
+    return all(np.abs(a - right).max() > MARGIN for name, a in wrong if name == ENDS)
+
+
+def _codes_case(
+    generator: Generator, out: int, inputs: int, bits: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Rows that suit, drawn until they tell all mistakes apart; the largest of a row may be beyond its grid."""
+    while True:
+        w, h = torch.randn(CANDIDATES, inputs, generator=generator), _hessian(generator, inputs)
+        scale = 0.9 * w.abs().amax(dim=1, keepdim=True) / qmax(bits)
+        clear = _clear(_sweep(w, h, _fixed(scale), qmax(bits), _by_inverse))
+        steady, answers = _steady(SWEEP, w, h, scale, bits, besides={ENDS})
+        rows = telling_rows(_told(answers), clear & steady, out)
+        if len(rows):
+            return w[rows], h, scale[rows], bits
+
+
+def _fixed(scale: Any) -> Callable[[np.ndarray, int], np.ndarray]:
+    """A grid of given scales (out, 1), whatever w has become."""
+    return lambda w, j: f64(scale)[:, 0]
+
+
+def _codes_cases(generator: Generator) -> list[Case]:
+    pair, ones = [[2.0, 1.0], [1.0, 1.0]], [[1.0]]
+    four = [[2.0, 1.8, 1.6, 1.6], [1.8, 2.2, 2.0, 1.6], [1.6, 2.0, 2.2, 1.6], [1.6, 1.6, 1.6, 1.6]]
+    handed_on = [
+        [3.0, 2.0, 1.0],
+        [2.0, 2.0, 1.0],
+        [1.0, 1.0, 1.0],
+    ]  # each error goes to the next column, in full
+    by_hand = [
+        ([[0.4, 0.4]], pair, ones, 4),
+        ([[1.4, 0.4, -0.6, 2.4]], four, ones, 4),  # the lesson's
+        ([[7.3, 7.4], [0.3, -0.7]], pair, [[1.0], [0.25]], 4),  # pushed beyond the last code
+        (
+            [[7.4, 7.3, 5.0], [-4.2, -4.15, -1.5]],
+            handed_on,
+            [[1.0], [0.5]],
+            4,
+        ),  # beyond either end, and one more
+    ]
+    shapes = ((3, 4, 4), (4, 5, 3), (2, 8, 4), (4, 6, 3))
+    drawn = [_codes_case(generator, *shape) for shape in shapes]
+    return make_cases(
+        by_hand, [*drawn, _pushed_codes_case(generator, 3), _pushed_codes_case(generator, 4)]
+    )
+
+
+def _pushed_codes_case(generator: Generator, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """A row that is pushed beyond the last code and one beyond the first, by a Hessian that hands each error on."""
+    handed_on = torch.tensor([[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
+    first = qmax(bits) + torch.tensor([[0.0], [1.0]])  # how far out either end lies
+    while True:
+        steps = torch.cat(
+            [first + uniform(generator, 0.25, 0.45, 2, 2), uniform(generator, 1, 2, 2, 1)], dim=1
+        )
+        scale = uniform(generator, 0.1, 2.0, 2, 1)
+        w = steps * scale * torch.tensor([[1.0], [-1.0]])
+        clear = _clear(_sweep(w, handed_on, _fixed(scale), qmax(bits), _by_inverse))
+        steady, answers = _steady(SWEEP, w, handed_on, scale, bits)
+        if (clear & steady).all() and _ends_told(answers):
+            return w, handed_on, scale, bits
+
+
+SWEEP = Exercise(
     id="06.3",
-    title="The output's error by the Gram matrix",
-    function="output_error",
-    points=2,
-    cases=_gram_cases,
-    reference=_output_error,
-    tolerance=1e-4,  # sums of float32 that partly cancel
+    title="The sweep over a matrix",
+    function="sweep_codes",
+    points=3,
+    cases=_codes_cases,
+    reference=_codes_by(_by_inverse),
     mistakes=(
         Mistake(
-            "without the root",
-            lambda w, w_hat, gram: _output_error(w, w_hat, gram) ** 2,
-            "The trace is a sum of SQUARES: if every error doubles, by how much does your answer grow?",
-        ),
-        Mistake(
-            "only the diagonal of the Gram matrix",
-            _error_of_diagonal,
-            "Two inputs that always rise together: do their errors not add up? Which entry of the matrix knows?",
-        ),
-        Mistake(
-            "the error of the weights",
-            _error_of_weights,
-            "Change the Gram matrix, and leave both weights: should the error of the outputs stay as it is?",
-        ),
-        Mistake(
-            "all entries instead of the trace",
-            _error_of_outputs_summed,
-            "Entry (o, p) of D H D^T multiplies the errors of two outputs: which entries are squares of one?",
+            "rounding to nearest: nobody answers",
+            _codes_by(_nobody),
+            "Is column 1 still what it was when its turn comes? What stands right of the diagonal in a LOWER factor?",
         ),
         *(
             Mistake(
-                "not relative to the outputs",
-                error,
-                "If all x were ten times as large, so were the outputs and their errors: should the answer change?",
+                "H in the place of its inverse",
+                _codes_by(row),
+                "Which matrix says how the others answer: that of the inputs, or its inverse? And whose factor is U?",
             )
-            for error in (_error_absolute, _error_over_weights)
+            for row in (_by_hessian, _against_hessian, _by_factor_of_hessian)
         ),
+        *(
+            Mistake(
+                "columns that are done still take part",
+                function,
+                "A rounded column can answer no more. For which columns is the inverse that column 1 needs?",
+            )
+            for function in (_codes_by(_by_whole_inverse), _codes_at_the_end)
+        ),
+        *(
+            Mistake(
+                "the error is not divided by the diagonal",
+                _codes_by(row),
+                "Your update acts on column j as well: does it bring it just to where it was rounded to?",
+            )
+            for row in (_undivided_factor, _undivided_inverse)
+        ),
+        *_saturated_wrongly(lambda rounding: _codes_by(_by_inverse, rounding)),
     ),
 )
 
 
 # 06.4 -------------------------------------------------------------------------------------------------------------
 
-ALPHAS = 0.0, 0.25, 0.5, 0.75, 1.0  # the candidates of the drawn cases
+
+def _amax_scale(w: np.ndarray, top: float) -> np.ndarray:
+    amax = np.abs(w).max(axis=1)
+    return np.where(amax == 0, 1.0, amax / top)
 
 
-def _steps(w: Any, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """w in steps of its row, and the step of each row (out, 1)."""
-    step = np.abs(f64(w)).max(axis=1, keepdims=True) / qmax(bits)
-    return f64(w) / step, step
+class _Groups:
+    """Scales of groups; they are kept as they come.
 
-
-def _to_nearest(w: Any, bits: int) -> np.ndarray:
-    steps, step = _steps(w, bits)
-    return np.rint(steps) * step
-
-
-def _relative(w: np.ndarray, w_hat: np.ndarray, x: np.ndarray) -> float:
-    return float(np.linalg.norm(x @ (w - w_hat).T) / np.linalg.norm(x @ w.T))
-
-
-def _search(
-    w_hat_at: Callable[[np.ndarray, np.ndarray, float, int], np.ndarray],
-    measure: Callable[[np.ndarray, np.ndarray, np.ndarray], float] = _relative,
-) -> Callable[..., tuple[float, float]]:
-    """The alpha of the least error, and that error, where w_hat is a function of w, x, alpha and bits."""
-
-    def search(w: Any, x: Any, alphas: Sequence[float], bits: int) -> tuple[float, float]:
-        w, x = f64(w), f64(x)
-        errors = [measure(w, w_hat_at(w, x, alpha, bits), x) for alpha in alphas]
-        best = int(np.argmin(errors))
-        return alphas[best], errors[best]
-
-    return search
-
-
-def _awq(w: np.ndarray, x: np.ndarray, alpha: float, bits: int) -> np.ndarray:
-    s = _magnitude(x) ** alpha
-    return _to_nearest(w * s, bits) / s
-
-
-def _not_divided(w: np.ndarray, x: np.ndarray, alpha: float, bits: int) -> np.ndarray:
-    return _to_nearest(w * _magnitude(x) ** alpha, bits)
-
-
-def _divided_twice(w: np.ndarray, x: np.ndarray, alpha: float, bits: int) -> np.ndarray:
-    s = _magnitude(x) ** alpha
-    return _to_nearest(w / s, bits) / s
-
-
-def _by_mean(w: np.ndarray, x: np.ndarray, alpha: float, bits: int) -> np.ndarray:
-    s = np.abs(x.mean(axis=0)) ** alpha
-    return _to_nearest(w * s, bits) / s
-
-
-def _alpha_turned(w: np.ndarray, x: np.ndarray, alpha: float, bits: int) -> np.ndarray:
-    return _awq(w, x, 1 - alpha, bits)
-
-
-def _alpha_negative(w: np.ndarray, x: np.ndarray, alpha: float, bits: int) -> np.ndarray:
-    return _awq(w, x, -alpha, bits)
-
-
-def _of_weights(w: np.ndarray, w_hat: np.ndarray, x: np.ndarray) -> float:
-    return float(np.linalg.norm(w - w_hat) / np.linalg.norm(w))
-
-
-def _search_on_weights(w: Any, x: Any, alphas: Sequence[float], bits: int) -> tuple[float, float]:
-    """The alpha that is best for the weights, with what it does to the outputs."""
-    alpha, _ = _search(_awq, _of_weights)(w, x, alphas, bits)
-    return alpha, _relative(f64(w), _awq(f64(w), f64(x), alpha, bits), f64(x))
-
-
-def _alpha_case(generator: Generator, bits: int, loud: int) -> tuple[Tensor, Tensor]:
-    """With a loud channel, drawn until an alpha between the ends is best by a margin, and not so for the weights."""
-    while True:
-        w = _normal(generator, 4, 6)
-        x = _normal(generator, 8, 6) * uniform(generator, 0.3, 2, 6)
-        x[:, loud] *= 12
-        errors = np.array(
-            [_relative(f64(w), _awq(f64(w), f64(x), alpha, bits), f64(x)) for alpha in ALPHAS]
-        )
-        best, by_weights = ALPHAS[errors.argmin()], _search_on_weights(w, x, ALPHAS, bits)[0]
-        clear = all(_clear(_steps(f64(w) * _magnitude(x) ** alpha, bits)[0]) for alpha in ALPHAS)
-        likely = _apart(errors) and clear and best in (0.25, 0.75) and best != by_weights
-        if likely and telling(SEARCH, (w, x, ALPHAS, bits), apart=APART, pairs=False):
-            return w, x
-
-
-def _alpha_cases(generator: Generator) -> list[Case]:
-    w = [[0.7, -0.13, 0.33, 0.18]]
-    by_hand = [
-        (w, [[1.5, 16.0, 1.0, -0.5], [-0.5, 16.0, 1.0, 1.5]], (0.0, 0.5, 1.0), 4),
-        (
-            w,
-            [[1.5, 1.0, 20.0, -0.5], [-0.5, 1.0, -12.0, 1.5]],
-            (0.25, 0.5, 1.0),
-            3,
-        ),  # without 0, which does no harm
-    ]
-    drawn = [
-        (*_alpha_case(generator, bits, loud), ALPHAS, bits)
-        for bits, loud in ((4, 1), (3, 4), (3, 0), (5, 2))
-    ]
-    return make_cases(by_hand, drawn)
-
-
-SEARCH = Exercise(
-    id="06.4",
-    title="The search for alpha",
-    function="best_alpha",
-    points=3,
-    cases=_alpha_cases,
-    reference=_search(_awq),
-    tolerance=1e-3,  # a small error is what is left of two large numbers in float32
-    mistakes=(
-        *(
-            Mistake(
-                "searched on the weights, not on the outputs",
-                search,
-                "A weight that meets x = 16 may not move as far as one that meets 1: where does x come in?",
-            )
-            for search in (_search_on_weights, _search(_awq, _of_weights))
-        ),
-        Mistake(
-            "w_hat is not divided by s",
-            _search(_not_divided),
-            "You rounded w s: what stands for w itself, when x is not divided?",
-        ),
-        Mistake(
-            "divided by s on both sides",
-            _search(_divided_twice),
-            "Without rounding, w_hat must be w again: is it, for s = 2?",
-        ),
-        Mistake(
-            "the mean of x, not of |x|",
-            _search(_by_mean),
-            "What is the mean of a channel that swings between -16 and 16, and which scale does it get?",
-        ),
-        *(
-            Mistake(
-                "alpha the wrong way round",
-                _search(at),
-                "At alpha = 0 nothing is scaled, and the larger alpha is, the larger the loud columns: are yours?",
-            )
-            for at in (_alpha_turned, _alpha_negative)
-        ),
-    ),
-)
-
-
-# 06.5 -------------------------------------------------------------------------------------------------------------
-
-SHARES = 1.0, 0.85, 0.7, 0.55
-
-
-def _group_losses(
-    w: Any,
-    x: Any,
-    group_size: int,
-    shares: Sequence[float],
-    bits: int,
-    *,
-    below: float = 1,
-    above: float = 0,
-    clip: bool = False,
-    of_tokens: Callable[[np.ndarray], np.ndarray] = lambda y: np.square(y).sum(axis=0),
-) -> np.ndarray:
-    """||x_g d^T||^2 for each row, group and share: (out, groups, shares); so many codes below -qmax and above qmax.
-
-    Another function of the outputs' errors (tokens, out, groups) may take the place of the sum of squares.
+    Args:
+        before: the weights to fit to, where they are not those of the moment.
+        every_column: fit anew at each column, not only at a group's first.
     """
-    groups = f64(w).reshape(len(w), -1, group_size)  # (out, groups, size)
-    parts = f64(x).reshape(len(x), -1, group_size)  # (tokens, groups, size)
-    losses = []
-    for share in shares:
-        end = share * np.abs(groups).max(axis=2, keepdims=True)
-        scale = end / qmax(bits)
-        w_hat = scale * np.clip(np.rint(groups / scale), -qmax(bits) - below, qmax(bits) + above)
-        d = (np.clip(groups, -end, end) if clip else groups) - w_hat
-        losses.append(of_tokens(np.einsum("tgi,ogi->tog", parts, d)))
-    return np.stack(losses, axis=2)
 
-
-def _shares(losses: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """The share of the least loss for each row and group."""
-
-    def best(w: Any, x: Any, group_size: int, shares: Sequence[float], bits: int) -> np.ndarray:
-        return np.array(shares)[losses(w, x, group_size, shares, bits).argmin(axis=2)]
-
-    return best
-
-
-def _losses_unsaturated(*arguments: Any) -> np.ndarray:
-    return _group_losses(*arguments, below=np.inf, above=np.inf)
-
-
-def _losses_of_clipped(*arguments: Any) -> np.ndarray:
-    return _group_losses(*arguments, clip=True)
-
-
-def _losses_of_weights(w: Any, x: Any, *arguments: Any) -> np.ndarray:
-    """As if each input had a token of its own, and all were as loud."""
-    return _group_losses(w, np.eye(len(w[0])), *arguments)
-
-
-def _losses_absolute(*arguments: Any) -> np.ndarray:
-    return _group_losses(*arguments, of_tokens=lambda y: np.abs(y).sum(axis=0))
-
-
-def _losses_largest(*arguments: Any) -> np.ndarray:
-    return _group_losses(*arguments, of_tokens=lambda y: np.abs(y).max(axis=0))
-
-
-def _losses_of_all(*arguments: Any) -> np.ndarray:
-    losses = _group_losses(*arguments)
-    return np.broadcast_to(losses.sum(axis=(0, 1), keepdims=True), losses.shape)
-
-
-def _clip_row(generator: Generator, x: Tensor, group_size: int, bits: int) -> Tensor:
-    """One row (1, in), drawn until each of its groups has a best share by a margin."""
-    while True:
-        w = _normal(generator, 1, x.shape[1]) * uniform(generator, 0.3, 2)
-        losses = _group_losses(w, x, group_size, SHARES, bits)
-        groups = f64(w).reshape(1, -1, group_size)
-        ends = [share * np.abs(groups).max(axis=2, keepdims=True) / qmax(bits) for share in SHARES]
-        if _apart(losses) and all(_clear(groups / end) for end in ends):
-            return w
-
-
-def _clip_case(
-    generator: Generator, outputs: int, groups: int, group_size: int, bits: int
-) -> tuple[Any, ...]:
-    """Drawn until every mistake chooses another share somewhere."""
-    while True:
-        seen = _normal(generator, 6, groups * group_size) * uniform(
-            generator, 0.2, 3, groups * group_size
+    def __init__(
+        self, group_size: int, top: float, *, before: Any = None, every_column: bool = False
+    ) -> None:
+        self.group_size, self.top, self.before, self.every_column = (
+            group_size,
+            top,
+            before,
+            every_column,
         )
-        w = torch.cat([_clip_row(generator, seen, group_size, bits) for _ in range(outputs)])
-        if telling(CLIP, (w, seen, group_size, SHARES, bits), apart=APART, pairs=False):
-            return w, seen, group_size, SHARES, bits
+        self.scales: dict[int, np.ndarray] = {}
+
+    def __call__(self, w: np.ndarray, j: int) -> np.ndarray:
+        group = j // self.group_size
+        if self.every_column or group not in self.scales:
+            start = group * self.group_size
+            source = w if self.before is None else f64(self.before)
+            self.scales[group] = _amax_scale(source[:, start : start + self.group_size], self.top)
+        return self.scales[group]
 
 
-def _clip_cases(generator: Generator) -> list[Case]:
-    w = [[0.9, 0.31, -0.28, 0.33]]
-    x = [[0.1, 4.0, 0.2, 0.1], [0.1, 0.3, 4.0, 0.2], [0.2, 0.1, 0.3, 4.0]]
-    by_hand = [
-        (w, x, 4, (1.0, 0.5), 2),
-        (w, [[9.0, 0.1, 0.2, 0.1], [9.0, -0.1, 0.2, 0.1], [9.0, 0.1, -0.3, 0.2]], 4, (1.0, 0.5), 2),
-        (
-            [[-0.9, 0.31, -0.28, 0.33]],
-            [[4.0, 1.0, -1.0, 1.0]],
-            4,
-            (1.0, 0.5),
-            2,
-        ),  # both ends have a code
+def _groups_by(
+    row: Row,
+    rounding: _Rounding = RIGHT,
+    *,
+    before: bool = False,
+    within: bool = False,
+    **fitted: bool,
+) -> Callable[..., Any]:
+    """The sweep in groups, scales fitted as `_Groups` says; `within`: an error is answered in its own group alone."""
+
+    def codes_and_scales(
+        w: Any, hessian: Any, group_size: int, bits: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        groups = _Groups(group_size, qmax(bits), before=w if before else None, **fitted)
+
+        def cut(h: np.ndarray, j: int) -> np.ndarray:
+            full = row(h, j)
+            return (
+                np.where(np.arange(len(h)) // group_size == j // group_size, full, 0)
+                if within
+                else full
+            )
+
+        codes = np.stack(
+            [codes for _, codes in _sweep(w, hessian, groups, qmax(bits), cut, rounding)], axis=1
+        )
+        return codes.astype(np.int64), np.stack(list(groups.scales.values()), axis=1)
+
+    return codes_and_scales
+
+
+def _groups_case(
+    generator: Generator, out: int, inputs: int, group_size: int, bits: int, *, telling: bool = True
+) -> tuple[Any, ...]:
+    """Rows that suit, drawn until they tell all mistakes apart, unless that is not asked for."""
+    while True:
+        w, h = torch.randn(CANDIDATES, inputs, generator=generator), _hessian(generator, inputs)
+        clear = _clear(_sweep(w, h, _Groups(group_size, qmax(bits)), qmax(bits), _by_inverse))
+        steady, answers = _steady(GROUPS, w, h, group_size, bits, besides={ENDS} if telling else ())
+        told = _told(answers) if telling else np.ones((len(w), 1), dtype=bool)
+        rows = telling_rows(told, clear & steady, out)
+        if len(rows):
+            return w[rows], h, group_size, bits
+
+
+def _groups_cases(generator: Generator) -> list[Case]:
+    far_pair = [
+        [2.0, 0.0, 0.0, 1.0],
+        [0.0, 1.0, 0.0, 0.0],
+        [0.0, 0.0, 1.0, 0.0],
+        [1.0, 0.0, 0.0, 1.0],
     ]
-    drawn = []
-    for outputs, groups, group_size, bits in ((2, 2, 4, 3), (3, 2, 6, 3), (4, 3, 8, 4)):
-        drawn.append(_clip_case(generator, outputs, groups, group_size, bits))
-    return make_cases(by_hand, drawn)
+    four_times = [
+        [33.0, 8.0, 4.0, 0.0],
+        [8.0, 2.0, 1.0, 0.0],
+        [4.0, 1.0, 1.0, 0.0],
+        [0.0, 0.0, 0.0, 1.0],
+    ]
+    near_pairs = [
+        [2.0, 1.0, 0.0, 0.5],
+        [1.0, 1.0, 0.0, 0.0],
+        [0.0, 0.0, 1.0, 0.5],
+        [0.5, 0.0, 0.5, 2.0],
+    ]
+    by_hand = [
+        ([[2.4, 7.0, 3.1, 6.6]], far_pair, 2, 4),
+        ([[0.4, 3.0, -1.2, 2.0], [-2.7, 1.6, 0.2, 3.0]], near_pairs, 2, 3),
+        (
+            [[6.4, 7.0, 3.0, 2.0], [-6.4, -7.0, -3.0, 2.0]],
+            four_times,
+            2,
+            4,
+        ),  # pushed beyond either end
+    ]
+    shapes = ((4, 6, 2, 3), (2, 6, 3, 3), (3, 8, 4, 4), (4, 6, 3, 4))
+    drawn = [_groups_case(generator, *shape) for shape in shapes]
+    one_group = _groups_case(generator, 3, 4, 4, 3, telling=False)
+    groups_of_one = _groups_case(generator, 2, 4, 1, 4, telling=False)
+    return make_cases(by_hand, [*drawn, one_group, groups_of_one, _pushed_groups_case(generator)])
 
 
-CLIP = Exercise(
-    id="06.5",
-    title="A clip for each group",
-    function="best_shares",
-    points=3,
-    cases=_clip_cases,
-    reference=_shares(_group_losses),
+def _pushed_groups_case(generator: Generator) -> tuple[Any, ...]:
+    """A row pushed beyond the last code and one beyond the first, by a Hessian that hands on four times each error."""
+    four_times = torch.tensor(
+        [[33.0, 8.0, 4.0, 0.0], [8.0, 2.0, 1.0, 0.0], [4.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    )
+    while True:
+        first = torch.cat([6 + uniform(generator, 0.3, 0.45, 2, 1), torch.full((2, 1), 7.0)], dim=1)
+        steps = torch.cat([first, uniform(generator, 1, 6, 2, 2)], dim=1) * torch.tensor(
+            [[1.0], [-1.0]]
+        )
+        w = steps * uniform(generator, 0.1, 2.0, 2, 1)
+        clear = _clear(_sweep(w, four_times, _Groups(2, 7), 7, _by_inverse))
+        steady, answers = _steady(GROUPS, w, four_times, 2, 4)
+        if (clear & steady).all() and _ends_told(answers):
+            return w, four_times, 2, 4
+
+
+GROUPS = Exercise(
+    id="06.4",
+    title="Groups that are fitted at their turn",
+    function="sweep_groups",
+    points=4,
+    cases=_groups_cases,
+    reference=_groups_by(_by_inverse),
+    tolerance=1e-3,  # a scale comes out of the updates before it, in float32
     mistakes=(
         Mistake(
-            "the codes are not saturated",
-            _shares(_losses_unsaturated),
-            "A step for half of the range, and codes without end: what was clipped?",
+            "scales fitted before the sweep",
+            _groups_by(_by_inverse, before=True),
+            "That is called static groups, and is no mistake elsewhere. Here, which weights has a group at its turn?",
         ),
         Mistake(
-            "chosen by the weights, not by the outputs",
-            _shares(_losses_of_weights),
-            "Is a clipped weight that meets x = 9 as bad as one that meets 0.1?",
+            "a new scale at every column",
+            _groups_by(_by_inverse, every_column=True),
+            "A group has one scale for all its codes, those already written included: when must it be known?",
         ),
         Mistake(
-            "one share for all groups",
-            _shares(_losses_of_all),
-            "Each group of each row has a scale of its own: over what do you sum before you look for the least?",
+            "errors are answered within their group alone",
+            _groups_by(_by_inverse, within=True),
+            "A group shares a scale. Does an input stop at the border of a group to go together with others?",
         ),
         *(
             Mistake(
-                "not the sum of squares",
-                _shares(losses),
-                "The square of a length is a sum over the tokens: of what, that you had better not leave out?",
+                "H in the place of its inverse",
+                _groups_by(row),
+                "As in 06.3: is it the matrix of the inputs that says how the others answer, or its inverse?",
             )
-            for losses in (_losses_absolute, _losses_largest)
+            for row in (_by_hessian, _against_hessian, _by_factor_of_hessian)
         ),
-        Mistake(
-            "compared with the clipped weights",
-            _shares(_losses_of_clipped),
-            "What clipping takes from the largest weight is an error too. What was it before?",
-        ),
+        *_saturated_wrongly(lambda rounding: _groups_by(_by_inverse, rounding)),
     ),
 )
 
 
-SHEET = Sheet("06", "AWQ", (KEEP, FOLD, GRAM, SEARCH, CLIP))
+SHEET = Sheet("06", "GPTQ", (DAMPED, STEP, SWEEP, GROUPS))

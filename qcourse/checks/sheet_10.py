@@ -1,105 +1,148 @@
-"""Sheet 10, an INT4 kernel: cases, references, tolerances, points and known mistakes.
+"""Sheet 10, the roofline: cases, references, tolerances, points and known mistakes.
 
-A kernel is judged by its outputs, so the cases are those that tell wrong kernels: two blocks and more, inputs that are
-no multiple of a block, odd numbers of outputs, several group sizes, zero points of which few are 8. What outputs do not
-tell, a load or a store past the end of a tensor, is an error where the sheet runs kernels (`lab/tiny_triton.py`).
+Where the answer is a whole number (10.3, 10.5), what is rounded lies a twentieth or more from the next whole number, or
+is one exactly, however it is worked out; so the order of the arithmetic does not matter. In 10.2 no work lies within a
+twentieth of the ridge.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from qcourse.checks.common import f64, make_cases, uniform, whole
+from qcourse.checks.common import make_cases, pick, uniform, until_told, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
-BLOCK = 128
+MARGIN = 0.05
+Numbers = tuple[Any, ...]
 
 
-def _codes(generator: Generator, *shape: int) -> Tensor:
-    return whole(generator, 0, 15, *shape).to(torch.uint8)
+def _draw(generator: Generator, low: float, high: float) -> float:
+    """A number of three digits, as people write them."""
+    return float(f"{float(uniform(generator, low, high)):.3g}")
 
 
-def _zero_points(generator: Generator, *shape: int) -> Tensor:
-    """Zero points from 0 to 15, the first of them 0."""
-    found = whole(generator, 0, 15, *shape)
-    found.view(-1)[0] = 0
-    return found.to(torch.uint8)
+def _wanted(
+    draw: Callable[[], Numbers], good: Callable[..., bool], count: int
+) -> Iterator[Numbers]:
+    """The arguments of so many drawn cases of which good holds."""
+    while count:
+        args = draw()
+        if good(*args):
+            count -= 1
+            yield args
+
+
+def _between(value: float) -> bool:
+    """Whether rounding up or down is no matter of the last digits."""
+    return MARGIN < value % 1 < 1 - MARGIN
 
 
 # 10.1 -------------------------------------------------------------------------------------------------------------
 
 
-def _pack_cases(generator: Generator) -> list[Case]:
-    by_hand = torch.zeros(1, BLOCK, dtype=torch.uint8)
-    by_hand[0, [0, 1, 32, 33]] = torch.tensor([1, 2, 3, 4], dtype=torch.uint8)
-    top = torch.zeros(2, BLOCK, dtype=torch.uint8)
-    top[1, -1] = 9
-    drawn = [_codes(generator, *shape) for shape in ((1, BLOCK), (2, 2 * BLOCK), (3, 3 * BLOCK))]
-    return make_cases([by_hand, top], drawn)
+def _layer_cases(generator: Generator) -> list[Case]:
+    by_hand = [(3, 8, 1, 4, 4), (6, 16, 5, 8, 16), (4096, 4096, 16, 4, 128)]
+    drawn = [
+        (
+            64 * int(whole(generator, 1, 60)),
+            256 * int(whole(generator, 1, 15)),
+            int(whole(generator, 2, 500)),
+            pick(generator, 2, 4, 8),
+            pick(generator, 32, 64, 128),
+        )
+        for _ in range(3)
+    ]
+    return make_cases(by_hand, drawn)
 
 
-def _packed(
-    codes: Any, order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray:
-    """Words, unsigned, where `order` says of each k in which word of the row and which nibble its code lies."""
-    rows, inputs = codes.shape
-    words = np.zeros((rows, inputs // 8), np.int64)
-    word, nibble = order(np.arange(inputs), inputs)
-    shifted = np.asarray(codes, np.int64) << 4 * nibble
-    np.bitwise_or.at(words.T, word, shifted.T)
-    return words
+def _moved(
+    outputs: int,
+    inputs: int,
+    batch: int,
+    bits: float,
+    group_size: int,
+    *,
+    scale_bytes: float = 2,
+    reads: int = 1,
+) -> float:
+    """Bytes of the weights, so often read, and of inputs and outputs."""
+    return outputs * inputs * (bits / 8 + scale_bytes / group_size) * reads + 2 * batch * (
+        inputs + outputs
+    )
 
 
-def _as_int32(words: np.ndarray) -> np.ndarray:
-    return words.astype(np.uint32).view(np.int32)
+def _done(outputs: int, inputs: int, batch: int) -> float:
+    return 2.0 * batch * inputs * outputs
 
 
-def _plane_order(k: np.ndarray, inputs: int, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    plane = block // 4
-    return k // block * (block // 8) + k % plane // 2, k % block // plane + 4 * (k % 2)
-
-
-def _with(
-    order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
-) -> Callable[[Any], np.ndarray]:
-    return lambda codes: _as_int32(_packed(codes, order))
-
-
-PACK = Exercise(
+COUNT = Exercise(
     id="10.1",
-    title="Pack in planes",
-    function="pack_planes",
+    title="Two things to count",
+    function="layer_work",
     points=1,
-    cases=_pack_cases,
-    reference=_with(_plane_order),
+    cases=_layer_cases,
+    reference=lambda n, k, batch, bits, group: (
+        _moved(n, k, batch, bits, group),
+        _done(n, k, batch),
+    ),
     mistakes=(
         Mistake(
-            "eight codes in a row in one word",
-            _with(lambda k, inputs: (k // 8, k % 8)),
-            "That is the order of storage. Mask one of your words with 0x000f000f: which two codes are left?",
+            "a multiplication and an addition counted as one operation",
+            lambda n, k, batch, bits, group: (
+                _moved(n, k, batch, bits, group),
+                _done(n, k, batch) / 2,
+            ),
+            "What happens to each product once it has been worked out? Is that no operation?",
+        ),
+        *(
+            Mistake("bits taken for bytes", function, "A code of 4 bits: how many bytes is that?")
+            for function in (
+                lambda n, k, batch, bits, group: (
+                    _moved(n, k, batch, 8 * bits, group),
+                    _done(n, k, batch),
+                ),
+                lambda n, k, batch, bits, group: (
+                    _moved(n, k, batch, 8 * bits, group, scale_bytes=16) + 14 * batch * (n + k),
+                    _done(n, k, batch),
+                ),
+            )
         ),
         Mistake(
-            "neighbours in one byte, not in the two halves of the word",
-            _with(lambda k, inputs: (_plane_order(k, inputs)[0], 2 * (k % BLOCK // 32) + k % 2)),
-            "How many bits apart are nibble i and nibble i + 4, and how many are h = 0 and h = 1 in yours?",
+            "the scales are left out",
+            lambda n, k, batch, bits, group: (
+                _moved(n, k, batch, bits, group, scale_bytes=0),
+                _done(n, k, batch),
+            ),
+            "A code alone is no weight: what else has to come from memory, once for each group?",
         ),
         Mistake(
-            "the nibbles counted from the top",
-            _with(lambda k, inputs: (_plane_order(k, inputs)[0], 7 - _plane_order(k, inputs)[1])),
-            "Is nibble 0 the one that & 15 leaves, or the first that you read in the hex number?",
+            "the weights are read anew for each token",
+            lambda n, k, batch, bits, group: (
+                _moved(n, k, batch, bits, group, reads=batch),
+                _done(n, k, batch),
+            ),
+            "All tokens of a batch meet the same weights: how often does a weight have to come from memory?",
         ),
-        Mistake(
-            "planes of the whole row, not of a block",
-            _with(lambda k, inputs: _plane_order(k, inputs, block=inputs)),
-            "With 256 inputs, in which of the 32 words is code 32? The first block has words 0 to 15.",
-        ),
-        Mistake(
-            "words that are no int32",
-            lambda codes: _packed(codes, _plane_order),
-            "When the highest nibble is 8 or more, what int32 has these bits: is it a positive number?",
+        *(
+            Mistake(
+                "not all activations are counted",
+                function,
+                "Two things besides the weights cross the wires for each token: which, and how long is each?",
+            )
+            for function in (
+                lambda n, k, batch, bits, group: (
+                    _moved(n, k, batch, bits, group) - 2 * batch * n,
+                    _done(n, k, batch),
+                ),
+                lambda n, k, batch, bits, group: (
+                    _moved(n, k, batch, bits, group) - 2 * batch * k,
+                    _done(n, k, batch),
+                ),
+                lambda n, k, batch, bits, group: (_moved(n, k, 0, bits, group), _done(n, k, batch)),
+                lambda n, k, batch, bits, group: (_moved(n, k, 1, bits, group), _done(n, k, batch)),
+            )
         ),
     ),
 )
@@ -108,87 +151,67 @@ PACK = Exercise(
 # 10.2 -------------------------------------------------------------------------------------------------------------
 
 
-def _decode_cases(generator: Generator) -> list[Case]:
-    word = torch.tensor([0x76543210, -0x5432F6E5], dtype=torch.int32)
-    by_hand = [(word, 0, 8), (word, 1, 8), (word, 3, 2)]
-    zero_points = (0, int(whole(generator, 1, 7)), 15, int(whole(generator, 9, 14)))
-    drawn = [
-        (_as_tensor(whole(generator, 0, 2**32 - 1, 16)), plane, zero_point)
-        for plane, zero_point in enumerate(zero_points)
+def _roof_cases(generator: Generator) -> list[Case]:
+    by_hand = [
+        (200.0, 100.0, 100.0, 1000.0),
+        (200.0, 8000.0, 100.0, 1000.0),
+        (33.6e6, 33.5e6, 3.35e12, 989e12),
     ]
+    drawn = _wanted(
+        lambda: (
+            _draw(generator, 1e6, 1e9),
+            _draw(generator, 1e8, 2e11),
+            _draw(generator, 1e11, 4e12),
+            _draw(generator, 1e13, 1e15),
+        ),
+        lambda size, operations, bandwidth, peak: (
+            abs(size * peak - operations * bandwidth) > MARGIN * operations * bandwidth
+        ),
+        4,
+    )
     return make_cases(by_hand, drawn)
 
 
-def _as_tensor(words: Tensor) -> Tensor:
-    return torch.from_numpy(_as_int32(words.numpy()).copy())
+def _by_memory(size: float, operations: float, bandwidth: float, peak: float) -> bool:
+    return size / bandwidth > operations / peak
 
 
-def _halves(words: Any, plane: int, mask: int = 0x000F000F) -> np.ndarray:
-    """The masked nibbles of a plane in their halves, as int64."""
-    return np.asarray(words, np.int32).view(np.uint32).astype(np.int64) >> 4 * plane & mask
+def _two_times(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[float, float]:
+    return size / bandwidth, operations / peak
 
 
-def _values(halves: np.ndarray) -> np.ndarray:
-    return np.stack([halves & 0xFFFF, halves >> 16], axis=-1)
-
-
-def _decoded(
-    words: Any, plane: int, zero_point: int, mask: int = 0x000F000F
-) -> tuple[np.ndarray, np.ndarray]:
-    halves = _halves(words, plane, mask)
-    return _as_int32(halves | 0x64006400), f64(_values(halves) - zero_point)
-
-
-def _masked_first(dtype: type) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """The values in that dtype: they are no small whole numbers any more, so fp16 rounds them."""
-
-    def decode(words: Any, plane: int, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
-        registers = _as_int32(_halves(words, 0) >> 4 * plane | 0x64006400)
-        return registers, registers.view(np.float16).reshape(-1, 2).astype(dtype) - dtype(
-            1024 + zero_point
-        )
-
-    return decode
-
-
-MAGIC = Exercise(
+ROOF = Exercise(
     id="10.2",
-    title="The magic number",
-    function="decode_plane",
-    points=2,
-    cases=_decode_cases,
-    reference=_decoded,
+    title="The roof",
+    function="roof",
+    points=1,
+    cases=_roof_cases,
+    reference=lambda *work: (_by_memory(*work), max(_two_times(*work))),
     mistakes=(
         Mistake(
-            "8 whatever the zero point",
-            lambda words, plane, zero_point: _decoded(words, plane, 8),
-            "1032 is 1024 + 8: which code stands for 0 here?",
+            "the shorter of the two times",
+            lambda *work: (_by_memory(*work), min(_two_times(*work))),
+            "If the bytes take a second and the operations a minute, when is everything done?",
         ),
         Mistake(
-            "1024 is taken off, the zero point is not",
-            lambda words, plane, zero_point: _decoded(words, plane, 0),
-            "Code and zero point are both counted from 0 to 15: what does a code equal to the zero point stand for?",
-        ),
-        *(
-            Mistake(
-                "masked before it is shifted",
-                _masked_first(dtype),
-                "& 0x000F000F keeps plane 0: what is left of plane 1 after it?",
-            )
-            for dtype in (np.float16, np.float64)
+            "the two times are added",
+            lambda *work: (_by_memory(*work), sum(_two_times(*work))),
+            "What do the multipliers do while the next bytes are on their way?",
         ),
         Mistake(
-            "one half only",
-            lambda words, plane, zero_point: _decoded(words, plane, zero_point, mask=0x0000000F),
-            "A word holds two codes of each plane, one in each half: which bits does your mask keep of the upper half?",
+            "the sides are swapped",
+            lambda *work: (not _by_memory(*work), max(_two_times(*work))),
+            "Which of the two times is the longer one if there is hardly anything to calculate?",
         ),
         Mistake(
-            "the upper half first",
-            lambda words, plane, zero_point: (
-                _decoded(words, plane, zero_point)[0],
-                _decoded(words, plane, zero_point)[1][..., ::-1].copy(),
+            "the ridge upside down",
+            lambda size, operations, bandwidth, peak: (
+                operations / size < bandwidth / peak,
+                max(_two_times(size, operations, bandwidth, peak)),
             ),
-            "Code 2 j of a plane is in the lower half of word j: which of the two has to come first?",
+            "Intensity is operations a byte: in which unit is the quotient that you compare it with?",
         ),
     ),
 )
@@ -197,87 +220,105 @@ MAGIC = Exercise(
 # 10.3 -------------------------------------------------------------------------------------------------------------
 
 
-def _group_case(generator: Generator, rows: int, groups: int, size: int) -> tuple[Tensor, ...]:
-    x = uniform(generator, -2, 2, groups * size)
-    scale = uniform(generator, 0.01, 0.1, rows, groups)
-    zero_point = _zero_points(generator, rows, groups)
-    return x, _codes(generator, rows, groups * size), zero_point, scale
+JUST_LARGE_ENOUGH = (
+    608,
+    576,
+    4,
+    32,
+    3.35e12,
+    989e12,
+)  # 43,864 tokens: one adds hardly more work than waiting
 
 
-def _group_cases(generator: Generator) -> list[Case]:
-    x = torch.tensor([1.0, 2.0, -1.0, 0.5])
-    codes = torch.tensor([[9, 8, 3, 15], [1, 0, 7, 4]], dtype=torch.uint8)
-    zero_point = torch.tensor([[8, 7], [3, 5]], dtype=torch.uint8)
-    scale = torch.tensor([[0.5, 0.25], [1.0, 2.0]])
-    drawn = [
-        _group_case(generator, *sizes)
-        for sizes in ((3, 2, 8), (5, 3, 32), (4, 4, 64), (3, 1, 7), (1, 3, 5))
+def _ridge_cases(generator: Generator) -> list[Case]:
+    by_hand = [
+        (8192, 8192, 4, 128, 3.35e12, 989e12),
+        (1024, 2048, 8, 64, 1e12, 100e12),
+        (256, 512, 4, 128, 3.35e12, 989e12),  # no batch is large enough
+        JUST_LARGE_ENOUGH,
     ]
-    return make_cases([(x, codes, zero_point, scale)], drawn)
+
+    def layer(step: int) -> Numbers:
+        return (
+            step * int(whole(generator, 1, 24)),
+            step * int(whole(generator, 1, 24)),
+            pick(generator, 2, 4, 8),
+            pick(generator, 32, 64, 128),
+            _draw(generator, 5e11, 4e12),
+            _draw(generator, 5e13, 5e14),
+        )
+
+    drawn = _wanted(
+        lambda: layer(512), lambda *of: 2 < _batch(*of) < 2000 and _between(_batch(*of)), 4
+    )
+    nowhere = _wanted(lambda: layer(128), lambda *of: _batch(*of) < -2 and _between(_batch(*of)), 1)
+    return make_cases(by_hand, [*drawn, *nowhere])
 
 
-def _by_groups(x: Any, codes: Any, zero_point: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
-    rows, groups = np.shape(scale)
-    numbers = f64(codes).reshape(rows, groups, -1) - f64(zero_point)[..., None]
-    sums = (numbers * f64(x).reshape(groups, -1)).sum(axis=2)
-    return sums, (sums * f64(scale)).sum(axis=1)
+def _batch(
+    n: int,
+    k: int,
+    bits: float,
+    group: int,
+    bandwidth: float,
+    peak: float,
+    *,
+    per_weight: float = 2,
+    moved: float = 2,
+) -> float:
+    """Where operations and bytes take the same time: of each token, and of the weights; below 0 for nowhere."""
+    of_a_token = per_weight * n * k / peak - moved * (n + k) / bandwidth
+    return _moved(n, k, 0, bits, group) / bandwidth / of_a_token
 
 
-def _by_groups_in_bytes(
-    x: Any, codes: Any, zero_point: Any, scale: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    repeated = np.repeat(np.asarray(zero_point), np.shape(codes)[1] // np.shape(scale)[1], axis=1)
-    return _by_groups(
-        x, np.asarray(codes) - repeated, np.zeros(np.shape(scale)), scale
-    )  # uint8, modulo 256
+def _least(
+    round_off: Callable[[float], int], *, per_weight: float = 2, moved: float = 2
+) -> Callable[..., int]:
+    return lambda *layer: max(round_off(_batch(*layer, per_weight=per_weight, moved=moved)), 0)
 
 
-def _by_strides(x: Any, codes: Any, zero_point: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
-    groups = np.shape(scale)[1]
-    order = np.argsort(np.arange(len(x)) % groups, kind="stable")
-    return _by_groups(f64(x)[order], f64(codes)[:, order], zero_point, scale)
-
-
-GROUPS = Exercise(
+RIDGE = Exercise(
     id="10.3",
-    title="The scale leaves the sum",
-    function="dot_by_groups",
+    title="The batch at the ridge",
+    function="ridge_batch",
     points=2,
-    cases=_group_cases,
-    reference=_by_groups,
-    tolerance=1e-4,
+    cases=_ridge_cases,
+    reference=_least(math.ceil),
     mistakes=(
         Mistake(
-            "bytes wrap below 0",
-            _by_groups_in_bytes,
-            "Both are uint8. What is torch.tensor([3], dtype=torch.uint8) - 8?",
+            "the activations are left out",
+            _least(math.ceil, moved=0),
+            "Each token of the batch brings something to be moved as well: what does it do to the intensity?",
         ),
         Mistake(
-            "8 for every zero point",
-            lambda x, codes, zero_point, scale: _by_groups(
-                x, codes, np.full(np.shape(scale), 8), scale
+            "rounded down",
+            _least(math.floor),
+            "With one token less than your answer needs, which of the two times is the longer?",
+        ),
+        Mistake(
+            "a multiplication and an addition counted as one operation",
+            _least(math.ceil, per_weight=1),
+            "How many operations does one token do with one weight?",
+        ),
+        Mistake(
+            "16 bits, whatever the weights have",
+            lambda n, k, bits, group, *device: max(
+                math.ceil(_batch(n, k, 16 - 16 / group, group, *device)), 0
             ),
-            "Each group of each row has a zero point of its own: where does yours come from?",
+            "If the weights had half the bits, would your answer be another one?",
         ),
-        Mistake(
-            "no zero point",
-            lambda x, codes, zero_point, scale: _by_groups(
-                x, codes, np.zeros(np.shape(scale)), scale
-            ),
-            "If all codes are equal to the zero point, what is the dot product? What is it in yours?",
-        ),
-        Mistake(
-            "one row's scales for all",
-            lambda x, codes, zero_point, scale: (
-                _by_groups(x, codes, zero_point, scale)[0],
-                _by_groups(x, codes, zero_point, scale)[0] @ f64(scale)[0],
-            ),
-            "Two rows with the same codes and other scales: do they get the same answer?",
-        ),
-        Mistake(
-            "every so many-th input in one group",
-            _by_strides,
-            "A group is so many inputs in a row. With 6 inputs in 2 groups, which are in the first?",
+        *(
+            Mistake(
+                "a batch where none is large enough",
+                function,
+                "For a small layer, look at what one more token adds to either time: can the operations catch up?",
+            )
+            for function in (
+                lambda *layer: math.ceil(_batch(*layer)),
+                lambda *layer: abs(math.ceil(_batch(*layer))),
+                lambda *layer: math.ceil(abs(_batch(*layer))),
+                lambda *layer: max(math.ceil(_batch(*layer)), 1),
+            )
         ),
     ),
 )
@@ -286,99 +327,88 @@ GROUPS = Exercise(
 # 10.4 -------------------------------------------------------------------------------------------------------------
 
 
-def _split_case(
-    generator: Generator, tokens: int, outputs: int, inputs: int, splits: int
-) -> tuple[Tensor, Tensor, int]:
-    x, w = (torch.randn(rows, inputs, generator=generator) for rows in (tokens, outputs))
-    return x, w, splits
-
-
-def _split_cases(generator: Generator) -> list[Case]:
-    x = torch.ones(1, 3 * BLOCK)
-    w = torch.arange(1.0, 4.0).repeat_interleave(BLOCK)[None] / BLOCK
-    sizes = [
-        (2, 3, 4 * BLOCK, 2),
-        (1, 5, 5 * BLOCK, 3),
-        (3, 2, 600, 4),
-        (2, 2, 200, 8),
-        (1, 3, 6 * BLOCK + 40, 3),
+def _step_cases(generator: Generator) -> list[Case]:
+    by_hand = [
+        (1e6, 4, 32, 2, 4, 2, 8, 3, 100, 1e6),
+        (6.6e9, 4, 128, 32, 32, 16, 128, 5, 1000, 2.039e12),
+        (69e9, 8, 128, 80, 64, 8, 128, 32, 4096, 3.35e12),
     ]
-    return make_cases([(x, w, 3), (x, w, 2)], (_split_case(generator, *each) for each in sizes))
-
-
-def _partials(
-    x: Any, w: Any, splits: int, *, inputs: int | None = None, empty: bool = False
-) -> np.ndarray:
-    """The sums of each part; of the first `inputs` alone, with parts that are empty where those count too."""
-    inputs = inputs or np.shape(x)[1]
-    blocks = -(-inputs // BLOCK)
-    size = -(-blocks // splits) * BLOCK
-    starts = range(0, size * splits if empty else inputs, size)
-    return np.stack([f64(x)[:, start : min(start + size, inputs)] @ f64(w)[:, start : min(start + size, inputs)].T
-                     for start in starts])  # fmt: skip
-
-
-def _added(partials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return partials, partials.sum(axis=0)
-
-
-def _rounded_down(x: Any, w: Any, splits: int) -> tuple[np.ndarray, np.ndarray]:
-    blocks = -(-np.shape(x)[1] // BLOCK)
-    size = max(1, blocks // splits) * BLOCK
-    starts = range(0, min(splits, blocks) * size, size)
-    return _added(
-        np.stack(
-            [
-                f64(x)[:, start : start + size] @ f64(w)[:, start : start + size].T
-                for start in starts
-            ]
+    drawn = [
+        (
+            _draw(generator, 1e9, 8e9),
+            pick(generator, 2, 4, 8),
+            pick(generator, 32, 64, 128),
+            pick(generator, 24, 32, 48),
+            kv_heads * pick(generator, 2, 4),
+            kv_heads,
+            pick(generator, 64, 128),
+            pick(generator, 3, 5, 24),
+            int(whole(generator, 500, 9000)),
+            _draw(generator, 5e11, 4e12),
         )
-    )
+        for kv_heads in (4, 8, 16)
+    ]
+    return make_cases(by_hand, drawn)
 
 
-def _dealt_out(x: Any, w: Any, splits: int) -> tuple[np.ndarray, np.ndarray]:
-    inputs = np.shape(x)[1]
-    blocks = -(-inputs // BLOCK)
-    parts = -(-blocks // -(-blocks // splits))
-    part = np.arange(inputs) // BLOCK % parts
-    return _added(np.stack([f64(x)[:, part == i] @ f64(w)[:, part == i].T for i in range(parts)]))
+def _step(
+    parameters: float,
+    bits: float,
+    group: int,
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    batch: int,
+    context: int,
+    bandwidth: float,
+    *,
+    reads: int = 1,
+    cache: float = 1,
+) -> float:
+    """Seconds for the weights, so often read, and for so many times the cache."""
+    kept = 2 * layers * kv_heads * head_dim * context * batch * 2
+    return (parameters * (bits / 8 + 2 / group) * reads + kept * cache) / bandwidth
 
 
-SPLIT = Exercise(
+STEP = Exercise(
     id="10.4",
-    title="Split K",
-    function="split_sums",
+    title="A token of a whole model",
+    function="token_time",
     points=2,
-    cases=_split_cases,
-    reference=lambda x, w, splits: _added(_partials(x, w, splits)),
-    tolerance=1e-4,
+    cases=_step_cases,
+    reference=_step,
     mistakes=(
         Mistake(
-            "blocks are lost: rounded down",
-            _rounded_down,
-            "Five blocks for three programs: how many blocks is 5 // 3 for each, and who has the last two?",
+            "the cache of the query heads",
+            lambda *step: _step(*step, cache=step[4] / step[5]),
+            "Whose keys are kept? Several query heads share one of them.",
         ),
         Mistake(
-            "programs without any work",
-            lambda x, w, splits: _added(_partials(x, w, splits, empty=True)),
-            "Five blocks, four programs, two blocks each: how many programs have something to do?",
+            "the weights are read for each text",
+            lambda *step: _step(*step, reads=step[7]),
+            "All texts of the batch take this step together: how often do the weights have to come?",
         ),
         Mistake(
-            "the last, incomplete block is left out",
-            lambda x, w, splits: _added(
-                _partials(x, w, splits, inputs=max(BLOCK, np.shape(x)[1] // BLOCK * BLOCK))
-            ),
-            "How many blocks are 200 inputs: 200 // 128? What becomes of the last 72?",
+            "the cache of one text only",
+            lambda *step: _step(*step, cache=1 / step[7]),
+            "Every text attends over its own tokens: can two of them share what is read?",
+        ),
+        *(
+            Mistake(
+                "the cache shrinks with the weights",
+                function,
+                "The bits are those of the weights: how many bytes has a number in the cache, as the card says?",
+            )
+            for function in (
+                lambda *step: _step(*step, cache=step[1] / 16),
+                lambda *step: _step(*step, cache=(step[1] / 8 + 2 / step[2]) / 2),
+            )
         ),
         Mistake(
-            "blocks dealt out in turn",
-            _dealt_out,
-            "A program reads its blocks one behind the other in memory: which two does program 0 have of four?",
-        ),
-        Mistake(
-            "the last program's sums for all",
-            lambda x, w, splits: (_partials(x, w, splits), _partials(x, w, splits)[-1]),
-            "Who adds up? If each program overwrites y, whose sums are left in it?",
+            "keys or values, not both",
+            lambda *step: _step(*step, cache=1 / 2),
+            "A token leaves two things behind in each layer: does attention read only one of them?",
         ),
     ),
 )
@@ -387,96 +417,131 @@ SPLIT = Exercise(
 # 10.5 -------------------------------------------------------------------------------------------------------------
 
 
-def _matvec_case(
-    generator: Generator, rows: int, inputs: int, group_size: int
-) -> tuple[Tensor, ...]:
-    x = torch.randn(inputs, generator=generator)
-    packed = whole(generator, 0, 255, rows, -(-inputs // 2)).to(torch.uint8)
-    scale = uniform(generator, 0.01, 0.1, rows, inputs // group_size)
-    return x, packed, scale, _zero_points(generator, *scale.shape)
+def _fleet_cases(generator: Generator) -> list[Case]:
+    by_hand = [
+        (120.0, 0.0, 40.0, 0.3, 12, 4),
+        (36.0, 43.0, 40.0, 0.1, 12, 4),
+        (36.1, 9.0, 80.0, 0.2, 5, 8),
+        (45.0, 4.0, 24.0, 0.3, 5, 2),  # 16.8 usable GB: three GPUs, but four of 16
+        (100.0, 20.0, 40.0, 0.25, 3, 4),  # 30 usable GB: four GPUs, full to the last byte
+    ]
+
+    def service() -> Numbers:
+        return (
+            _draw(generator, 10, 400),
+            _draw(generator, 5, 80),
+            pick(generator, 24.0, 40.0, 80.0, 141.0),
+            pick(generator, 0.1, 0.2, 0.3, 0.4),
+            int(whole(generator, 3, 20)),
+            pick(generator, 2, 4, 8),
+        )
+
+    def fits_nowhere(
+        weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
+    ) -> bool:
+        whole_service = _shares(weights, cache, gpu, reserve)
+        shares = (whole_service, whole_service * replicas, _shares(weights, 0.0, gpu, reserve))
+        return all(_between(share / unit) for share in shares for unit in (1, node))
+
+    drawn = until_told(FLEET, lambda: [*_wanted(service, fits_nowhere, 4)])
+    return make_cases(by_hand, [*drawn, _exact_fit(generator)])
 
 
-def _matvec_cases(generator: Generator) -> list[Case]:
-    by_hand = (
-        torch.tensor([1.0, 2.0, -1.0, 0.5]),
-        torch.tensor([[0x89, 0xF3]], dtype=torch.uint8),
-        torch.tensor([[0.5]]),
-        torch.tensor([[7]], dtype=torch.uint8),
-    )
-    even_groups = [(3, 64, 32), (33, 20, 10), (2, 160, 80)]  # several blocks of rows, and of inputs
-    odd_groups = [
-        (4, 105, 35),
-        (3, 75, 15),
-        (1, 45, 45),
-    ]  # the codes of a byte may belong to two groups
-    sizes = [
-        *even_groups,
-        *odd_groups,
-    ]  # small: an interpreter takes milliseconds for each block of a kernel
-    return make_cases([by_hand], (_matvec_case(generator, *each) for each in sizes))
+def _exact_fit(generator: Generator) -> Numbers:
+    """Replicas that fill whole nodes to the last byte; whatever is divided by what, no digit is lost."""
+    gpu = pick(generator, 24.0, 40.0, 80.0)
+    node = pick(generator, 2, 4, 8)
+    needed = int(whole(generator, 1, 3)) * node * gpu * 0.75
+    cache = needed * pick(generator, 0.25, 0.5)
+    return needed - cache, cache, gpu, 0.25, int(whole(generator, 3, 20)), node
 
 
-def _matvec(
-    x: Any, packed: Any, scale: Any, zero_point: Any, *, order: tuple[int, int] = (0, 4)
-) -> np.ndarray:
-    """By groups; the codes of even and of odd k begin at these bits of their byte."""
-    nibbles = np.asarray(packed, np.int64)[:, :, None] >> np.array(order) & 15  # (rows, bytes, 2)
-    return _by_groups(x, nibbles.reshape(len(packed), -1)[:, : len(x)], zero_point, scale)[1]
+def _shares(weights: float, cache: float, gpu: float, reserve: float) -> float:
+    """A replica in GPUs, before any rounding."""
+    return (weights + cache) / (gpu * (1 - reserve))
 
 
-def _whole_blocks(block: int) -> Callable[..., np.ndarray]:
-    def matvec(x: Any, packed: Any, scale: Any, zero_point: Any) -> np.ndarray:
-        seen = np.arange(len(x)) < len(x) // block * block
-        return _matvec(np.where(seen, f64(x), 0), packed, scale, zero_point)
+def _bought(
+    round_off: Callable[[float], int], shares: Callable[..., float] = _shares
+) -> Callable[..., Numbers]:
+    """GPUs by whole nodes and by single GPUs, each replica rounded by itself."""
 
-    return matvec
+    def gpus(
+        weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
+    ) -> Numbers:
+        replica = shares(weights, cache, gpu, reserve)
+        return replicas * node * round_off(replica / node), replicas * round_off(replica)
+
+    return gpus
 
 
-MATVEC = Exercise(
+def _bought_at_once(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
+) -> Numbers:
+    everything = replicas * _shares(weights, cache, gpu, reserve)
+    return node * math.ceil(everything / node), math.ceil(everything)
+
+
+def _replicas_share_nodes(*service: Any) -> Numbers:
+    single = _bought(math.ceil)(*service)[1]
+    return service[5] * math.ceil(single / service[5]), single
+
+
+def _nodes(*service: Any) -> Numbers:
+    by_node, single = _bought(math.ceil)(*service)
+    return by_node // service[5], single
+
+
+FLEET = Exercise(
     id="10.5",
-    title="A kernel of your own",
-    function="int4_matvec",
-    points=4,
-    cases=_matvec_cases,
-    reference=_matvec,
-    tolerance=1e-4,
+    title="A fleet, both ways",
+    function="fleet_gpus",
+    points=2,
+    cases=_fleet_cases,
+    reference=_bought(math.ceil),
     mistakes=(
-        Mistake(
-            "the high nibble first",
-            lambda *args: _matvec(*args, order=(4, 0)),
-            "In which half of its byte is code 0? What does byte & 15 give?",
-        ),
-        Mistake(
-            "8 for every zero point",
-            lambda x, packed, scale, zero_point: _matvec(
-                x, packed, scale, np.full(np.shape(scale), 8)
-            ),
-            "Each group of each row has a zero point of its own: is yours loaded at the same place as its scale?",
-        ),
-        Mistake(
-            "one row's scales for all",
-            lambda x, packed, scale, zero_point: _matvec(
-                x, packed, np.repeat(f64(scale)[:1], len(scale), 0), zero_point
-            ),
-            "The scales of row n begin n times the number of groups behind those of row 0: do yours?",
-        ),
-        Mistake(
-            "one group's scale for the whole row",
-            lambda x, packed, scale, zero_point: _matvec(
-                x, packed, np.repeat(f64(scale)[:, :1], np.shape(scale)[1], 1), zero_point
-            ),
-            "k runs through several groups: does the place from which you load the scale change with it?",
+        *(
+            Mistake(
+                "the reserve is not taken off each GPU",
+                _bought(math.ceil, shares),
+                "Of a GPU of 40 GB with a reserve of 30%, how many GB may weights and cache use?",
+            )
+            for shares in (
+                lambda weights, cache, gpu, reserve: (weights + cache) * (1 + reserve) / gpu,
+                lambda weights, cache, gpu, reserve: (weights + cache) / gpu,
+                lambda weights, cache, gpu, reserve: (weights + cache) / (gpu * reserve),
+            )
         ),
         *(
             Mistake(
-                "the last, incomplete block is left out",
-                _whole_blocks(block),
-                "77 inputs in blocks of 32: where does your loop end, and what has to say which inputs there are?",
+                "not rounded up",
+                _bought(round_off),
+                "Work out what the GPUs of one replica can hold: does it all fit?",
             )
-            for block in (16, 32, 64, 128)
+            for round_off in (math.floor, round)
+        ),
+        *(
+            Mistake(
+                "replicas share GPUs or nodes",
+                function,
+                "A replica has GPUs, and nodes, of its own: at which point of the sum do you round?",
+            )
+            for function in (_bought_at_once, _replicas_share_nodes)
+        ),
+        Mistake(
+            "the cache is forgotten",
+            _bought(
+                math.ceil, lambda weights, cache, gpu, reserve: weights / (gpu * (1 - reserve))
+            ),
+            "Two things share the usable memory of a replica: which of them did not become smaller?",
+        ),
+        Mistake(
+            "nodes where GPUs are asked for",
+            _nodes,
+            "How many GPUs is a whole node?",
         ),
     ),
 )
 
 
-SHEET = Sheet("10", "An INT4 kernel", (PACK, MAGIC, GROUPS, SPLIT, MATVEC))
+SHEET = Sheet("10", "The roofline", (COUNT, ROOF, RIDGE, STEP, FLEET))

@@ -1,7 +1,8 @@
-"""Sheet 11, the KV cache: cases, references, tolerances, points and known mistakes.
+"""Sheet 11, an INT4 kernel: cases, references, tolerances, points and known mistakes.
 
-Keys of 11.3 and 11.4 stay a twentieth of a step from a tie, as on sheet 01. In 11.1 no two factors that one can forget
-or confuse are alike, so each mistake has a size of its own.
+A kernel is judged by its outputs, so the cases are those that tell wrong kernels: two blocks and more, inputs that are
+no multiple of a block, odd numbers of outputs, several group sizes, zero points of which few are 8. What outputs do not
+tell, a load or a store past the end of a tensor, is an error where the sheet runs kernels (`lab/tiny_triton.py`).
 """
 
 from collections.abc import Callable
@@ -11,97 +12,94 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, pick, qmax, uniform, whole
+from qcourse.checks.common import f64, make_cases, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
+
+BLOCK = 128
+
+
+def _codes(generator: Generator, *shape: int) -> Tensor:
+    return whole(generator, 0, 15, *shape).to(torch.uint8)
+
+
+def _zero_points(generator: Generator, *shape: int) -> Tensor:
+    """Zero points from 0 to 15, the first of them 0."""
+    found = whole(generator, 0, 15, *shape)
+    found.view(-1)[0] = 0
+    return found.to(torch.uint8)
+
 
 # 11.1 -------------------------------------------------------------------------------------------------------------
 
 
-def _size_cases(generator: Generator) -> list[Case]:
-    by_hand = [
-        (2, 4, 2, 8, 10, 3, 8, 16),
-        (32, 32, 32, 128, 4096, 3, 8, 32),
-        (80, 64, 16, 128, 1000, 5, 4, 128),
-    ]
-    drawn = [
-        (
-            pick(generator, 6, 24, 48),
-            pick(generator, 2, 4) * kv_heads,
-            kv_heads,
-            64,
-            int(whole(generator, 100, 9000)),
-            pick(generator, 3, 5, 7),
-            pick(generator, 2, 4, 8),
-            pick(generator, 32, 64),
-        )
-        for kv_heads in (2, 4, 8)
-    ]
-    return make_cases(by_hand, drawn)
+def _pack_cases(generator: Generator) -> list[Case]:
+    by_hand = torch.zeros(1, BLOCK, dtype=torch.uint8)
+    by_hand[0, [0, 1, 32, 33]] = torch.tensor([1, 2, 3, 4], dtype=torch.uint8)
+    top = torch.zeros(2, BLOCK, dtype=torch.uint8)
+    top[1, -1] = 9
+    drawn = [_codes(generator, *shape) for shape in ((1, BLOCK), (2, 2 * BLOCK), (3, 3 * BLOCK))]
+    return make_cases([by_hand, top], drawn)
 
 
-def _size(numbers: float, bits: float, group_size: int) -> float:
-    return numbers * bits / 8 + numbers / group_size * 2
+def _packed(
+    codes: Any, order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """Words, unsigned, where `order` says of each k in which word of the row and which nibble its code lies."""
+    rows, inputs = codes.shape
+    words = np.zeros((rows, inputs // 8), np.int64)
+    word, nibble = order(np.arange(inputs), inputs)
+    shifted = np.asarray(codes, np.int64) << 4 * nibble
+    np.bitwise_or.at(words.T, word, shifted.T)
+    return words
 
 
-def _numbers(layers: int, heads: int, head_dim: int, tokens: int, batch: int) -> int:
-    return 2 * layers * heads * head_dim * tokens * batch
+def _as_int32(words: np.ndarray) -> np.ndarray:
+    return words.astype(np.uint32).view(np.int32)
 
 
-SIZE = Exercise(
+def _plane_order(k: np.ndarray, inputs: int, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    plane = block // 4
+    return k // block * (block // 8) + k % plane // 2, k % block // plane + 4 * (k % 2)
+
+
+def _with(
+    order: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+) -> Callable[[Any], np.ndarray]:
+    return lambda codes: _as_int32(_packed(codes, order))
+
+
+PACK = Exercise(
     id="11.1",
-    title="The size of a cache",
-    function="cache_bytes",
+    title="Pack in planes",
+    function="pack_planes",
     points=1,
-    cases=_size_cases,
-    reference=lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
-        _numbers(layers, kv_heads, dim, tokens, batch), bits, group
-    ),
+    cases=_pack_cases,
+    reference=_with(_plane_order),
     mistakes=(
         Mistake(
-            "keys or values, not both",
-            lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
-                _numbers(layers, kv_heads, dim, tokens, batch) / 2, bits, group
-            ),
-            "A token leaves two things behind in each layer: which are they, and is there room for both?",
+            "eight codes in a row in one word",
+            _with(lambda k, inputs: (k // 8, k % 8)),
+            "That is the order of storage. Mask one of your words with 0x000f000f: which two codes are left?",
         ),
         Mistake(
-            "the query heads are counted",
-            lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
-                _numbers(layers, query_heads, dim, tokens, batch), bits, group
-            ),
-            "Are queries kept? Several query heads share one key-value head: how many keys has a token then?",
+            "neighbours in one byte, not in the two halves of the word",
+            _with(lambda k, inputs: (_plane_order(k, inputs)[0], 2 * (k % BLOCK // 32) + k % 2)),
+            "How many bits apart are nibble i and nibble i + 4, and how many are h = 0 and h = 1 in yours?",
         ),
         Mistake(
-            "one text instead of the batch",
-            lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
-                _numbers(layers, kv_heads, dim, tokens, 1), bits, group
-            ),
-            "The weights serve all texts at once: can two texts share their keys as well?",
-        ),
-        *(
-            Mistake(
-                "bits for bytes",
-                function,
-                "How many bytes are 8 bits?",
-            )
-            for function in (
-                lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
-                    _numbers(layers, kv_heads, dim, tokens, batch), 8 * bits, group
-                ),
-                lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: (
-                    8 * _size(_numbers(layers, kv_heads, dim, tokens, batch), bits, group)
-                ),
-                lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: (
-                    _numbers(layers, kv_heads, dim, tokens, batch) * (bits + 16 / group)
-                ),
-            )
+            "the nibbles counted from the top",
+            _with(lambda k, inputs: (_plane_order(k, inputs)[0], 7 - _plane_order(k, inputs)[1])),
+            "Is nibble 0 the one that & 15 leaves, or the first that you read in the hex number?",
         ),
         Mistake(
-            "the scales are left out",
-            lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: (
-                _numbers(layers, kv_heads, dim, tokens, batch) * bits / 8
-            ),
-            "Nobody can read codes alone: what is kept for each group besides them, and how many groups are there?",
+            "planes of the whole row, not of a block",
+            _with(lambda k, inputs: _plane_order(k, inputs, block=inputs)),
+            "With 256 inputs, in which of the 32 words is code 32? The first block has words 0 to 15.",
+        ),
+        Mistake(
+            "words that are no int32",
+            lambda codes: _packed(codes, _plane_order),
+            "When the highest nibble is 8 or more, what int32 has these bits: is it a positive number?",
         ),
     ),
 )
@@ -110,103 +108,87 @@ SIZE = Exercise(
 # 11.2 -------------------------------------------------------------------------------------------------------------
 
 
-def _attention_case(generator: Generator, new: int, past: int, dim: int) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.randn(tokens, dim, generator=generator) for tokens in (new, new, new, past, past)
-    )
+def _decode_cases(generator: Generator) -> list[Case]:
+    word = torch.tensor([0x76543210, -0x5432F6E5], dtype=torch.int32)
+    by_hand = [(word, 0, 8), (word, 1, 8), (word, 3, 2)]
+    zero_points = (0, int(whole(generator, 1, 7)), 15, int(whole(generator, 9, 14)))
+    drawn = [
+        (_as_tensor(whole(generator, 0, 2**32 - 1, 16)), plane, zero_point)
+        for plane, zero_point in enumerate(zero_points)
+    ]
+    return make_cases(by_hand, drawn)
 
 
-def _attention_cases(generator: Generator) -> list[Case]:
-    q = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    k, v = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[4.0, 0.0], [0.0, 4.0]])
-    k_cache, v_cache = torch.tensor([[0.0, 0.0]]), torch.tensor([[8.0, 8.0]])
-    sizes = [(1, 3, 4), (3, 2, 4), (2, 5, 9), (4, 1, 4), (3, 0, 4)]  # the last one has no past
-    drawn = [_attention_case(generator, *size) for size in sizes]
-    return make_cases([(q, k, v, k_cache, v_cache)], drawn)
+def _as_tensor(words: Tensor) -> Tensor:
+    return torch.from_numpy(_as_int32(words.numpy()).copy())
 
 
-def _attention(
-    q: Any, k: np.ndarray, v: np.ndarray, diagonal: int | None, divisor: float | None = None
-) -> np.ndarray:
-    """softmax(q k^T / sqrt(dim)) v, where query i sees the first i + 1 + diagonal tokens; all where that is None."""
-    fits = f64(q) @ k.T / (np.sqrt(k.shape[1]) if divisor is None else divisor)
-    return (
-        _softmax(fits if diagonal is None else np.where(_mask(fits, diagonal), fits, -np.inf)) @ v
-    )
+def _halves(words: Any, plane: int, mask: int = 0x000F000F) -> np.ndarray:
+    """The masked nibbles of a plane in their halves, as int64."""
+    return np.asarray(words, np.int32).view(np.uint32).astype(np.int64) >> 4 * plane & mask
 
 
-def _mask(fits: np.ndarray, diagonal: int) -> np.ndarray:
-    return np.tri(len(fits), fits.shape[1], diagonal, dtype=bool)
+def _values(halves: np.ndarray) -> np.ndarray:
+    return np.stack([halves & 0xFFFF, halves >> 16], axis=-1)
 
 
-def _softmax(fits: np.ndarray, axis: int = 1) -> np.ndarray:
-    with np.errstate(
-        invalid="ignore"
-    ):  # NaN for a token that sees nothing, which is one of the mistakes
-        weights = np.exp(fits - fits.max(axis=axis, keepdims=True))
-        return weights / weights.sum(axis=axis, keepdims=True)
+def _decoded(
+    words: Any, plane: int, zero_point: int, mask: int = 0x000F000F
+) -> tuple[np.ndarray, np.ndarray]:
+    halves = _halves(words, plane, mask)
+    return _as_int32(halves | 0x64006400), f64(_values(halves) - zero_point)
 
 
-def _behind(cache: Any, new: Any) -> np.ndarray:
-    return np.concatenate([f64(cache), f64(new)])
+def _masked_first(dtype: type) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """The values in that dtype: they are no small whole numbers any more, so fp16 rounds them."""
+
+    def decode(words: Any, plane: int, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
+        registers = _as_int32(_halves(words, 0) >> 4 * plane | 0x64006400)
+        return registers, registers.view(np.float16).reshape(-1, 2).astype(dtype) - dtype(
+            1024 + zero_point
+        )
+
+    return decode
 
 
-def _seen(beyond: int | None, divisor: float | None = None) -> Callable[..., np.ndarray]:
-    """Attention over the cache and the new tokens, with so many tokens beyond a query's own; all of them for None."""
-
-    def attend(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any) -> np.ndarray:
-        diagonal = None if beyond is None else len(k_cache) + beyond
-        return _attention(q, _behind(k_cache, k), _behind(v_cache, v), diagonal, divisor)
-
-    return attend
-
-
-def _weighed(weights: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
-    """Attention whose weights are a function of the fits and of who sees whom."""
-
-    def attend(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any) -> np.ndarray:
-        keys = _behind(k_cache, k)
-        fits = f64(q) @ keys.T / np.sqrt(keys.shape[1])
-        return weights(fits, _mask(fits, len(k_cache))) @ _behind(v_cache, v)
-
-    return attend
-
-
-ATTENTION = Exercise(
+MAGIC = Exercise(
     id="11.2",
-    title="Attention with a cache",
-    function="attend",
+    title="The magic number",
+    function="decode_plane",
     points=2,
-    cases=_attention_cases,
-    reference=_seen(0),
-    tolerance=1e-4,
+    cases=_decode_cases,
+    reference=_decoded,
     mistakes=(
         Mistake(
-            "the mask forgets the cache",
-            lambda q, k, v, k_cache, v_cache: _attention(
-                q, _behind(k_cache, k), _behind(v_cache, v), 0
+            "8 whatever the zero point",
+            lambda words, plane, zero_point: _decoded(words, plane, 8),
+            "1032 is 1024 + 8: which code stands for 0 here?",
+        ),
+        Mistake(
+            "1024 is taken off, the zero point is not",
+            lambda words, plane, zero_point: _decoded(words, plane, 0),
+            "Code and zero point are both counted from 0 to 15: what does a code equal to the zero point stand for?",
+        ),
+        *(
+            Mistake(
+                "masked before it is shifted",
+                _masked_first(dtype),
+                "& 0x000F000F keeps plane 0: what is left of plane 1 after it?",
+            )
+            for dtype in (np.float16, np.float64)
+        ),
+        Mistake(
+            "one half only",
+            lambda words, plane, zero_point: _decoded(words, plane, zero_point, mask=0x0000000F),
+            "A word holds two codes of each plane, one in each half: which bits does your mask keep of the upper half?",
+        ),
+        Mistake(
+            "the upper half first",
+            lambda words, plane, zero_point: (
+                _decoded(words, plane, zero_point)[0],
+                _decoded(words, plane, zero_point)[1][..., ::-1].copy(),
             ),
-            "The first of the new tokens is not token 0 of the text: how many stand before it?",
-        ),
-        Mistake(
-            "a token does not see itself",
-            _seen(-1),
-            "How many tokens may the first new one see, if the cache holds three? Count the token itself.",
-        ),
-        Mistake(
-            "a token sees the one after it",
-            _seen(1),
-            "Count the tokens that the first new one may see: is the last of them the token itself?",
-        ),
-        Mistake(
-            "a fit of 0 where a token is not seen",
-            _weighed(lambda fits, seen: _softmax(fits * seen)),
-            "What does the softmax make of a fit of 0: a weight of 0?",
-        ),
-        Mistake(
-            "the softmax runs over the new tokens",
-            _weighed(lambda fits, seen: _softmax(np.where(seen, fits, -np.inf), axis=0)),
-            "Each new token shares out one weight among those that it sees: along which axis of the fits are they?",
+            "Code 2 j of a plane is in the lower half of word j: which of the two has to come first?",
         ),
     ),
 )
@@ -215,88 +197,87 @@ ATTENTION = Exercise(
 # 11.3 -------------------------------------------------------------------------------------------------------------
 
 
-def _keys(generator: Generator, tokens: int, channels: int, group_size: int, bits: int) -> Tensor:
-    """Keys (tokens, channels) of which each group of a channel has an extreme code and none lies near a tie."""
-    groups = -(-tokens // group_size)
-    shape = groups, group_size, channels
-    steps = whole(generator, 1 - qmax(bits), qmax(bits) - 1, *shape) + uniform(
-        generator, -0.45, 0.45, *shape
-    )
-    steps[:, 0] = qmax(bits) * (2 * whole(generator, 0, 1, groups, channels) - 1)
-    scales = uniform(generator, 0.05, 1.0, groups, 1, channels) * uniform(
-        generator, 0.2, 3.0, channels
-    )
-    return (steps * scales).reshape(-1, channels)[:tokens].contiguous()
+def _group_case(generator: Generator, rows: int, groups: int, size: int) -> tuple[Tensor, ...]:
+    x = uniform(generator, -2, 2, groups * size)
+    scale = uniform(generator, 0.01, 0.1, rows, groups)
+    zero_point = _zero_points(generator, rows, groups)
+    return x, _codes(generator, rows, groups * size), zero_point, scale
 
 
-def _key_cases(generator: Generator) -> list[Case]:
-    k = torch.tensor([[0.3, 8.1], [-0.4, 7.2], [0.24, -0.7], [0.1, 7.6]])
-    drawn = [_keys(generator, *shape) for shape in ((8, 4, 4, 4), (6, 6, 3, 3), (12, 4, 2, 8))]
-    sizes = [(4, 4), (3, 3), (2, 8)]
-    return make_cases([(k, 2, 4)], ((x, *size) for x, size in zip(drawn, sizes, strict=True)))
+def _group_cases(generator: Generator) -> list[Case]:
+    x = torch.tensor([1.0, 2.0, -1.0, 0.5])
+    codes = torch.tensor([[9, 8, 3, 15], [1, 0, 7, 4]], dtype=torch.uint8)
+    zero_point = torch.tensor([[8, 7], [3, 5]], dtype=torch.uint8)
+    scale = torch.tensor([[0.5, 0.25], [1.0, 2.0]])
+    drawn = [
+        _group_case(generator, *sizes)
+        for sizes in ((3, 2, 8), (5, 3, 32), (4, 4, 64), (3, 1, 7), (1, 3, 5))
+    ]
+    return make_cases([(x, codes, zero_point, scale)], drawn)
 
 
-def _rounded(
-    x: np.ndarray, axis: int | tuple[int, ...], bits: int, size: Callable[..., Any] = np.abs
-) -> np.ndarray:
-    """x on the grids of ranges along an axis, which shares its scale."""
-    amax = size(x).max(axis=axis, keepdims=True)
-    scale = np.where(amax == 0, 1, amax) / qmax(bits)
-    return scale * np.rint(x / scale).clip(-qmax(bits) - 1, qmax(bits))
+def _by_groups(x: Any, codes: Any, zero_point: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
+    rows, groups = np.shape(scale)
+    numbers = f64(codes).reshape(rows, groups, -1) - f64(zero_point)[..., None]
+    sums = (numbers * f64(x).reshape(groups, -1)).sum(axis=2)
+    return sums, (sums * f64(scale)).sum(axis=1)
 
 
-def _by_channel(
-    k: Any, group_size: int, bits: int, size: Callable[..., Any] = np.abs
-) -> np.ndarray:
-    return _rounded(f64(k).reshape(-1, group_size, np.shape(k)[1]), 1, bits, size).reshape(k.shape)
+def _by_groups_in_bytes(
+    x: Any, codes: Any, zero_point: Any, scale: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    repeated = np.repeat(np.asarray(zero_point), np.shape(codes)[1] // np.shape(scale)[1], axis=1)
+    return _by_groups(
+        x, np.asarray(codes) - repeated, np.zeros(np.shape(scale)), scale
+    )  # uint8, modulo 256
 
 
-def _by_token_in_groups(k: Any, group_size: int, bits: int) -> np.ndarray:
-    return _rounded(f64(k).reshape(len(k), -1, group_size), 2, bits).reshape(k.shape)
+def _by_strides(x: Any, codes: Any, zero_point: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
+    groups = np.shape(scale)[1]
+    order = np.argsort(np.arange(len(x)) % groups, kind="stable")
+    return _by_groups(f64(x)[order], f64(codes)[:, order], zero_point, scale)
 
 
-def _by_block(k: Any, group_size: int, bits: int) -> np.ndarray:
-    return _rounded(f64(k).reshape(-1, group_size, np.shape(k)[1]), (1, 2), bits).reshape(k.shape)
-
-
-KEYS = Exercise(
+GROUPS = Exercise(
     id="11.3",
-    title="Keys by channel",
-    function="round_keys",
+    title="The scale leaves the sum",
+    function="dot_by_groups",
     points=2,
-    cases=_key_cases,
-    reference=_by_channel,
+    cases=_group_cases,
+    reference=_by_groups,
+    tolerance=1e-4,
     mistakes=(
-        *(
-            Mistake(
-                "keys by token",
-                function,
-                "A channel that is loud at every token sets the step for all who share its scale: who does, in yours?",
-            )
-            for function in (
-                _by_token_in_groups,
-                lambda k, group_size, bits: _rounded(f64(k), 1, bits),
-            )
+        Mistake(
+            "bytes wrap below 0",
+            _by_groups_in_bytes,
+            "Both are uint8. What is torch.tensor([3], dtype=torch.uint8) - 8?",
         ),
         Mistake(
-            "one scale a channel for all tokens",
-            lambda k, group_size, bits: _rounded(f64(k), 0, bits),
-            "A cache grows: must the first tokens be rounded anew when a later one is larger? What is a group for?",
+            "8 for every zero point",
+            lambda x, codes, zero_point, scale: _by_groups(
+                x, codes, np.full(np.shape(scale), 8), scale
+            ),
+            "Each group of each row has a zero point of its own: where does yours come from?",
         ),
         Mistake(
-            "the channels of a group share a scale",
-            _by_block,
-            "In a group, over which axis does your amax run: the tokens only, or the channels as well?",
+            "no zero point",
+            lambda x, codes, zero_point, scale: _by_groups(
+                x, codes, np.zeros(np.shape(scale)), scale
+            ),
+            "If all codes are equal to the zero point, what is the dot product? What is it in yours?",
         ),
         Mistake(
-            "the largest number for the largest magnitude",
-            lambda k, group_size, bits: _by_channel(k, group_size, bits, np.positive),
-            "What is the amax of 0.3 and -0.4, and which of the two has the code 7 or -7?",
+            "one row's scales for all",
+            lambda x, codes, zero_point, scale: (
+                _by_groups(x, codes, zero_point, scale)[0],
+                _by_groups(x, codes, zero_point, scale)[0] @ f64(scale)[0],
+            ),
+            "Two rows with the same codes and other scales: do they get the same answer?",
         ),
         Mistake(
-            "reshaped where it should be transposed",
-            lambda k, group_size, bits: _by_channel(k, group_size, bits).T.reshape(k.shape),
-            "reshape keeps the order in memory: does row 1 of your answer hold the keys of token 1?",
+            "every so many-th input in one group",
+            _by_strides,
+            "A group is so many inputs in a row. With 6 inputs in 2 groups, which are in the first?",
         ),
     ),
 )
@@ -305,100 +286,197 @@ KEYS = Exercise(
 # 11.4 -------------------------------------------------------------------------------------------------------------
 
 
-def _window_cases(generator: Generator) -> list[Case]:
-    k = torch.tensor([[0.32], [0.75], [-0.2], [1.4], [0.55], [-0.27], [0.45], [0.24]])
-    by_hand = [(k[:7], 3, 1, 4), (k, 3, 0, 4), (k[:4], 4, 2, 4), (k[:6], 3, 7, 4)]
+def _split_case(
+    generator: Generator, tokens: int, outputs: int, inputs: int, splits: int
+) -> tuple[Tensor, Tensor, int]:
+    x, w = (torch.randn(rows, inputs, generator=generator) for rows in (tokens, outputs))
+    return x, w, splits
+
+
+def _split_cases(generator: Generator) -> list[Case]:
+    x = torch.ones(1, 3 * BLOCK)
+    w = torch.arange(1.0, 4.0).repeat_interleave(BLOCK)[None] / BLOCK
     sizes = [
-        (9, 3, 1, 4),
-        (8, 4, 3, 3),
-        (11, 4, 2, 4),
-        (10, 4, 2, 8),
-        (6, 3, 8, 4),
-    ]  # the last is all window
-    drawn = [
-        (_keys(generator, tokens, 3, group, bits), group, residual, bits)
-        for tokens, group, residual, bits in sizes
+        (2, 3, 4 * BLOCK, 2),
+        (1, 5, 5 * BLOCK, 3),
+        (3, 2, 600, 4),
+        (2, 2, 200, 8),
+        (1, 3, 6 * BLOCK + 40, 3),
     ]
-    return make_cases(by_hand, drawn)
+    return make_cases([(x, w, 3), (x, w, 2)], (_split_case(generator, *each) for each in sizes))
 
 
-def _coded(k: Any, start: int, stop: int, group_size: int, bits: int) -> np.ndarray:
-    """k with the tokens from start to stop coded, group by group; the last group may be short."""
-    held = f64(k).copy()
-    for t in range(start, stop, group_size):
-        part = slice(t, min(t + group_size, stop))
-        held[part] = _rounded(held[part], 0, bits)
-    return held
+def _partials(
+    x: Any, w: Any, splits: int, *, inputs: int | None = None, empty: bool = False
+) -> np.ndarray:
+    """The sums of each part; of the first `inputs` alone, with parts that are empty where those count too."""
+    inputs = inputs or np.shape(x)[1]
+    blocks = -(-inputs // BLOCK)
+    size = -(-blocks // splits) * BLOCK
+    starts = range(0, size * splits if empty else inputs, size)
+    return np.stack([f64(x)[:, start : min(start + size, inputs)] @ f64(w)[:, start : min(start + size, inputs)].T
+                     for start in starts])  # fmt: skip
 
 
-def _leaving(tokens: int, group_size: int, residual: int) -> int:
-    """How many tokens have left the window in whole groups."""
-    return max(tokens - residual, 0) // group_size * group_size
+def _added(partials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return partials, partials.sum(axis=0)
 
 
-def _held(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
-    return _coded(k, 0, _leaving(len(k), group_size, residual), group_size, bits)
+def _rounded_down(x: Any, w: Any, splits: int) -> tuple[np.ndarray, np.ndarray]:
+    blocks = -(-np.shape(x)[1] // BLOCK)
+    size = max(1, blocks // splits) * BLOCK
+    starts = range(0, min(splits, blocks) * size, size)
+    return _added(
+        np.stack(
+            [
+                f64(x)[:, start : start + size] @ f64(w)[:, start : start + size].T
+                for start in starts
+            ]
+        )
+    )
 
 
-def _held_stale(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
-    return _coded(k, len(k) - _leaving(len(k), group_size, residual), len(k), group_size, bits)
+def _dealt_out(x: Any, w: Any, splits: int) -> tuple[np.ndarray, np.ndarray]:
+    inputs = np.shape(x)[1]
+    blocks = -(-inputs // BLOCK)
+    parts = -(-blocks // -(-blocks // splits))
+    part = np.arange(inputs) // BLOCK % parts
+    return _added(np.stack([f64(x)[:, part == i] @ f64(w)[:, part == i].T for i in range(parts)]))
 
 
-def _held_stale_first(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
-    start = min(residual, len(k))
-    return _coded(k, start, start + _leaving(len(k), group_size, residual), group_size, bits)
-
-
-def _held_rounded_up(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
-    groups = -(-max(len(k) - residual, 0) // group_size)
-    return _coded(k, 0, min(groups * group_size, len(k)), group_size, bits)
-
-
-def _held_below_zero(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
-    count = (len(k) - residual) // group_size * group_size
-    return _coded(k, 0, len(k[:count]), group_size, bits)  # k[:-3]: all but the last three
-
-
-WINDOW = Exercise(
+SPLIT = Exercise(
     id="11.4",
-    title="A window of the newest tokens",
-    function="keys_held",
-    points=3,
-    cases=_window_cases,
-    reference=_held,
+    title="Split K",
+    function="split_sums",
+    points=2,
+    cases=_split_cases,
+    reference=lambda x, w, splits: _added(_partials(x, w, splits)),
+    tolerance=1e-4,
     mistakes=(
-        *(
-            Mistake(
-                "a stale window: the oldest tokens stay as they are",
-                function,
-                "Which tokens does attention look at most, the first or the last? Which are as they were in yours?",
-            )
-            for function in (_held_stale, _held_stale_first)
+        Mistake(
+            "blocks are lost: rounded down",
+            _rounded_down,
+            "Five blocks for three programs: how many blocks is 5 // 3 for each, and who has the last two?",
         ),
         Mistake(
-            "the window is forgotten",
-            lambda k, group_size, residual, bits: _held(k, group_size, 0, bits),
-            "Are the newest `residual` tokens of your answer the very numbers that came in?",
+            "programs without any work",
+            lambda x, w, splits: _added(_partials(x, w, splits, empty=True)),
+            "Five blocks, four programs, two blocks each: how many programs have something to do?",
         ),
         Mistake(
-            "an incomplete group is coded",
-            lambda k, group_size, residual, bits: _coded(
-                k, 0, max(len(k) - residual, 0), group_size, bits
+            "the last, incomplete block is left out",
+            lambda x, w, splits: _added(
+                _partials(x, w, splits, inputs=max(BLOCK, np.shape(x)[1] // BLOCK * BLOCK))
             ),
-            "A group gets its scale once and for all: what if the largest of its tokens is still to come?",
+            "How many blocks are 200 inputs: 200 // 128? What becomes of the last 72?",
         ),
         Mistake(
-            "a group is coded while some of it is in the window",
-            _held_rounded_up,
-            "When has the LAST token of a group left the window? Before that, its group has to wait.",
+            "blocks dealt out in turn",
+            _dealt_out,
+            "A program reads its blocks one behind the other in memory: which two does program 0 have of four?",
         ),
         Mistake(
-            "a negative number of tokens has left the window",
-            _held_below_zero,
-            "A text of six tokens, a window of seven: how many have left it, and what does k[:-3] take?",
+            "the last program's sums for all",
+            lambda x, w, splits: (_partials(x, w, splits), _partials(x, w, splits)[-1]),
+            "Who adds up? If each program overwrites y, whose sums are left in it?",
         ),
     ),
 )
 
 
-SHEET = Sheet("11", "The KV cache", (SIZE, ATTENTION, KEYS, WINDOW))
+# 11.5 -------------------------------------------------------------------------------------------------------------
+
+
+def _matvec_case(
+    generator: Generator, rows: int, inputs: int, group_size: int
+) -> tuple[Tensor, ...]:
+    x = torch.randn(inputs, generator=generator)
+    packed = whole(generator, 0, 255, rows, -(-inputs // 2)).to(torch.uint8)
+    scale = uniform(generator, 0.01, 0.1, rows, inputs // group_size)
+    return x, packed, scale, _zero_points(generator, *scale.shape)
+
+
+def _matvec_cases(generator: Generator) -> list[Case]:
+    by_hand = (
+        torch.tensor([1.0, 2.0, -1.0, 0.5]),
+        torch.tensor([[0x89, 0xF3]], dtype=torch.uint8),
+        torch.tensor([[0.5]]),
+        torch.tensor([[7]], dtype=torch.uint8),
+    )
+    even_groups = [(3, 64, 32), (33, 20, 10), (2, 160, 80)]  # several blocks of rows, and of inputs
+    odd_groups = [
+        (4, 105, 35),
+        (3, 75, 15),
+        (1, 45, 45),
+    ]  # the codes of a byte may belong to two groups
+    sizes = [
+        *even_groups,
+        *odd_groups,
+    ]  # small: an interpreter takes milliseconds for each block of a kernel
+    return make_cases([by_hand], (_matvec_case(generator, *each) for each in sizes))
+
+
+def _matvec(
+    x: Any, packed: Any, scale: Any, zero_point: Any, *, order: tuple[int, int] = (0, 4)
+) -> np.ndarray:
+    """By groups; the codes of even and of odd k begin at these bits of their byte."""
+    nibbles = np.asarray(packed, np.int64)[:, :, None] >> np.array(order) & 15  # (rows, bytes, 2)
+    return _by_groups(x, nibbles.reshape(len(packed), -1)[:, : len(x)], zero_point, scale)[1]
+
+
+def _whole_blocks(block: int) -> Callable[..., np.ndarray]:
+    def matvec(x: Any, packed: Any, scale: Any, zero_point: Any) -> np.ndarray:
+        seen = np.arange(len(x)) < len(x) // block * block
+        return _matvec(np.where(seen, f64(x), 0), packed, scale, zero_point)
+
+    return matvec
+
+
+MATVEC = Exercise(
+    id="11.5",
+    title="A kernel of your own",
+    function="int4_matvec",
+    points=4,
+    cases=_matvec_cases,
+    reference=_matvec,
+    tolerance=1e-4,
+    mistakes=(
+        Mistake(
+            "the high nibble first",
+            lambda *args: _matvec(*args, order=(4, 0)),
+            "In which half of its byte is code 0? What does byte & 15 give?",
+        ),
+        Mistake(
+            "8 for every zero point",
+            lambda x, packed, scale, zero_point: _matvec(
+                x, packed, scale, np.full(np.shape(scale), 8)
+            ),
+            "Each group of each row has a zero point of its own: is yours loaded at the same place as its scale?",
+        ),
+        Mistake(
+            "one row's scales for all",
+            lambda x, packed, scale, zero_point: _matvec(
+                x, packed, np.repeat(f64(scale)[:1], len(scale), 0), zero_point
+            ),
+            "The scales of row n begin n times the number of groups behind those of row 0: do yours?",
+        ),
+        Mistake(
+            "one group's scale for the whole row",
+            lambda x, packed, scale, zero_point: _matvec(
+                x, packed, np.repeat(f64(scale)[:, :1], np.shape(scale)[1], 1), zero_point
+            ),
+            "k runs through several groups: does the place from which you load the scale change with it?",
+        ),
+        *(
+            Mistake(
+                "the last, incomplete block is left out",
+                _whole_blocks(block),
+                "77 inputs in blocks of 32: where does your loop end, and what has to say which inputs there are?",
+            )
+            for block in (16, 32, 64, 128)
+        ),
+    ),
+)
+
+
+SHEET = Sheet("11", "An INT4 kernel", (PACK, MAGIC, GROUPS, SPLIT, MATVEC))

@@ -1,102 +1,107 @@
-"""Sheet 12, quantization-aware training: cases, references, tolerances, points and known mistakes.
+"""Sheet 12, the KV cache: cases, references, tolerances, points and known mistakes.
 
-Values stay a twentieth of a step from where a code or a gradient changes. In 12.2 none lies within half a step beyond
-an end, where LSQ's rule and that of 12.1 part. Cases are drawn until they tell the mistakes apart.
+Keys of 12.3 and 12.4 stay a twentieth of a step from a tie, as on sheet 01. In 12.1 no two factors that one can forget
+or confuse are alike, so each mistake has a size of its own.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, found, make_cases, pick, qmax, telling, uniform, whole
+from qcourse.checks.common import f64, make_cases, pick, qmax, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
-
-
-def _until(draw: Callable[[], tuple], good: Callable[[tuple], bool]) -> tuple:
-    while not good(args := draw()):
-        pass
-    return args
-
-
-def _ends(bits: int) -> tuple[int, int]:
-    return -qmax(bits) - 1, qmax(bits)
-
 
 # 12.1 -------------------------------------------------------------------------------------------------------------
 
 
-def _ste_case(generator: Generator, bits: int) -> tuple[Tensor, float, int, Tensor]:
-    """Values on codes from twice the lowest to twice the highest, the ends among them, and some just beyond."""
-    qmin, top = _ends(bits)
-    scale = pick(generator, 0.05, 0.3, 2.5)
-    codes = torch.cat([whole(generator, 2 * qmin, 2 * top, 6), torch.tensor([qmin, top, top])])
-    steps = codes + uniform(generator, -0.45, 0.45, 9)
-    steps = torch.cat([steps, torch.tensor([qmin - 0.3, top + 0.3, qmin - 0.7, top + 0.7])])
-    return scale * steps, scale, bits, uniform(generator, 0.5, 2.0, 13) * pick(generator, -1, 1)
+def _size_cases(generator: Generator) -> list[Case]:
+    by_hand = [
+        (2, 4, 2, 8, 10, 3, 8, 16),
+        (32, 32, 32, 128, 4096, 3, 8, 32),
+        (80, 64, 16, 128, 1000, 5, 4, 128),
+    ]
+    drawn = [
+        (
+            pick(generator, 6, 24, 48),
+            pick(generator, 2, 4) * kv_heads,
+            kv_heads,
+            64,
+            int(whole(generator, 100, 9000)),
+            pick(generator, 3, 5, 7),
+            pick(generator, 2, 4, 8),
+            pick(generator, 32, 64),
+        )
+        for kv_heads in (2, 4, 8)
+    ]
+    return make_cases(by_hand, drawn)
 
 
-def _ste_cases(generator: Generator) -> list[Case]:
-    x, grad = torch.tensor([-9.0, -8.3, 0.4, 7.4, 7.6]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    weights = torch.tensor([-0.51, 0.02, 0.33, -0.18, 0.6])
-    by_hand = [(x, 1.0, 4, grad), (weights, 0.21, 3, grad), (x, 4.0, 2, -grad)]
-    return make_cases(by_hand, (_ste_case(generator, bits) for bits in (2, 3, 4)))
+def _size(numbers: float, bits: float, group_size: int) -> float:
+    return numbers * bits / 8 + numbers / group_size * 2
 
 
-def _passing(
-    passes: Callable[..., Any], times: Callable[[float], float] = lambda scale: 1
-) -> Callable[..., np.ndarray]:
-    """The gradient where v = x / scale, its code and the ends say so, perhaps multiplied by something."""
-
-    def gradient(x: Any, scale: float, bits: int, grad: Any) -> np.ndarray:
-        v = f64(x) / scale
-        return f64(grad) * passes(v, np.rint(v), *_ends(bits)) * times(scale)
-
-    return gradient
+def _numbers(layers: int, heads: int, head_dim: int, tokens: int, batch: int) -> int:
+    return 2 * layers * heads * head_dim * tokens * batch
 
 
-def _inside(v: np.ndarray, code: np.ndarray, qmin: int, top: int) -> np.ndarray:
-    return (code >= qmin) & (code <= top)
-
-
-STE = Exercise(
+SIZE = Exercise(
     id="12.1",
-    title="Straight through",
-    function="gradient_through",
+    title="The size of a cache",
+    function="cache_bytes",
     points=1,
-    cases=_ste_cases,
-    reference=_passing(_inside),
+    cases=_size_cases,
+    reference=lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
+        _numbers(layers, kv_heads, dim, tokens, batch), bits, group
+    ),
     mistakes=(
         Mistake(
-            "the gradient of rounding is left at zero",
-            _passing(lambda v, code, qmin, top: False),
-            "The true slope of rounding is 0 and teaches nothing: which slope has the line through the stairs?",
+            "keys or values, not both",
+            lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
+                _numbers(layers, kv_heads, dim, tokens, batch) / 2, bits, group
+            ),
+            "A token leaves two things behind in each layer: which are they, and is there room for both?",
         ),
         Mistake(
-            "the gradient passes beyond the ends as well",
-            _passing(lambda v, code, qmin, top: True),
-            "Far beyond the last mark x may move as it likes: does what comes out move with it?",
+            "the query heads are counted",
+            lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
+                _numbers(layers, query_heads, dim, tokens, batch), bits, group
+            ),
+            "Are queries kept? Several query heads share one key-value head: how many keys has a token then?",
         ),
         Mistake(
-            "nothing passes at the ends themselves",
-            _passing(lambda v, code, qmin, top: (code > qmin) & (code < top)),
-            "With an amax scale the largest weight has the code qmax. Is it clipped? May it never move again?",
-        ),
-        Mistake(
-            "x is held against the ends, not its code",
-            _passing(lambda v, code, qmin, top: (v >= qmin) & (v <= top)),
-            "At 4 bits 7.4 steps round to the code 7: is that code on the grid?",
+            "one text instead of the batch",
+            lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
+                _numbers(layers, kv_heads, dim, tokens, 1), bits, group
+            ),
+            "The weights serve all texts at once: can two texts share their keys as well?",
         ),
         *(
             Mistake(
-                "the scale is left in the gradient",
-                _passing(_inside, times),
-                "x is divided by the scale on the way in: what happens to the code on the way out?",
+                "bits for bytes",
+                function,
+                "How many bytes are 8 bits?",
             )
-            for times in (lambda scale: scale, lambda scale: 1 / scale)
+            for function in (
+                lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: _size(
+                    _numbers(layers, kv_heads, dim, tokens, batch), 8 * bits, group
+                ),
+                lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: (
+                    8 * _size(_numbers(layers, kv_heads, dim, tokens, batch), bits, group)
+                ),
+                lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: (
+                    _numbers(layers, kv_heads, dim, tokens, batch) * (bits + 16 / group)
+                ),
+            )
+        ),
+        Mistake(
+            "the scales are left out",
+            lambda layers, query_heads, kv_heads, dim, tokens, batch, bits, group: (
+                _numbers(layers, kv_heads, dim, tokens, batch) * bits / 8
+            ),
+            "Nobody can read codes alone: what is kept for each group besides them, and how many groups are there?",
         ),
     ),
 )
@@ -105,101 +110,103 @@ STE = Exercise(
 # 12.2 -------------------------------------------------------------------------------------------------------------
 
 
-def _lsq_case(generator: Generator, bits: int) -> tuple[Tensor, float, int, Tensor]:
-    """Five values inside, two beyond the upper end, one beyond the lower."""
-    qmin, top = _ends(bits)
-    inside = uniform(generator, qmin + 0.05, top - 0.05, 5)
-    beyond = torch.tensor([top, top, qmin]) + torch.tensor([1, 1, -1]) * uniform(
-        generator, 0.6, 3.0, 3
+def _attention_case(generator: Generator, new: int, past: int, dim: int) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.randn(tokens, dim, generator=generator) for tokens in (new, new, new, past, past)
     )
-    scale = pick(generator, 0.1, 0.4, 1.5)
-    return torch.cat([inside, beyond]) * scale, scale, bits, uniform(generator, -2.0, 2.0, 8)
 
 
-def _far_from_ties(args: tuple) -> bool:
-    v = f64(args[0]) / args[1]
-    return bool((np.abs(v - np.floor(v) - 0.5) > 0.05).all())
+def _attention_cases(generator: Generator) -> list[Case]:
+    q = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    k, v = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    k_cache, v_cache = torch.tensor([[0.0, 0.0]]), torch.tensor([[8.0, 8.0]])
+    sizes = [(1, 3, 4), (3, 2, 4), (2, 5, 9), (4, 1, 4), (3, 0, 4)]  # the last one has no past
+    drawn = [_attention_case(generator, *size) for size in sizes]
+    return make_cases([(q, k, v, k_cache, v_cache)], drawn)
 
 
-def _large(args: tuple) -> bool:
-    """Whether no answer in the bank is near 0, where float32 has no digits left of a sum that cancels."""
-    return all(abs(answer[0]) > 0.3 for _, answer in found(LSQ, args))
+def _attention(
+    q: Any, k: np.ndarray, v: np.ndarray, diagonal: int | None, divisor: float | None = None
+) -> np.ndarray:
+    """softmax(q k^T / sqrt(dim)) v, where query i sees the first i + 1 + diagonal tokens; all where that is None."""
+    fits = f64(q) @ k.T / (np.sqrt(k.shape[1]) if divisor is None else divisor)
+    return (
+        _softmax(fits if diagonal is None else np.where(_mask(fits, diagonal), fits, -np.inf)) @ v
+    )
 
 
-def _lsq_cases(generator: Generator) -> list[Case]:
-    by_hand = [
-        (torch.tensor([0.6, 1.4, 30.0]), 1.0, 4, torch.tensor([1.0, 1.0, 1.0])),
-        (torch.tensor([0.9, -0.2, -3.0]), 0.5, 2, torch.tensor([2.0, -1.0, 1.5])),
-    ]
-    drawn = [
-        _until(
-            partial(_lsq_case, generator, bits),
-            lambda args: (
-                _far_from_ties(args) and _large(args) and telling(LSQ, args, apart=0.1, pairs=False)
-            ),
-        )
-        for bits in (2, 3, 4)
-    ]
-    return make_cases(by_hand, drawn)
+def _mask(fits: np.ndarray, diagonal: int) -> np.ndarray:
+    return np.tri(len(fits), fits.shape[1], diagonal, dtype=bool)
 
 
-def _pulling(
-    inside: Callable[..., Any],
-    beyond: Callable[..., Any] = lambda v, end: end,
-    together: Callable[[np.ndarray], float] = np.sum,
-) -> Callable[..., float]:
-    """All pulls at the scale together; each is grad times a slope, one inside the ends and one beyond."""
-
-    def gradient(x: Any, scale: float, bits: int, grad: Any) -> float:
-        v, (qmin, top) = f64(x) / scale, _ends(bits)
-        slopes = np.where(
-            (v >= qmin) & (v <= top), inside(v, np.rint(v)), beyond(v, v.clip(qmin, top))
-        )
-        return together(f64(grad) * slopes)
-
-    return gradient
+def _softmax(fits: np.ndarray, axis: int = 1) -> np.ndarray:
+    with np.errstate(
+        invalid="ignore"
+    ):  # NaN for a token that sees nothing, which is one of the mistakes
+        weights = np.exp(fits - fits.max(axis=axis, keepdims=True))
+        return weights / weights.sum(axis=axis, keepdims=True)
 
 
-def _rounding(v: np.ndarray, code: np.ndarray) -> np.ndarray:
-    return code - v
+def _behind(cache: Any, new: Any) -> np.ndarray:
+    return np.concatenate([f64(cache), f64(new)])
 
 
-LSQ = Exercise(
+def _seen(beyond: int | None, divisor: float | None = None) -> Callable[..., np.ndarray]:
+    """Attention over the cache and the new tokens, with so many tokens beyond a query's own; all of them for None."""
+
+    def attend(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any) -> np.ndarray:
+        diagonal = None if beyond is None else len(k_cache) + beyond
+        return _attention(q, _behind(k_cache, k), _behind(v_cache, v), diagonal, divisor)
+
+    return attend
+
+
+def _weighed(weights: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    """Attention whose weights are a function of the fits and of who sees whom."""
+
+    def attend(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any) -> np.ndarray:
+        keys = _behind(k_cache, k)
+        fits = f64(q) @ keys.T / np.sqrt(keys.shape[1])
+        return weights(fits, _mask(fits, len(k_cache))) @ _behind(v_cache, v)
+
+    return attend
+
+
+ATTENTION = Exercise(
     id="12.2",
-    title="The slope of a scale",
-    function="scale_gradient",
-    points=3,
-    cases=_lsq_cases,
-    reference=_pulling(_rounding),
+    title="Attention with a cache",
+    function="attend",
+    points=2,
+    cases=_attention_cases,
+    reference=_seen(0),
     tolerance=1e-4,
     mistakes=(
         Mistake(
-            "the codes alone",
-            _pulling(lambda v, code: code),
-            "s stands twice in s round(x / s): what does the product rule add to round(v)?",
+            "the mask forgets the cache",
+            lambda q, k, v, k_cache, v_cache: _attention(
+                q, _behind(k_cache, k), _behind(v_cache, v), 0
+            ),
+            "The first of the new tokens is not token 0 of the text: how many stand before it?",
         ),
         Mistake(
-            "what is clipped does not pull",
-            _pulling(_rounding, lambda v, end: 0),
-            "Beyond the end x_hat is qmax times s: does it not change when s does?",
-        ),
-        *(
-            Mistake(
-                "beyond the ends as inside",
-                _pulling(_rounding, beyond),
-                "Where x is clipped, x_hat = s qmax. Does x stand in that? Which slope has it by s?",
-            )
-            for beyond in (lambda v, end: end - v, lambda v, end: np.rint(v) - v)
+            "a token does not see itself",
+            _seen(-1),
+            "How many tokens may the first new one see, if the cache holds three? Count the token itself.",
         ),
         Mistake(
-            "the sign of what is inside",
-            _pulling(lambda v, code: v - code),
-            "A value of 0.6 steps has the code 1. If s grows a little, does 1 times s grow or shrink?",
+            "a token sees the one after it",
+            _seen(1),
+            "Count the tokens that the first new one may see: is the last of them the token itself?",
         ),
         Mistake(
-            "the mean for the sum",
-            _pulling(_rounding, together=np.mean),
-            "Each value pulls at the one scale. By the chain rule, are pulls added or averaged?",
+            "a fit of 0 where a token is not seen",
+            _weighed(lambda fits, seen: _softmax(fits * seen)),
+            "What does the softmax make of a fit of 0: a weight of 0?",
+        ),
+        Mistake(
+            "the softmax runs over the new tokens",
+            _weighed(lambda fits, seen: _softmax(np.where(seen, fits, -np.inf), axis=0)),
+            "Each new token shares out one weight among those that it sees: along which axis of the fits are they?",
         ),
     ),
 )
@@ -208,54 +215,88 @@ LSQ = Exercise(
 # 12.3 -------------------------------------------------------------------------------------------------------------
 
 
-def _step_cases(generator: Generator) -> list[Case]:
-    by_hand = [(torch.tensor([0.1, 0.5]), torch.tensor([3.0, -2.0]), 0.05)]
-    drawn = [
-        _until(
-            lambda: (
-                uniform(generator, 0.05, 0.6, 4),
-                uniform(generator, -4, 4, 4),
-                pick(generator, 0.1, 0.3),
-            ),
-            lambda args: (args[0] < args[2] * args[1]).any() and telling(STEP, args, apart=0.01),
-        )
-        for _ in range(3)
-    ]
-    return make_cases(by_hand, drawn)
+def _keys(generator: Generator, tokens: int, channels: int, group_size: int, bits: int) -> Tensor:
+    """Keys (tokens, channels) of which each group of a channel has an extreme code and none lies near a tie."""
+    groups = -(-tokens // group_size)
+    shape = groups, group_size, channels
+    steps = whole(generator, 1 - qmax(bits), qmax(bits) - 1, *shape) + uniform(
+        generator, -0.45, 0.45, *shape
+    )
+    steps[:, 0] = qmax(bits) * (2 * whole(generator, 0, 1, groups, channels) - 1)
+    scales = uniform(generator, 0.05, 1.0, groups, 1, channels) * uniform(
+        generator, 0.2, 3.0, channels
+    )
+    return (steps * scales).reshape(-1, channels)[:tokens].contiguous()
 
 
-STEP = Exercise(
+def _key_cases(generator: Generator) -> list[Case]:
+    k = torch.tensor([[0.3, 8.1], [-0.4, 7.2], [0.24, -0.7], [0.1, 7.6]])
+    drawn = [_keys(generator, *shape) for shape in ((8, 4, 4, 4), (6, 6, 3, 3), (12, 4, 2, 8))]
+    sizes = [(4, 4), (3, 3), (2, 8)]
+    return make_cases([(k, 2, 4)], ((x, *size) for x, size in zip(drawn, sizes, strict=True)))
+
+
+def _rounded(
+    x: np.ndarray, axis: int | tuple[int, ...], bits: int, size: Callable[..., Any] = np.abs
+) -> np.ndarray:
+    """x on the grids of ranges along an axis, which shares its scale."""
+    amax = size(x).max(axis=axis, keepdims=True)
+    scale = np.where(amax == 0, 1, amax) / qmax(bits)
+    return scale * np.rint(x / scale).clip(-qmax(bits) - 1, qmax(bits))
+
+
+def _by_channel(
+    k: Any, group_size: int, bits: int, size: Callable[..., Any] = np.abs
+) -> np.ndarray:
+    return _rounded(f64(k).reshape(-1, group_size, np.shape(k)[1]), 1, bits, size).reshape(k.shape)
+
+
+def _by_token_in_groups(k: Any, group_size: int, bits: int) -> np.ndarray:
+    return _rounded(f64(k).reshape(len(k), -1, group_size), 2, bits).reshape(k.shape)
+
+
+def _by_block(k: Any, group_size: int, bits: int) -> np.ndarray:
+    return _rounded(f64(k).reshape(-1, group_size, np.shape(k)[1]), (1, 2), bits).reshape(k.shape)
+
+
+KEYS = Exercise(
     id="12.3",
-    title="A scale stays above 0",
-    function="step_scale",
-    points=1,
-    cases=_step_cases,
-    reference=lambda scale, grad, rate: f64(scale) * np.exp(-rate * f64(scale) * f64(grad)),
+    title="Keys by channel",
+    function="round_keys",
+    points=2,
+    cases=_key_cases,
+    reference=_by_channel,
     mistakes=(
-        Mistake(
-            "a step on the scale, not on its logarithm",
-            lambda scale, grad, rate: f64(scale) - rate * f64(grad),
-            "What becomes of a scale of 0.1, a slope of 3 and a rate of 0.05? What is it that is learned?",
+        *(
+            Mistake(
+                "keys by token",
+                function,
+                "A channel that is loud at every token sets the step for all who share its scale: who does, in yours?",
+            )
+            for function in (
+                _by_token_in_groups,
+                lambda k, group_size, bits: _rounded(f64(k), 1, bits),
+            )
         ),
         Mistake(
-            "the slope by s for the slope by log s",
-            lambda scale, grad, rate: f64(scale) * np.exp(-rate * f64(grad)),
-            "s = exp(t): what is d s / d t, and so the slope of the loss by t?",
+            "one scale a channel for all tokens",
+            lambda k, group_size, bits: _rounded(f64(k), 0, bits),
+            "A cache grows: must the first tokens be rounded anew when a later one is larger? What is a group for?",
         ),
         Mistake(
-            "divided by s where it should be multiplied",
-            lambda scale, grad, rate: f64(scale) * np.exp(-rate * f64(grad) / f64(scale)),
-            "d log s / d s is 1 / s; here the loss changes with log s. Which way round does the chain go?",
+            "the channels of a group share a scale",
+            _by_block,
+            "In a group, over which axis does your amax run: the tokens only, or the channels as well?",
         ),
         Mistake(
-            "uphill",
-            lambda scale, grad, rate: f64(scale) * np.exp(rate * f64(scale) * f64(grad)),
-            "A positive slope says that a larger scale makes the loss larger: where should it go?",
+            "the largest number for the largest magnitude",
+            lambda k, group_size, bits: _by_channel(k, group_size, bits, np.positive),
+            "What is the amax of 0.3 and -0.4, and which of the two has the code 7 or -7?",
         ),
         Mistake(
-            "the logarithm is returned",
-            lambda scale, grad, rate: np.log(f64(scale)) - rate * f64(scale) * f64(grad),
-            "The quantizer divides by the scale: what have you got, and what is asked for?",
+            "reshaped where it should be transposed",
+            lambda k, group_size, bits: _by_channel(k, group_size, bits).T.reshape(k.shape),
+            "reshape keeps the order in memory: does row 1 of your answer hold the keys of token 1?",
         ),
     ),
 )
@@ -264,150 +305,100 @@ STEP = Exercise(
 # 12.4 -------------------------------------------------------------------------------------------------------------
 
 
-def _clear(args: tuple) -> bool:
-    """Whether no magnitude is near where a code changes, for any of the scales and cuts that are in the bank.
-
-    Nor is the mean of w near 0, where float32 has few digits left of it.
-    """
-    magnitude = np.abs(f64(args[0]))
-    scales = (magnitude.mean(), magnitude.max(), abs(f64(args[0]).mean()))
-    if scales[2] < 0.02:
-        return False
-    edges = np.array([half * scale for scale in scales for half in (0.5, 1.0, 1.5, 2.5, 3.5)])
-    return bool(
-        (np.abs(magnitude.reshape(-1, 1) - edges) > 1e-3)[magnitude.ravel() < magnitude.max()].all()
-    )
-
-
-def _weights(generator: Generator, shape: tuple[int, ...]) -> tuple[Tensor]:
-    return (0.3 * torch.randn(shape, generator=generator),)
-
-
-def _ternary_cases(generator: Generator) -> list[Case]:
-    by_hand = [
-        (torch.tensor([0.9, -0.2, 0.1, -1.2]),),
-        (torch.tensor([[0.5, -0.2], [0.01, -0.35]]),),
-    ]
+def _window_cases(generator: Generator) -> list[Case]:
+    k = torch.tensor([[0.32], [0.75], [-0.2], [1.4], [0.55], [-0.27], [0.45], [0.24]])
+    by_hand = [(k[:7], 3, 1, 4), (k, 3, 0, 4), (k[:4], 4, 2, 4), (k[:6], 3, 7, 4)]
+    sizes = [
+        (9, 3, 1, 4),
+        (8, 4, 3, 3),
+        (11, 4, 2, 4),
+        (10, 4, 2, 8),
+        (6, 3, 8, 4),
+    ]  # the last is all window
     drawn = [
-        _until(
-            partial(_weights, generator, shape),
-            lambda args: _clear(args) and telling(TERNARY, args, apart=0.01),
-        )
-        for shape in ((3, 4), (16,), (2, 12))
+        (_keys(generator, tokens, 3, group, bits), group, residual, bits)
+        for tokens, group, residual, bits in sizes
     ]
     return make_cases(by_hand, drawn)
 
 
-def _cut(w: Any, scale: float, edge: float) -> tuple[np.ndarray, float]:
-    """The signs of what is beyond an edge, and the scale."""
-    return np.sign(f64(w)) * (np.abs(f64(w)) > edge), scale
+def _coded(k: Any, start: int, stop: int, group_size: int, bits: int) -> np.ndarray:
+    """k with the tokens from start to stop coded, group by group; the last group may be short."""
+    held = f64(k).copy()
+    for t in range(start, stop, group_size):
+        part = slice(t, min(t + group_size, stop))
+        held[part] = _rounded(held[part], 0, bits)
+    return held
 
 
-def _absmean(w: Any) -> float:
-    return np.abs(f64(w)).mean()
+def _leaving(tokens: int, group_size: int, residual: int) -> int:
+    """How many tokens have left the window in whole groups."""
+    return max(tokens - residual, 0) // group_size * group_size
 
 
-def _by_signed_mean(w: Any) -> tuple[np.ndarray, float]:
-    scale = f64(w).mean()
-    return np.rint(f64(w) / scale).clip(-1, 1), scale
+def _held(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
+    return _coded(k, 0, _leaving(len(k), group_size, residual), group_size, bits)
 
 
-TERNARY = Exercise(
+def _held_stale(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
+    return _coded(k, len(k) - _leaving(len(k), group_size, residual), len(k), group_size, bits)
+
+
+def _held_stale_first(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
+    start = min(residual, len(k))
+    return _coded(k, start, start + _leaving(len(k), group_size, residual), group_size, bits)
+
+
+def _held_rounded_up(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
+    groups = -(-max(len(k) - residual, 0) // group_size)
+    return _coded(k, 0, min(groups * group_size, len(k)), group_size, bits)
+
+
+def _held_below_zero(k: Any, group_size: int, residual: int, bits: int) -> np.ndarray:
+    count = (len(k) - residual) // group_size * group_size
+    return _coded(k, 0, len(k[:count]), group_size, bits)  # k[:-3]: all but the last three
+
+
+WINDOW = Exercise(
     id="12.4",
-    title="Three levels",
-    function="ternary",
-    points=2,
-    cases=_ternary_cases,
-    reference=lambda w: _cut(w, _absmean(w), _absmean(w) / 2),
+    title="A window of the newest tokens",
+    function="keys_held",
+    points=3,
+    cases=_window_cases,
+    reference=_held,
     mistakes=(
-        Mistake(
-            "the largest magnitude for the mean",
-            lambda w: _cut(w, np.abs(f64(w)).max(), np.abs(f64(w)).max() / 2),
-            "With amax most weights round to 0. Which scale has BitNet?",
+        *(
+            Mistake(
+                "a stale window: the oldest tokens stay as they are",
+                function,
+                "Which tokens does attention look at most, the first or the last? Which are as they were in yours?",
+            )
+            for function in (_held_stale, _held_stale_first)
         ),
         Mistake(
-            "the mean of w, not of |w|",
-            _by_signed_mean,
-            "Weights are as often negative as positive: how large is their mean?",
+            "the window is forgotten",
+            lambda k, group_size, residual, bits: _held(k, group_size, 0, bits),
+            "Are the newest `residual` tokens of your answer the very numbers that came in?",
         ),
         Mistake(
-            "cut at the scale, not at half of it",
-            lambda w: _cut(w, _absmean(w), _absmean(w)),
-            "0.6 of a scale: is it nearer to 0 or to 1?",
+            "an incomplete group is coded",
+            lambda k, group_size, residual, bits: _coded(
+                k, 0, max(len(k) - residual, 0), group_size, bits
+            ),
+            "A group gets its scale once and for all: what if the largest of its tokens is still to come?",
         ),
         Mistake(
-            "the codes are not saturated",
-            lambda w: (np.rint(f64(w) / _absmean(w)), _absmean(w)),
-            "A weight of twice the mean rounds to 2: is that one of the three levels?",
+            "a group is coded while some of it is in the window",
+            _held_rounded_up,
+            "When has the LAST token of a group left the window? Before that, its group has to wait.",
         ),
         Mistake(
-            "two levels",
-            lambda w: _cut(w, _absmean(w), 0),
-            "Which weights get the code 0?",
+            "a negative number of tokens has left the window",
+            _held_below_zero,
+            "A text of six tokens, a window of seven: how many have left it, and what does k[:-3] take?",
         ),
     ),
 )
 
 
-# 12.5 -------------------------------------------------------------------------------------------------------------
-
-
-def _trits_cases(generator: Generator) -> list[Case]:
-    by_hand = [[1, 0, -1, 1, 1], [1, 0, -1, 1, 1, -1], [1, 1]]
-    drawn = [whole(generator, -1, 1, length).tolist() for length in (10, 13, 24)]
-    ends = [
-        [*codes[:-2], 1, 0] for codes in drawn
-    ]  # whoever turns or drops the last byte is found out
-    return make_cases(by_hand, ends, torch.int8)
-
-
-def _in_base(digits: np.ndarray, powers: tuple[int, ...], fill: int = 0) -> np.ndarray:
-    missing = -len(digits) % len(powers)
-    padded = np.pad(digits, (0, missing), constant_values=fill).reshape(-1, len(powers))
-    return (padded @ np.array(powers) % 256).astype(np.uint8)
-
-
-def _digits(codes: Any) -> np.ndarray:
-    return np.asarray(codes).astype(np.int64) + 1
-
-
-THREES = (1, 3, 9, 27, 81)
-
-TRITS = Exercise(
-    id="12.5",
-    title="Five to a byte",
-    function="pack_trits",
-    points=2,
-    cases=_trits_cases,
-    reference=lambda codes: _in_base(_digits(codes), THREES),
-    mistakes=(
-        Mistake(
-            "the first digit is the highest",
-            lambda codes: _in_base(_digits(codes), THREES[::-1]),
-            "In a byte of the course the first code is the lowest digit: by which power of 3 is it multiplied?",
-        ),
-        Mistake(
-            "the codes are not shifted",
-            lambda codes: _in_base(_digits(codes) - 1, THREES),
-            "The digits of a number in base 3 are 0, 1 and 2: which code is which?",
-        ),
-        Mistake(
-            "two bits a code",
-            lambda codes: _in_base(_digits(codes), (1, 4, 16, 64)),
-            "How many codes are in a byte of yours? How many values of the byte are never used?",
-        ),
-        Mistake(
-            "the rest is dropped",
-            lambda codes: _in_base(_digits(codes)[: len(codes) // 5 * 5], THREES),
-            "Six codes, five to a byte: how many bytes does it take to keep all six?",
-        ),
-        Mistake(
-            "the last byte is filled up with zeros",
-            lambda codes: _in_base(_digits(codes), THREES, fill=1),
-            "What is missing in the last byte counts as the digit 0: which code is that?",
-        ),
-    ),
-)
-
-
-SHEET = Sheet("12", "Quantization-aware training", (STE, LSQ, STEP, TERNARY, TRITS))
+SHEET = Sheet("12", "The KV cache", (SIZE, ATTENTION, KEYS, WINDOW))

@@ -1,43 +1,19 @@
-"""Sheet 13, sparsity and distillation: cases, references, tolerances, points and known mistakes.
+"""Sheet 13, quantization-aware training: cases, references, tolerances, points and known mistakes.
 
-What is ranked is never close to a tie: float32 and float64 keep the same weights, also in 13.5 at every step of the
-mistakes that choose again. Cases are drawn until they tell the mistakes apart.
+Values stay a twentieth of a step from where a code or a gradient changes. In 13.2 none lies within half a step beyond
+an end, where LSQ's rule and that of 13.1 part. Cases are drawn until they tell the mistakes apart.
 """
 
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, pick, telling, telling_rows, uniform
+from qcourse.checks.common import f64, found, make_cases, pick, qmax, telling, uniform, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
-
-RUN = 4  # neighbours
-KEPT = 2  # of them
-CANDIDATES = 300  # rows of which those are taken that suit
-
-
-def _top(score: Any, *, keep: int = KEPT, run: int = RUN) -> np.ndarray:
-    """True for the `keep` highest of each run along the last axis."""
-    runs = f64(score).reshape(-1, run)
-    ranks = (-runs).argsort(axis=1).argsort(axis=1)
-    return (ranks < keep).reshape(np.shape(score))
-
-
-def _clear(score: Any) -> bool:
-    """Whether in no run the second and the third are close."""
-    return bool(_clear_rows(score).all())
-
-
-def _clear_rows(score: Any) -> np.ndarray:
-    """In which rows the second and the third of no run are close, (rows,)."""
-    ordered = np.sort(f64(score).reshape(len(score), -1, RUN), axis=2)
-    gaps = ordered[..., -KEPT] - ordered[..., -KEPT - 1]  # (rows, runs)
-    return (gaps > 0.02 * np.abs(score).max()).all(axis=1)
 
 
 def _until(draw: Callable[[], tuple], good: Callable[[tuple], bool]) -> tuple:
@@ -46,64 +22,81 @@ def _until(draw: Callable[[], tuple], good: Callable[[tuple], bool]) -> tuple:
     return args
 
 
+def _ends(bits: int) -> tuple[int, int]:
+    return -qmax(bits) - 1, qmax(bits)
+
+
 # 13.1 -------------------------------------------------------------------------------------------------------------
 
 
-def _bits_cases(generator: Generator) -> list[Case]:
-    by_hand = [(4, 2, 4, 32), (16, 2, 4, 128), (8, 5, 6, 64)]
-    drawn = [
-        (pick(generator, 3, 4, 8), pick(generator, *keeps), m, pick(generator, 32, 64, 128))
-        for m, keeps in ((8, (3, 5)), (10, (3, 7)), (16, (3, 5)))
-    ]
-    return make_cases(by_hand, drawn)
+def _ste_case(generator: Generator, bits: int) -> tuple[Tensor, float, int, Tensor]:
+    """Values on codes from twice the lowest to twice the highest, the ends among them, and some just beyond."""
+    qmin, top = _ends(bits)
+    scale = pick(generator, 0.05, 0.3, 2.5)
+    codes = torch.cat([whole(generator, 2 * qmin, 2 * top, 6), torch.tensor([qmin, top, top])])
+    steps = codes + uniform(generator, -0.45, 0.45, 9)
+    steps = torch.cat([steps, torch.tensor([qmin - 0.3, top + 0.3, qmin - 0.7, top + 0.7])])
+    return scale * steps, scale, bits, uniform(generator, 0.5, 2.0, 13) * pick(generator, -1, 1)
 
 
-def _bits(
-    bits: int, keep: int, m: int, group_size: int, *, position: float, scale: float = 16.0
-) -> float:
-    return keep / m * (bits + position) + scale / group_size
+def _ste_cases(generator: Generator) -> list[Case]:
+    x, grad = torch.tensor([-9.0, -8.3, 0.4, 7.4, 7.6]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    weights = torch.tensor([-0.51, 0.02, 0.33, -0.18, 0.6])
+    by_hand = [(x, 1.0, 4, grad), (weights, 0.21, 3, grad), (x, 4.0, 2, -grad)]
+    return make_cases(by_hand, (_ste_case(generator, bits) for bits in (2, 3, 4)))
 
 
-def _position(m: int) -> int:
-    return int(np.ceil(np.log2(m)))
+def _passing(
+    passes: Callable[..., Any], times: Callable[[float], float] = lambda scale: 1
+) -> Callable[..., np.ndarray]:
+    """The gradient where v = x / scale, its code and the ends say so, perhaps multiplied by something."""
+
+    def gradient(x: Any, scale: float, bits: int, grad: Any) -> np.ndarray:
+        v = f64(x) / scale
+        return f64(grad) * passes(v, np.rint(v), *_ends(bits)) * times(scale)
+
+    return gradient
 
 
-BITS = Exercise(
+def _inside(v: np.ndarray, code: np.ndarray, qmin: int, top: int) -> np.ndarray:
+    return (code >= qmin) & (code <= top)
+
+
+STE = Exercise(
     id="13.1",
-    title="Bits a weight, positions included",
-    function="bits_per_weight",
+    title="Straight through",
+    function="gradient_through",
     points=1,
-    cases=_bits_cases,
-    reference=lambda bits, keep, m, group: _bits(bits, keep, m, group, position=_position(m)),
+    cases=_ste_cases,
+    reference=_passing(_inside),
     mistakes=(
         Mistake(
-            "the positions are forgotten",
-            lambda bits, keep, m, group: _bits(bits, keep, m, group, position=0),
-            "You have the values that stayed. How does a reader of them know where each one stood?",
+            "the gradient of rounding is left at zero",
+            _passing(lambda v, code, qmin, top: False),
+            "The true slope of rounding is 0 and teaches nothing: which slope has the line through the stairs?",
         ),
         Mistake(
-            "a position for every weight, kept or not",
-            lambda bits, keep, m, group: _bits(bits, keep, m, group, position=0) + _position(m),
-            "Does a weight that is not stored need a place?",
+            "the gradient passes beyond the ends as well",
+            _passing(lambda v, code, qmin, top: True),
+            "Far beyond the last mark x may move as it likes: does what comes out move with it?",
         ),
         Mistake(
-            "a fraction of a bit",
-            lambda bits, keep, m, group: _bits(bits, keep, m, group, position=np.log2(m)),
-            "With six neighbours there are positions 0 to 5: how many whole bits hold a 5?",
+            "nothing passes at the ends themselves",
+            _passing(lambda v, code, qmin, top: (code > qmin) & (code < top)),
+            "With an amax scale the largest weight has the code qmax. Is it clipped? May it never move again?",
         ),
         Mistake(
-            "the scales are forgotten",
-            lambda bits, keep, m, group: _bits(
-                bits, keep, m, group, position=_position(m), scale=0
-            ),
-            "Codes are worth nothing without their scale: what does one add to each weight of its group?",
+            "x is held against the ends, not its code",
+            _passing(lambda v, code, qmin, top: (v >= qmin) & (v <= top)),
+            "At 4 bits 7.4 steps round to the code 7: is that code on the grid?",
         ),
-        Mistake(
-            "groups of kept weights only",
-            lambda bits, keep, m, group: _bits(
-                bits, keep, m, group, position=_position(m), scale=16 * keep / m
-            ),
-            "The card says what a group is counted over: do pruned weights belong to one?",
+        *(
+            Mistake(
+                "the scale is left in the gradient",
+                _passing(_inside, times),
+                "x is divided by the scale on the way in: what happens to the code on the way out?",
+            )
+            for times in (lambda scale: scale, lambda scale: 1 / scale)
         ),
     ),
 )
@@ -112,81 +105,101 @@ BITS = Exercise(
 # 13.2 -------------------------------------------------------------------------------------------------------------
 
 
-def _store_cases(generator: Generator) -> list[Case]:
+def _lsq_case(generator: Generator, bits: int) -> tuple[Tensor, float, int, Tensor]:
+    """Five values inside, two beyond the upper end, one beyond the lower."""
+    qmin, top = _ends(bits)
+    inside = uniform(generator, qmin + 0.05, top - 0.05, 5)
+    beyond = torch.tensor([top, top, qmin]) + torch.tensor([1, 1, -1]) * uniform(
+        generator, 0.6, 3.0, 3
+    )
+    scale = pick(generator, 0.1, 0.4, 1.5)
+    return torch.cat([inside, beyond]) * scale, scale, bits, uniform(generator, -2.0, 2.0, 8)
+
+
+def _far_from_ties(args: tuple) -> bool:
+    v = f64(args[0]) / args[1]
+    return bool((np.abs(v - np.floor(v) - 0.5) > 0.05).all())
+
+
+def _large(args: tuple) -> bool:
+    """Whether no answer in the bank is near 0, where float32 has no digits left of a sum that cancels."""
+    return all(abs(answer[0]) > 0.3 for _, answer in found(LSQ, args))
+
+
+def _lsq_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        [[0.0, -1.25, 0.0, 0.5]],
-        [[0.3, -1.2, 0.4, 0.9, 2.0, 0.1, 0.05, -0.2]],
-        [[-0.1, 0.7, -3.0, 0.2], [1.5, 0.3, -0.9, 0.6]],
+        (torch.tensor([0.6, 1.4, 30.0]), 1.0, 4, torch.tensor([1.0, 1.0, 1.0])),
+        (torch.tensor([0.9, -0.2, -3.0]), 0.5, 2, torch.tensor([2.0, -1.0, 1.5])),
     ]
-
-    def draw(outputs: int, inputs: int) -> tuple:
-        loud_and_quiet = torch.tensor([1.0, 0.3] * 4)[: inputs // RUN].repeat_interleave(RUN)
-        return (uniform(generator, -2, 2, outputs, inputs) * loud_and_quiet,)
-
     drawn = [
         _until(
-            partial(draw, *shape),
-            lambda args: _clear(np.abs(f64(args[0]))) and telling(STORE, args, apart=1e-3),
+            partial(_lsq_case, generator, bits),
+            lambda args: (
+                _far_from_ties(args) and _large(args) and telling(LSQ, args, apart=0.1, pairs=False)
+            ),
         )
-        for shape in ((2, 8), (3, 12), (1, 16))
+        for bits in (2, 3, 4)
     ]
     return make_cases(by_hand, drawn)
 
 
-def _stored(w: Any, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and places in the row, both in the order of the inputs."""
-    places = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
-    return f64(w)[mask].reshape(len(mask), -1), places[mask].reshape(len(mask), -1)
+def _pulling(
+    inside: Callable[..., Any],
+    beyond: Callable[..., Any] = lambda v, end: end,
+    together: Callable[[np.ndarray], float] = np.sum,
+) -> Callable[..., float]:
+    """All pulls at the scale together; each is grad times a slope, one inside the ends and one beyond."""
+
+    def gradient(x: Any, scale: float, bits: int, grad: Any) -> float:
+        v, (qmin, top) = f64(x) / scale, _ends(bits)
+        slopes = np.where(
+            (v >= qmin) & (v <= top), inside(v, np.rint(v)), beyond(v, v.clip(qmin, top))
+        )
+        return together(f64(grad) * slopes)
+
+    return gradient
 
 
-def _store(
-    w: Any, *, mask: np.ndarray | None = None, first: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    values, places = _stored(w, _top(np.abs(f64(w))) if mask is None else mask)
-    return values, places % RUN + first
+def _rounding(v: np.ndarray, code: np.ndarray) -> np.ndarray:
+    return code - v
 
 
-def _store_by_size(w: Any) -> tuple[np.ndarray, np.ndarray]:
-    runs = f64(w).reshape(-1, RUN)
-    order = (-np.abs(runs)).argsort(axis=1)[:, :KEPT]
-    shape = (len(w), -1)
-    return np.take_along_axis(runs, order, axis=1).reshape(shape), order.reshape(shape)
-
-
-STORE = Exercise(
+LSQ = Exercise(
     id="13.2",
-    title="Two of four, stored",
-    function="store",
-    points=2,
-    cases=_store_cases,
-    reference=_store,
+    title="The slope of a scale",
+    function="scale_gradient",
+    points=3,
+    cases=_lsq_cases,
+    reference=_pulling(_rounding),
+    tolerance=1e-4,
     mistakes=(
         Mistake(
-            "positions counted from 1",
-            lambda w: _store(w, first=1),
-            "Two bits hold 0 to 3: which position has the first of four?",
+            "the codes alone",
+            _pulling(lambda v, code: code),
+            "s stands twice in s round(x / s): what does the product rule add to round(v)?",
         ),
         Mistake(
-            "places in the row, not in the run",
-            lambda w: _stored(w, _top(np.abs(f64(w)))),
-            "Two bits hold 0 to 3: what does the place of a weight in the SECOND run of four look like?",
+            "what is clipped does not pull",
+            _pulling(_rounding, lambda v, end: 0),
+            "Beyond the end x_hat is qmax times s: does it not change when s does?",
+        ),
+        *(
+            Mistake(
+                "beyond the ends as inside",
+                _pulling(_rounding, beyond),
+                "Where x is clipped, x_hat = s qmax. Does x stand in that? Which slope has it by s?",
+            )
+            for beyond in (lambda v, end: end - v, lambda v, end: np.rint(v) - v)
         ),
         Mistake(
-            "in the order of size",
-            _store_by_size,
-            "Right weights, wrong order: whoever reads them walks along the inputs. Which of the two comes first?",
+            "the sign of what is inside",
+            _pulling(lambda v, code: v - code),
+            "A value of 0.6 steps has the code 1. If s grows a little, does 1 times s grow or shrink?",
         ),
         Mistake(
-            "the largest values, not magnitudes",
-            lambda w: _store(w, mask=_top(w)),
-            "Is -3 nearer to nothing than 0.2?",
-        ),
-        Mistake(
-            "the larger half of a row",
-            lambda w: _store(
-                w, mask=_top(np.abs(f64(w)), keep=np.shape(w)[1] // 2, run=np.shape(w)[1])
-            ),
-            "Count how many stay in each run of four: may a run keep three because its neighbour is small?",
+            "the mean for the sum",
+            _pulling(_rounding, together=np.mean),
+            "Each value pulls at the one scale. By the chain rule, are pulls added or averaged?",
         ),
     ),
 )
@@ -195,73 +208,54 @@ STORE = Exercise(
 # 13.3 -------------------------------------------------------------------------------------------------------------
 
 
-def _wanda_cases(generator: Generator) -> list[Case]:
-    def draw(outputs: int, inputs: int, tokens: int) -> tuple[Tensor, Tensor]:
-        loud = torch.exp(uniform(generator, -1, 1.5, inputs)).float()
-        return uniform(generator, -2, 2, outputs, inputs), uniform(
-            generator, -1, 1, tokens, inputs
-        ) * loud
-
+def _step_cases(generator: Generator) -> list[Case]:
+    by_hand = [(torch.tensor([0.1, 0.5]), torch.tensor([3.0, -2.0]), 0.05)]
     drawn = [
         _until(
-            partial(draw, *shape),
-            lambda args: _all_clear(*args) and telling(WANDA, args, apart=1e-2),
+            lambda: (
+                uniform(generator, 0.05, 0.6, 4),
+                uniform(generator, -4, 4, 4),
+                pick(generator, 0.1, 0.3),
+            ),
+            lambda args: (args[0] < args[2] * args[1]).any() and telling(STEP, args, apart=0.01),
         )
-        for shape in ((4, 8, 6), (8, 4, 5), (4, 4, 3))
+        for _ in range(3)
     ]
-    w = torch.tensor(
-        [
-            [0.3, -1.2, 0.4, 0.9],
-            [-0.2, 1.5, -0.8, 0.1],
-            [0.5, 2.9, 0.7, -0.6],
-            [0.1, 0.6, -1.0, -0.3],
-        ]
-    )
-    x = torch.tensor([[3.0, 1.0, 0.0, 2.0], [-4.0, 0.0, 1.0, -2.0]])  # norms 5, 1, 1 and 2.83
-    return make_cases([(w, x)], drawn)
+    return make_cases(by_hand, drawn)
 
 
-def _score(w: Any, x: Any, power: float = 1) -> np.ndarray:
-    """|w| times the norm of its input, to a power."""
-    return np.abs(f64(w)) * np.linalg.norm(f64(x), axis=0) ** power
-
-
-def _signed(w: Any, x: Any) -> np.ndarray:
-    return np.sign(f64(w)) * _score(w, x)
-
-
-def _all_clear(w: Any, x: Any) -> bool:
-    scores = [_score(w, x, power) for power in (0, 1, 2)]
-    return all(map(_clear, [*scores, scores[1].T, _signed(w, x)]))
-
-
-WANDA = Exercise(
+STEP = Exercise(
     id="13.3",
-    title="Wanda",
-    function="wanda",
-    points=2,
-    cases=_wanda_cases,
-    reference=lambda w, x: f64(w) * _top(_score(w, x)),
+    title="A scale stays above 0",
+    function="step_scale",
+    points=1,
+    cases=_step_cases,
+    reference=lambda scale, grad, rate: f64(scale) * np.exp(-rate * f64(scale) * f64(grad)),
     mistakes=(
         Mistake(
-            "the inputs are not looked at",
-            lambda w, x: f64(w) * _top(_score(w, x, 0)),
-            "That is pruning by magnitude. What does a small weight do to the output, if its input is loud?",
+            "a step on the scale, not on its logarithm",
+            lambda scale, grad, rate: f64(scale) - rate * f64(grad),
+            "What becomes of a scale of 0.1, a slope of 3 and a rate of 0.05? What is it that is learned?",
         ),
         Mistake(
-            "the norm is squared",
-            lambda w, x: f64(w) * _top(_score(w, x, 2)),
-            "The error of dropping a weight is |w| times the NORM of its input: is there a root missing?",
+            "the slope by s for the slope by log s",
+            lambda scale, grad, rate: f64(scale) * np.exp(-rate * f64(grad)),
+            "s = exp(t): what is d s / d t, and so the slope of the loss by t?",
         ),
         Mistake(
-            "the sign decides",
-            lambda w, x: f64(w) * _top(_signed(w, x)),
-            "A weight of -2 on a loud input: should it rank last?",
+            "divided by s where it should be multiplied",
+            lambda scale, grad, rate: f64(scale) * np.exp(-rate * f64(grad) / f64(scale)),
+            "d log s / d s is 1 / s; here the loss changes with log s. Which way round does the chain go?",
         ),
         Mistake(
-            "runs along the outputs",
-            lambda w, x: f64(w) * _top(_score(w, x).T).T,
-            "Hardware skips inputs: along which axis of (out, in) do the four neighbours lie?",
+            "uphill",
+            lambda scale, grad, rate: f64(scale) * np.exp(rate * f64(scale) * f64(grad)),
+            "A positive slope says that a larger scale makes the loss larger: where should it go?",
+        ),
+        Mistake(
+            "the logarithm is returned",
+            lambda scale, grad, rate: np.log(f64(scale)) - rate * f64(scale) * f64(grad),
+            "The quantizer divides by the scale: what have you got, and what is asked for?",
         ),
     ),
 )
@@ -270,83 +264,86 @@ WANDA = Exercise(
 # 13.4 -------------------------------------------------------------------------------------------------------------
 
 
-def _loss_cases(generator: Generator) -> list[Case]:
-    teacher, student = torch.tensor([[3.0, 0.5, 0.0, -2.0]]), torch.tensor([[1.0, 2.0, -1.0, 0.5]])
+def _clear(args: tuple) -> bool:
+    """Whether no magnitude is near where a code changes, for any of the scales and cuts that are in the bank.
+
+    Nor is the mean of w near 0, where float32 has few digits left of it.
+    """
+    magnitude = np.abs(f64(args[0]))
+    scales = (magnitude.mean(), magnitude.max(), abs(f64(args[0]).mean()))
+    if scales[2] < 0.02:
+        return False
+    edges = np.array([half * scale for scale in scales for half in (0.5, 1.0, 1.5, 2.5, 3.5)])
+    return bool(
+        (np.abs(magnitude.reshape(-1, 1) - edges) > 1e-3)[magnitude.ravel() < magnitude.max()].all()
+    )
+
+
+def _weights(generator: Generator, shape: tuple[int, ...]) -> tuple[Tensor]:
+    return (0.3 * torch.randn(shape, generator=generator),)
+
+
+def _ternary_cases(generator: Generator) -> list[Case]:
     by_hand = [
-        (student, teacher, torch.tensor([2]), 2.0, 0.5),
-        (student, teacher, torch.tensor([0]), 1.0, 0.75),
+        (torch.tensor([0.9, -0.2, 0.1, -1.2]),),
+        (torch.tensor([[0.5, -0.2], [0.01, -0.35]]),),
     ]
-
-    def draw(tokens: int, temperature: float) -> tuple:
-        logits = [uniform(generator, -3, 3, tokens, 5) for _ in range(2)]
-        targets = torch.randint(5, (tokens,), generator=generator)
-        return *logits, targets, temperature, pick(generator, 0.2, 0.3, 0.7, 0.9)
-
     drawn = [
-        _until(partial(draw, *shape), lambda args: telling(LOSS, args, apart=0.02))
-        for shape in ((3, 2.0), (4, 3.0), (2, 0.5))
+        _until(
+            partial(_weights, generator, shape),
+            lambda args: _clear(args) and telling(TERNARY, args, apart=0.01),
+        )
+        for shape in ((3, 4), (16,), (2, 12))
     ]
     return make_cases(by_hand, drawn)
 
 
-def _log_softmax(logits: Any, temperature: float = 1.0) -> np.ndarray:
-    z = f64(logits) / temperature
-    z = z - z.max(axis=-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+def _cut(w: Any, scale: float, edge: float) -> tuple[np.ndarray, float]:
+    """The signs of what is beyond an edge, and the scale."""
+    return np.sign(f64(w)) * (np.abs(f64(w)) > edge), scale
 
 
-def _entropy_part(student: Any, targets: Any, temperature: float = 1.0) -> float:
-    log_q = _log_softmax(student, temperature)
-    return -log_q[np.arange(len(log_q)), np.asarray(targets)].mean()
+def _absmean(w: Any) -> float:
+    return np.abs(f64(w)).mean()
 
 
-def _kl_part(p_logits: Any, q_logits: Any, temperature: float) -> float:
-    log_p, log_q = _log_softmax(p_logits, temperature), _log_softmax(q_logits, temperature)
-    return (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
+def _by_signed_mean(w: Any) -> tuple[np.ndarray, float]:
+    scale = f64(w).mean()
+    return np.rint(f64(w) / scale).clip(-1, 1), scale
 
 
-def _loss(student: Any, teacher: Any, targets: Any, temperature: float, alpha: float) -> float:
-    kl = _kl_part(teacher, student, temperature)
-    return (1 - alpha) * _entropy_part(student, targets) + alpha * temperature**2 * kl
-
-
-LOSS = Exercise(
+TERNARY = Exercise(
     id="13.4",
-    title="The distillation loss",
-    function="distillation_loss",
-    points=3,
-    cases=_loss_cases,
-    reference=_loss,
-    tolerance=1e-4,  # KL is a small difference of larger numbers, in float32
+    title="Three levels",
+    function="ternary",
+    points=2,
+    cases=_ternary_cases,
+    reference=lambda w: _cut(w, _absmean(w), _absmean(w) / 2),
     mistakes=(
         Mistake(
-            "T^2 is forgotten",
-            lambda s, t, y, T, a: (1 - a) * _entropy_part(s, y) + a * _kl_part(t, s, T),
-            "Between T = 1 and T = 10, how much smaller does the gradient of the KL term become? What makes up for it?",
+            "the largest magnitude for the mean",
+            lambda w: _cut(w, np.abs(f64(w)).max(), np.abs(f64(w)).max() / 2),
+            "With amax most weights round to 0. Which scale has BitNet?",
         ),
         Mistake(
-            "KL the wrong way round",
-            lambda s, t, y, T, a: (1 - a) * _entropy_part(s, y) + a * T**2 * _kl_part(s, t, T),
-            "Whose probabilities weigh the logarithms? The student should pay wherever the TEACHER sees something.",
+            "the mean of w, not of |w|",
+            _by_signed_mean,
+            "Weights are as often negative as positive: how large is their mean?",
         ),
         Mistake(
-            "alpha the wrong way round",
-            lambda s, t, y, T, a: _loss(s, t, y, T, 1 - a),
-            "At alpha = 1, whom does the student listen to: the text or the teacher?",
+            "cut at the scale, not at half of it",
+            lambda w: _cut(w, _absmean(w), _absmean(w)),
+            "0.6 of a scale: is it nearer to 0 or to 1?",
         ),
         Mistake(
-            "the text is softened as well",
-            lambda s, t, y, T, a: (
-                (1 - a) * _entropy_part(f64(s) / T, y) + a * T**2 * _kl_part(t, s, T)
-            ),
-            "The temperature is for comparing two opinions: which term compares them?",
+            "the codes are not saturated",
+            lambda w: (np.rint(f64(w) / _absmean(w)), _absmean(w)),
+            "A weight of twice the mean rounds to 2: is that one of the three levels?",
         ),
         Mistake(
-            "KL averaged over the vocabulary too",
-            lambda s, t, y, T, a: (
-                (1 - a) * _entropy_part(s, y) + a * T**2 * _kl_part(t, s, T) / np.shape(s)[-1]
-            ),
-            "A divergence is a SUM over the vocabulary; over what is the mean taken, and what does your reduction do?",
+            "two levels",
+            lambda w: _cut(w, _absmean(w), 0),
+            "Which weights get the code 0?",
         ),
     ),
 )
@@ -355,122 +352,62 @@ LOSS = Exercise(
 # 13.5 -------------------------------------------------------------------------------------------------------------
 
 
-def _heal_cases(generator: Generator) -> list[Case]:
-    w = torch.tensor([[1.2, 0.9, 0.8, 0.4]])
-    x = torch.tensor([[1.0, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]])
-
-    drawn = [_heal_case(generator, *sizes) for sizes in ((1, 4, 6, 5), (2, 8, 7, 4), (3, 12, 9, 3))]
-    untrained = _heal_case(generator, 2, 8, 5, 0)
-    return make_cases([(w, x, 0.5, 1), (w, x, 0.5, 4)], [*drawn, untrained])
-
-
-def _heal_case(
-    generator: Generator, outputs: int, inputs: int, tokens: int, steps: int
-) -> tuple[Any, ...]:
-    """A weight none of whose runs comes near a tie, whenever a mask is chosen; rows are trained each by itself."""
-    while True:
-        x = uniform(generator, -1, 1, tokens, inputs) + uniform(generator, -1, 1, tokens, 1)
-        rows = uniform(generator, -1, 1, CANDIDATES, inputs)
-
-        # Above 2 over the largest eigenvalue errors would grow. Near to that, weights move so far that masks change.
-        rate = round(1.8 / float(torch.linalg.eigvalsh(x.T @ x / tokens)[-1]), 2)
-
-        told = _rows_told(rows, x, rate, steps) if steps else np.ones((CANDIDATES, 1), dtype=bool)
-        chosen = telling_rows(told, _never_close(rows, x, rate, steps), outputs)
-        if len(chosen):
-            return rows[chosen], x, rate, steps
+def _trits_cases(generator: Generator) -> list[Case]:
+    by_hand = [[1, 0, -1, 1, 1], [1, 0, -1, 1, 1, -1], [1, 1]]
+    drawn = [whole(generator, -1, 1, length).tolist() for length in (10, 13, 24)]
+    ends = [
+        [*codes[:-2], 1, 0] for codes in drawn
+    ]  # whoever turns or drops the last byte is found out
+    return make_cases(by_hand, ends, torch.int8)
 
 
-def _rows_told(rows: Tensor, *others: Any) -> np.ndarray:
-    """Which pairs of answers of the bank each row tells apart, (rows, pairs)."""
-    functions = [HEAL.reference, *(mistake.function for mistake in HEAL.mistakes)]
-    answers = [function(rows, *others) for function in functions]
-    pairs = combinations(answers, 2)
-    return np.stack([np.abs(one - other).max(axis=1) > 0.01 for one, other in pairs], axis=1)
+def _in_base(digits: np.ndarray, powers: tuple[int, ...], fill: int = 0) -> np.ndarray:
+    missing = -len(digits) % len(powers)
+    padded = np.pad(digits, (0, missing), constant_values=fill).reshape(-1, len(powers))
+    return (padded @ np.array(powers) % 256).astype(np.uint8)
 
 
-def _step(w: np.ndarray, w_hat: np.ndarray, x: Any, rate: float) -> np.ndarray:
-    """What a step adds to every weight."""
-    return -rate * (f64(x) @ (w_hat - w).T).T @ f64(x) / len(x)
+def _digits(codes: Any) -> np.ndarray:
+    return np.asarray(codes).astype(np.int64) + 1
 
 
-def _held(w: Any, x: Any, rate: float, steps: int) -> np.ndarray:
-    w = f64(w)
-    mask = _top(np.abs(w))
-    w_hat = w * mask
-    for _ in range(steps):
-        w_hat = w_hat + mask * _step(w, w_hat, x, rate)
-    return w_hat
+THREES = (1, 3, 9, 27, 81)
 
-
-def _filled(w: Any, x: Any, rate: float, steps: int) -> np.ndarray:
-    """Pruned once, then trained as if nothing had happened."""
-    w_hat = f64(w) * _top(np.abs(f64(w)))
-    for _ in range(steps):
-        w_hat = w_hat + _step(f64(w), w_hat, x, rate)
-    return w_hat
-
-
-def _chosen_anew(w: Any, x: Any, rate: float, steps: int, seen: list | None = None) -> np.ndarray:
-    """A dense weight is trained, straight through the mask that it has at each step."""
-    dense = f64(w)
-    for _ in range(steps):
-        dense = dense + _step(f64(w), dense * _top(np.abs(dense)), x, rate)
-        if seen is not None:
-            seen.append(dense)
-    return dense * _top(np.abs(dense))
-
-
-def _pruned_anew(w: Any, x: Any, rate: float, steps: int, seen: list | None = None) -> np.ndarray:
-    """After each step the smallest two of four go, whichever they are by now."""
-    w_hat = f64(w) * _top(np.abs(f64(w)))
-    for _ in range(steps):
-        w_hat = w_hat + _step(f64(w), w_hat, x, rate)
-        if seen is not None:
-            seen.append(w_hat)
-        w_hat = w_hat * _top(np.abs(w_hat))
-    return w_hat
-
-
-def _never_close(w: Any, x: Any, rate: float, steps: int) -> np.ndarray:
-    """In which rows no mask, whenever it is chosen, hangs on a close call, (out,)."""
-    seen = [f64(w)]
-    _chosen_anew(w, x, rate, steps, seen)
-    _pruned_anew(w, x, rate, steps, seen)
-    clear = [_clear_rows(np.abs(each)) for each in seen]
-    return np.all(clear, axis=0)
-
-
-HEAL = Exercise(
+TRITS = Exercise(
     id="13.5",
-    title="Train what is left",
-    function="heal",
-    points=3,
-    cases=_heal_cases,
-    reference=_held,
-    tolerance=1e-4,
+    title="Five to a byte",
+    function="pack_trits",
+    points=2,
+    cases=_trits_cases,
+    reference=lambda codes: _in_base(_digits(codes), THREES),
     mistakes=(
-        *(
-            Mistake(
-                "the mask is chosen anew at each step",
-                function,
-                "Weights that are out may be in again a step later, and others out: how often is the choice made?",
-            )
-            for function in (_chosen_anew, _pruned_anew)
+        Mistake(
+            "the first digit is the highest",
+            lambda codes: _in_base(_digits(codes), THREES[::-1]),
+            "In a byte of the course the first code is the lowest digit: by which power of 3 is it multiplied?",
         ),
         Mistake(
-            "the zeros fill up again",
-            _filled,
-            "Count the zeros after one step: what does the gradient say to a weight that is 0?",
+            "the codes are not shifted",
+            lambda codes: _in_base(_digits(codes) - 1, THREES),
+            "The digits of a number in base 3 are 0, 1 and 2: which code is which?",
         ),
         Mistake(
-            "the pruned weight never moves",
-            lambda w, x, rate, steps: f64(w) * _top(np.abs(f64(w))),
-            "Print the gradient of your first step. If it is 0: is it the whole weight's, not the pruned one's? If not:"
-            " which weight does your step change, and is it the one that you return?",
+            "two bits a code",
+            lambda codes: _in_base(_digits(codes), (1, 4, 16, 64)),
+            "How many codes are in a byte of yours? How many values of the byte are never used?",
+        ),
+        Mistake(
+            "the rest is dropped",
+            lambda codes: _in_base(_digits(codes)[: len(codes) // 5 * 5], THREES),
+            "Six codes, five to a byte: how many bytes does it take to keep all six?",
+        ),
+        Mistake(
+            "the last byte is filled up with zeros",
+            lambda codes: _in_base(_digits(codes), THREES, fill=1),
+            "What is missing in the last byte counts as the digit 0: which code is that?",
         ),
     ),
 )
 
 
-SHEET = Sheet("13", "Sparsity and distillation", (BITS, STORE, WANDA, LOSS, HEAL))
+SHEET = Sheet("13", "Quantization-aware training", (STE, LSQ, STEP, TERNARY, TRITS))

@@ -1,7 +1,7 @@
 """The claims of the course's five founding documents, and the verdict a lesson reaches on each.
 
 The idea: a lesson computes, asserts, and only then settles; `settle` prints the claim beside what was found, so that
-nobody has to look the claim up. Lesson 15 puts all verdicts in one table.
+nobody has to look the claim up. Lesson 17 puts all verdicts in one table.
 
 The documents are called A to E (SOURCES). Statements are in the course's own words.
 """

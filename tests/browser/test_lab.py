@@ -63,7 +63,7 @@ def test_the_slider_of_lesson_01_moves_the_picture_and_the_words(
 def test_the_batch_of_lesson_09_makes_the_cache_longer(
     open_notebook: Callable[[str], Notebook],
 ) -> None:
-    lesson = open_notebook("notebooks/09_roofline.ipynb")
+    lesson = open_notebook("notebooks/10_roofline.ipynb")
     cell = lesson.cell("time_a_step(")
     lesson.run(cell)
     readout = cell.locator(".widget-html-content")
@@ -75,7 +75,7 @@ def test_the_batch_of_lesson_09_makes_the_cache_longer(
 
 
 def test_a_bit_of_lesson_08_is_clicked(open_notebook: Callable[[str], Notebook]) -> None:
-    lesson = open_notebook("notebooks/08_low_bit_floats.ipynb")
+    lesson = open_notebook("notebooks/09_low_bit_floats.ipynb")
     cell = lesson.cell("click_the_bits(")
     lesson.run(cell)
     readout = cell.locator(".widget-html-content")

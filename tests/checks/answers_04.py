@@ -1,181 +1,241 @@
-"""Sheet 04, calibration: right answers in other styles, and mistakes as people write them in torch and float32."""
-
-import math
+"""Sheet 04, outliers: right answers in other styles, and mistakes as people write them in torch and float32."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import qcourse
-from qcourse.methods.calibration import Calibrator, MinMax, MovingAverage, Rule
+from qcourse import IntQuantizer, PerChannel, quantize
+from qcourse.methods.llm_int8 import llm_int8_matmul
+from qcourse.methods.llm_int8 import outlier_columns as outlier_columns_of_package
+from qcourse.methods.smoothquant import SmoothQuant, smooth
 
 # Right answers.
 
 
-def range_of(
-    batches: tuple[Tensor, ...], rule: Rule, *, symmetric: bool = False
+def common_of_package(layers: tuple[Tensor, ...], k: int) -> list[int]:
+    observe = SmoothQuant(IntQuantizer(8)).observe
+    return sorted(
+        set.intersection(*(set(observe(None, x).topk(k).indices.tolist()) for x in layers))
+    )
+
+
+def plant_of_package(
+    gain: Tensor, w: Tensor, channels: Tensor, factor: float
 ) -> tuple[Tensor, Tensor]:
-    calibrator = Calibrator(qcourse.IntQuantizer(8, symmetric=symmetric), rule)
-    for x in batches:
-        calibrator.observe(x)
-    return calibrator.range()
+    """Smoothed with all of the difficulty moved, for activations that are smaller in these channels."""
+    x_amax = torch.ones_like(gain)
+    x_amax[channels] /= factor
+    w_planted, s = smooth(w, x_amax, alpha=1.0)
+    return gain / s, w_planted
 
 
-def best_of_package(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
-    qmax = 2 ** (bits - 1) - 1
-    errors = [
-        torch.mean(
-            (x - qcourse.fake_quantize(x, bits, scale=torch.tensor(clip / qmax))) ** 2
-        ).item()
-        for clip in clips
-    ]
-    return min(zip(clips, errors, strict=True), key=lambda found: found[1])
+def columns_loop(x: Tensor, threshold: float) -> list[int]:
+    found = []
+    for column in range(x.shape[1]):
+        for token in range(x.shape[0]):
+            if abs(x[token, column].item()) > threshold:
+                found.append(column)
+                break
+    return found
 
 
-def range_loop(batches: tuple[Tensor, ...]) -> list:
-    low, high = math.inf, -math.inf
-    for batch in batches:
-        for value in batch.flatten().tolist():
-            low, high = min(low, value), max(high, value)
-    return [low, high]
+def columns_unique(x: Tensor, threshold: float) -> Tensor:
+    return ((x > threshold) | (x < -threshold)).nonzero()[:, 1].unique()
 
 
-def range_concatenated(batches: tuple[Tensor, ...]) -> tuple[np.floating, np.floating]:
-    values = np.concatenate([batch.numpy().ravel() for batch in batches])
-    return values.min(), values.max()
+def common_counted(layers: tuple[Tensor, ...], k: int) -> Tensor:
+    appearances = torch.zeros(layers[0].shape[1], dtype=torch.int64)
+    for x in layers:
+        appearances[x.abs().amax(0).topk(k).indices] += 1
+    return torch.nonzero(appearances == len(layers)).flatten()
 
 
-def percentile_sorted(x: Tensor, percent: float) -> float:
-    magnitudes = sorted(abs(value) for value in x.flatten().tolist())
-    rank = percent * (len(magnitudes) - 1) / 100
-    below = int(rank)
-    above = min(below + 1, len(magnitudes) - 1)
-    return magnitudes[below] + (rank - below) * (magnitudes[above] - magnitudes[below])
+def common_sorted(layers: tuple[Tensor, ...], k: int) -> list[int]:
+    channels = set(range(layers[0].shape[1]))
+    for x in layers:
+        loudest = sorted(
+            range(x.shape[1]), key=lambda j, x=x: max(map(abs, x[:, j].tolist())), reverse=True
+        )
+        channels &= set(loudest[:k])
+    return sorted(channels)
 
 
-def clip_loop(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
-    top, best, least = 2 ** (bits - 1) - 1, 0.0, math.inf
-    for clip in clips:
-        error = 0.0
-        for value in x.flatten().tolist():
-            code = max(-top - 1, min(top, round(value * top / clip)))
-            error += (value - code * clip / top) ** 2 / x.numel()
-        if error < least:
-            best, least = clip, error
-    return best, least
+def product_loop(x: Tensor, w: Tensor, threshold: float) -> np.ndarray:
+    x, w = x.double().numpy(), w.double().numpy()
+    loud = {j for j in range(x.shape[1]) if np.abs(x[:, j]).max() > threshold}
+    rest = [j for j in range(x.shape[1]) if j not in loud]
+    y = np.zeros((len(x), len(w)))
+    for t, token in enumerate(x):
+        for o, row in enumerate(w):
+            steps = [
+                max([abs(each[j]) for j in rest], default=0) / 127 or 1 for each in (token, row)
+            ]
+            total = sum(round(token[j] / steps[0]) * round(row[j] / steps[1]) for j in rest)
+            y[t, o] = steps[0] * steps[1] * total + sum(token[j] * row[j] for j in loud)
+    return y
 
 
-def clip_broadcast(x: Tensor, clips: tuple[float, ...], bits: int) -> np.ndarray:
-    scales = np.array(clips, np.float32)[:, None] / np.float32(2 ** (bits - 1) - 1)  # (clips, 1)
-    values = x.numpy().reshape(1, -1)
-    x_hat = scales * np.clip(np.rint(values / scales), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    errors = ((values - x_hat) ** 2).mean(axis=1)
-    return clips[errors.argmin()], errors.min()
+def product_removed(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    rest = (x.abs() <= threshold).all(0)
+    if not rest.any():
+        return x @ w.T
+    q_x, q_w = (quantize(each[:, rest], 8, granularity=PerChannel(0)) for each in (x, w))
+    return q_x.dequantize() @ q_w.dequantize().T + x[:, ~rest] @ w[:, ~rest].T
 
 
-def average_lerp(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
-    average = None
-    for x in batches:
-        amax = torch.maximum(x.max(), -x.min())
-        average = amax if average is None else torch.lerp(amax, average, momentum)
-    return average
+def plant_loop(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    gain, w = gain.clone(), w.clone()
+    for j in channels:
+        gain[j] *= factor
+        w[:, j] /= factor
+    return gain, w
 
 
-def average_all_batches(batches: tuple[Tensor, ...], momentum: float) -> float:
-    average = np.abs(batches[0].numpy()).max()
-    for x in batches:  # the first once more: an average of a value and itself
-        average += (1 - momentum) * (np.abs(x.numpy()).max() - average)
-    return average
+def plant_diagonal(
+    gain: Tensor, w: Tensor, channels: Tensor, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    by = np.where(np.isin(np.arange(len(gain)), channels), factor, 1.0)
+    return np.diag(by) @ gain.numpy(), w.numpy() @ np.diag(1 / by)
 
 
 THE_PACKAGE = {
-    "04.1": lambda batches: range_of(batches, MinMax()),
-    "04.3": best_of_package,
-    "04.4": lambda batches, momentum: range_of(
-        tuple(x.abs() for x in batches), MovingAverage(momentum)
-    )[1],
+    "04.1": lambda x, threshold: outlier_columns_of_package(x, threshold).nonzero().flatten(),
+    "04.2": common_of_package,
+    "04.3": llm_int8_matmul,
+    "04.4": plant_of_package,
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "04.1": (range_loop, range_concatenated),
-    "04.2": (
-        percentile_sorted,
-        lambda x, percent: np.percentile(np.abs(x.numpy()), percent),
-        lambda x, percent: np.quantile(x.abs().flatten().tolist(), percent / 100),
+    "04.1": (
+        columns_loop,
+        columns_unique,
+        lambda x, threshold: np.where((abs(x.numpy()) > threshold).any(0))[0],
     ),
-    "04.3": (clip_loop, clip_broadcast),
-    "04.4": (average_lerp, average_all_batches),
+    "04.2": (common_counted, common_sorted),
+    "04.3": (product_loop, product_removed),
+    "04.4": (plant_loop, plant_diagonal),
 }
 
 
 # Mistakes.
 
 
-def range_from_zero(batches: tuple[Tensor, ...]) -> tuple[float, float]:
-    low = high = 0.0
-    for x in batches:
-        low, high = min(low, x.min().item()), max(high, x.max().item())
-    return low, high
+def common_by(rank: object) -> object:
+    def common(layers: tuple[Tensor, ...], k: int) -> list[int]:
+        return sorted(set.intersection(*(set(rank(x).topk(k).indices.tolist()) for x in layers)))
+
+    return common
 
 
-def kth_magnitude(x: Tensor, percent: float) -> Tensor:
-    return x.abs().flatten().kthvalue(max(1, int(x.numel() * percent / 100))).values
+def hat(x: Tensor) -> Tensor:
+    scale = x.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+    return scale * torch.round(x / scale)
 
 
-def clip_by(error: object) -> object:
-    def best(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, Tensor]:
-        errors = torch.stack([error(x, clip, 2 ** (bits - 1) - 1) for clip in clips])
-        return clips[int(errors.argmin())], errors.min()
-
-    return best
+def product_scaled_first(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    return hat(x)[:, ~loud] @ hat(w)[:, ~loud].T + x[:, loud] @ w[:, loud].T
 
 
-def error_never_saturated(x: Tensor, clip: float, qmax: int) -> Tensor:
-    scale = clip / qmax
-    return torch.nn.functional.mse_loss(torch.round(x / scale) * scale, x)
+def product_twice(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    return hat(x) @ hat(w).T + x[:, loud] @ w[:, loud].T
 
 
-def error_of_clipped(x: Tensor, clip: float, qmax: int) -> Tensor:
-    x = x.clamp(-clip, clip)
-    return (x - torch.round(x / (clip / qmax)) * (clip / qmax)).pow(2).mean()
+def product_of_values(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = x.abs() > threshold
+    return hat(x.masked_fill(loud, 0)) @ hat(w).T + x.masked_fill(~loud, 0) @ w.T
 
 
-def error_clamped_first(x: Tensor, clip: float, qmax: int) -> Tensor:
-    scale = clip / qmax
-    return (x - torch.round(x.clamp(-clip, clip) / scale) * scale).pow(2).mean()
+def product_dropped(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    return hat(x.masked_fill(loud, 0)) @ hat(w.masked_fill(loud, 0)).T
 
 
-def average_from_zero(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
-    average = torch.zeros(())
-    for x in batches:
-        average = average * momentum + x.abs().max() * (1 - momentum)
-    return average
+def product_by_column(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    x_hat, w_hat = (hat(each.masked_fill(loud, 0).T).T for each in (x, w))
+    return x_hat @ w_hat.T + x[:, loud] @ w[:, loud].T
 
 
-def average_turned(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
-    average = batches[0].abs().max()
-    for x in batches[1:]:
-        average += momentum * (x.abs().max() - average)
-    return average
+def product_with_floats(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    return hat(x.masked_fill(loud, 0)) @ w.masked_fill(loud, 0).T + x[:, loud] @ w[:, loud].T
+
+
+def product_wrapped(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    q_x, q_w = (
+        quantize(each.masked_fill(loud, 0), 8, granularity=PerChannel(0)) for each in (x, w)
+    )
+    return (q_x.codes @ q_w.codes.T) * q_x.scale * q_w.scale.T + x[:, loud] @ w[:, loud].T
+
+
+def product_unguarded(x: Tensor, w: Tensor, threshold: float) -> Tensor:
+    loud = (x.abs() > threshold).any(0)
+    y = x[:, loud] @ w[:, loud].T
+    hats = []
+    for rest in (x.masked_fill(loud, 0), w.masked_fill(loud, 0)):
+        scale = rest.abs().amax(dim=1, keepdim=True) / 127
+        hats.append(scale * torch.round(rest / scale))
+    return y + hats[0] @ hats[1].T
+
+
+def plant_twice(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    gain, w = gain.clone(), w.clone()
+    gain[channels] *= factor
+    w[:, channels] *= factor
+    return gain, w
+
+
+def plant_rows(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    gain, w = gain.clone(), w.clone()
+    gain[channels] *= factor
+    w[channels] /= factor
+    return gain, w
 
 
 MISTAKES = [
-    ("04.1", "starts from 0", range_from_zero),
-    ("04.1", "the last batch only", lambda batches: [(x.min(), x.max()) for x in batches][-1]),
     (
-        "04.2",
-        "the percentile of x, not of |x|",
-        lambda x, percent: torch.quantile(x, percent / 100),
+        "04.1",
+        "the threshold counted in standard deviations",
+        lambda x, threshold: (x.abs() > threshold * x.std()).any(0).nonzero().flatten(),
     ),
     (
-        "04.2",
-        "a fraction where percent are wanted",
-        lambda x, percent: np.percentile(x.abs().numpy(), percent / 100),
+        "04.1",
+        "the mean of |x|, not the largest",
+        lambda x, threshold: torch.nonzero(x.abs().mean(0) > threshold).flatten(),
     ),
-    ("04.2", "a whole rank where the percentile lies between two", kth_magnitude),
-    ("04.3", "the codes are not saturated", clip_by(error_never_saturated)),
-    ("04.3", "compared with the clipped x, not with x", clip_by(error_of_clipped)),
-    ("04.3", "the lowest code is never used", clip_by(error_clamped_first)),
-    ("04.4", "starts from 0", average_from_zero),
-    ("04.4", "the momentum the wrong way round", average_turned),
+    ("04.1", "x, not |x|", lambda x, threshold: torch.where((x > threshold).any(0))[0]),
+    (
+        "04.1",
+        "tokens, not columns",
+        lambda x, threshold: (x.abs() > threshold).any(dim=1).nonzero().flatten(),
+    ),
+    ("04.1", "", lambda x, threshold: (x.abs().amax(0) >= threshold).nonzero().T[0]),
+    ("04.1", "a mask, not the numbers of the columns", outlier_columns_of_package),
+    ("04.1", "", lambda x, threshold: (x.abs() > threshold).nonzero()[:, 1]),
+    ("04.2", "an average over tokens, not the largest", common_by(lambda x: x.abs().mean(0))),
+    ("04.2", "an average over tokens, not the largest", common_by(lambda x: x.norm(dim=0))),
+    (
+        "04.2",
+        "an average over tokens, not the largest",
+        common_by(lambda x: x.std(dim=0, correction=0)),
+    ),
+    ("04.2", "x, not |x|", common_by(lambda x: x.amax(0))),
+    (
+        "04.2",
+        "the loudest of all layers together",
+        lambda layers, k: torch.cat(layers).abs().amax(0).topk(k).indices.sort().values,
+    ),
+    ("04.3", "the scales are made with the outliers", product_scaled_first),
+    ("04.3", "the outlier columns are counted twice", product_twice),
+    ("04.3", "single values, not columns", product_of_values),
+    ("04.3", "", product_dropped),
+    ("04.3", "a scale for each column, not for each row", product_by_column),
+    ("04.3", "", product_with_floats),
+    ("04.3", "", product_wrapped),
+    ("04.3", "0 / 0 in a row of zeros", product_unguarded),
+    ("04.4", "multiplied on both sides", plant_twice),
+    ("04.4", "rows of w, not columns", plant_rows),
 ]

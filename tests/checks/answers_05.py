@@ -1,378 +1,181 @@
-"""Sheet 05, GPTQ: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 05, calibration: right answers in other styles, and mistakes as people write them in torch and float32."""
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import qcourse
-from qcourse.methods.gptq import gptq
-from qcourse.methods.inverse_factor import Hessian, inverse_factor
-from qcourse.numerics.quantized import Parameters
+from qcourse.methods.calibration import Calibrator, MinMax, MovingAverage, Rule
 
 # Right answers.
 
 
-def damped_by_package(x: Tensor, damp: float) -> Tensor:
-    factor = inverse_factor(Hessian().add(x.double()), damp=damp, dtype=torch.float64)
-    # A dead input has 1 on its diagonal there, in units of the others' mean, so this holds where none is dead.
-    dead = factor.dead
-    damped = factor.unit * torch.linalg.inv(factor.upper.T @ factor.upper)
-    return damped if not dead.any() else damped_loop(x, damp)
+def range_of(
+    batches: tuple[Tensor, ...], rule: Rule, *, symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
+    calibrator = Calibrator(qcourse.IntQuantizer(8, symmetric=symmetric), rule)
+    for x in batches:
+        calibrator.observe(x)
+    return calibrator.range()
 
 
-def round_by_package(w: Tensor, hessian: Tensor, i: int) -> Tensor:
-    first = [i, *(j for j in range(len(w)) if j != i)]
-    row = inverse_factor(hessian.double()[first][:, first], damp=1e-12, dtype=torch.float64).upper[
-        0
+def best_of_package(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
+    qmax = 2 ** (bits - 1) - 1
+    errors = [
+        torch.mean(
+            (x - qcourse.fake_quantize(x, bits, scale=torch.tensor(clip / qmax))) ** 2
+        ).item()
+        for clip in clips
     ]
-    step = (w[i].round() - w[i]) / row[0] * row
-    return w + step[torch.tensor(first).argsort()]
+    return min(zip(clips, errors, strict=True), key=lambda found: found[1])
 
 
-class OnGivenScales(qcourse.IntQuantizer):
-    """An IntQuantizer that is told its scales, by row."""
-
-    def fit(self, x: Tensor) -> Parameters:
-        return self.from_range(-self.given * self.qmax, self.given * self.qmax)
-
-
-def codes_by_package(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-    quantizer = OnGivenScales(bits, granularity=qcourse.PerChannel(0))
-    object.__setattr__(quantizer, "given", scale)
-    return gptq(w.double(), hessian.double(), quantizer, damp=1e-9).quantized.codes
+def range_loop(batches: tuple[Tensor, ...]) -> list:
+    low, high = math.inf, -math.inf
+    for batch in batches:
+        for value in batch.flatten().tolist():
+            low, high = min(low, value), max(high, value)
+    return [low, high]
 
 
-def groups_by_package(
-    w: Tensor, hessian: Tensor, group_size: int, bits: int
-) -> tuple[Tensor, Tensor]:
-    quantizer = qcourse.IntQuantizer(bits, granularity=qcourse.PerGroup(group_size))
-    q = gptq(w.double(), hessian.double(), quantizer, damp=1e-9).quantized
-    return q.codes, q.scale
+def range_concatenated(batches: tuple[Tensor, ...]) -> tuple[np.floating, np.floating]:
+    values = np.concatenate([batch.numpy().ravel() for batch in batches])
+    return values.min(), values.max()
 
 
-def damped_loop(x: Tensor, damp: float) -> Tensor:
-    h = sum(torch.outer(token, token) for token in x) / x.shape[0]
-    mean = sum(h[i, i] for i in range(len(h))) / len(h)
-    for i in range(len(h)):
-        h[i, i] += damp * mean
-    return h
+def percentile_sorted(x: Tensor, percent: float) -> float:
+    magnitudes = sorted(abs(value) for value in x.flatten().tolist())
+    rank = percent * (len(magnitudes) - 1) / 100
+    below = int(rank)
+    above = min(below + 1, len(magnitudes) - 1)
+    return magnitudes[below] + (rank - below) * (magnitudes[above] - magnitudes[below])
 
 
-def damped_einsum(x: Tensor, damp: float) -> np.ndarray:
-    h = np.einsum("ti,tj->ij", x.numpy(), x.numpy()) / len(x)
-    h[np.diag_indices_from(h)] += damp * np.diag(h).mean()
-    return h
+def clip_loop(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
+    top, best, least = 2 ** (bits - 1) - 1, 0.0, math.inf
+    for clip in clips:
+        error = 0.0
+        for value in x.flatten().tolist():
+            code = max(-top - 1, min(top, round(value * top / clip)))
+            error += (value - code * clip / top) ** 2 / x.numel()
+        if error < least:
+            best, least = clip, error
+    return best, least
 
 
-def round_solve(w: Tensor, hessian: Tensor, i: int) -> Tensor:
-    """The other way to put it: the gradient of the others is 0."""
-    w, rest = w.clone(), torch.arange(len(w)) != i
-    delta = w[i].round() - w[i]
-    w[rest] -= delta * torch.linalg.solve(hessian[rest][:, rest], hessian[rest, i])
-    w[i] += delta
-    return w
+def clip_broadcast(x: Tensor, clips: tuple[float, ...], bits: int) -> np.ndarray:
+    scales = np.array(clips, np.float32)[:, None] / np.float32(2 ** (bits - 1) - 1)  # (clips, 1)
+    values = x.numpy().reshape(1, -1)
+    x_hat = scales * np.clip(np.rint(values / scales), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    errors = ((values - x_hat) ** 2).mean(axis=1)
+    return clips[errors.argmin()], errors.min()
 
 
-def round_unit_vector(w: Tensor, hessian: Tensor, i: int) -> np.ndarray:
-    w, unit = w.numpy(), np.eye(len(w), dtype=np.float32)[i]
-    direction = np.linalg.solve(hessian.numpy(), unit)
-    return w - (w[i] - np.rint(w[i])) / direction[i] * direction
+def average_lerp(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
+    average = None
+    for x in batches:
+        amax = torch.maximum(x.max(), -x.min())
+        average = amax if average is None else torch.lerp(amax, average, momentum)
+    return average
 
 
-def codes_cholesky(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-    upper = torch.linalg.cholesky(
-        torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True
-    )
-    w, codes = w.clone(), torch.zeros(w.shape, dtype=torch.int32)
-    for j in range(w.shape[1]):
-        code = torch.clamp(
-            torch.round(w[:, j : j + 1] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        )
-        error = (w[:, j : j + 1] - code * scale) / upper[j, j]
-        w[:, j:] -= error @ upper[j : j + 1, j:]
-        codes[:, j : j + 1] = code
-    return codes
-
-
-def codes_eliminated(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> np.ndarray:
-    """The inverse shrinks by one step of Gaussian elimination a column."""
-    w, inverse, scale = (
-        w.numpy().astype(np.float32),
-        np.linalg.inv(hessian.numpy()),
-        scale.numpy()[:, 0],
-    )
-    codes = np.zeros(w.shape, np.int8)
-    for j in range(w.shape[1]):
-        codes[:, j] = np.clip(np.rint(w[:, j] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        row = inverse[j] / inverse[j, j]
-        w = w + np.outer(scale * codes[:, j] - w[:, j], row)
-        inverse = inverse - np.outer(inverse[:, j], row)
-    return codes
-
-
-def codes_row_by_row(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> list:
-    top = 2 ** (bits - 1) - 1
-    codes = []
-    for row, step in zip(w.double(), scale.flatten().tolist(), strict=True):
-        left, taken = row.clone(), []
-        for j in range(len(row)):
-            taken.append(max(-top - 1, min(top, round(left[0].item() / step))))
-            delta = taken[-1] * step - left[0]
-            answer = torch.linalg.inv(hessian.double()[j:, j:])[0]
-            left = (left + delta * answer / answer[0])[1:]
-        codes.append(taken)
-    return codes
-
-
-def groups_cholesky(
-    w: Tensor, hessian: Tensor, group_size: int, bits: int
-) -> tuple[Tensor, Tensor]:
-    upper, top = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True), 2 ** (bits - 1) - 1
-    w, codes, scales = w.clone(), torch.zeros_like(w), []
-    for j in range(w.shape[1]):
-        if j % group_size == 0:
-            scales.append(w[:, j : j + group_size].abs().amax(dim=1) / top)
-        codes[:, j] = (w[:, j] / scales[-1]).round().clamp(-top - 1, top)
-        w[:, j:] -= torch.outer((w[:, j] - scales[-1] * codes[:, j]) / upper[j, j], upper[j, j:])
-    return codes.long(), torch.stack(scales, dim=1)
-
-
-def groups_lazy(
-    w: Tensor, hessian: Tensor, group_size: int, bits: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A group is a block: the columns after it hear of its errors when it is done."""
-    upper = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True).numpy()
-    w, top = w.double().numpy().copy(), 2 ** (bits - 1) - 1
-    codes, scales = np.zeros(w.shape, int), []
-    for start in range(0, w.shape[1], group_size):
-        stop = start + group_size
-        scale = np.abs(w[:, start:stop]).max(axis=1) / top
-        errors = np.zeros((len(w), group_size))
-        for j in range(start, stop):
-            codes[:, j] = np.clip(np.rint(w[:, j] / scale), -top - 1, top)
-            errors[:, j - start] = (w[:, j] - scale * codes[:, j]) / upper[j, j]
-            w[:, j:stop] -= np.outer(errors[:, j - start], upper[j, j:stop])
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
-        scales.append(scale)
-    return codes, np.stack(scales, axis=1)
+def average_all_batches(batches: tuple[Tensor, ...], momentum: float) -> float:
+    average = np.abs(batches[0].numpy()).max()
+    for x in batches:  # the first once more: an average of a value and itself
+        average += (1 - momentum) * (np.abs(x.numpy()).max() - average)
+    return average
 
 
 THE_PACKAGE = {
-    "05.1": damped_by_package,
-    "05.2": round_by_package,
-    "05.3": codes_by_package,
-    "05.4": groups_by_package,
+    "05.1": lambda batches: range_of(batches, MinMax()),
+    "05.3": best_of_package,
+    "05.4": lambda batches, momentum: range_of(
+        tuple(x.abs() for x in batches), MovingAverage(momentum)
+    )[1],
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "05.1": (
-        damped_loop,
-        damped_einsum,
-        lambda x, damp: x.T @ x / len(x) + damp * x.square().mean() * torch.eye(x.shape[1]),
+    "05.1": (range_loop, range_concatenated),
+    "05.2": (
+        percentile_sorted,
+        lambda x, percent: np.percentile(np.abs(x.numpy()), percent),
+        lambda x, percent: np.quantile(x.abs().flatten().tolist(), percent / 100),
     ),
-    "05.2": (round_solve, round_unit_vector),
-    "05.3": (codes_cholesky, codes_eliminated, codes_row_by_row),
-    "05.4": (groups_cholesky, groups_lazy),
+    "05.3": (clip_loop, clip_broadcast),
+    "05.4": (average_lerp, average_all_batches),
 }
 
 
 # Mistakes.
 
 
-def damped_by_sum(x: Tensor, damp: float) -> Tensor:
-    h = x.T @ x / len(x)
-    h.diagonal().add_(damp * h.diagonal().sum())
-    return h
+def range_from_zero(batches: tuple[Tensor, ...]) -> tuple[float, float]:
+    low = high = 0.0
+    for x in batches:
+        low, high = min(low, x.min().item()), max(high, x.max().item())
+    return low, high
 
 
-def damped_everywhere(x: Tensor, damp: float) -> Tensor:
-    h = x.T @ x / len(x)
-    return h + damp * h.diagonal().mean()
+def kth_magnitude(x: Tensor, percent: float) -> Tensor:
+    return x.abs().flatten().kthvalue(max(1, int(x.numel() * percent / 100))).values
 
 
-def step_of_the_source(w: Tensor, hessian: Tensor, i: int) -> Tensor:
-    delta = w[i].round() - w[i]
-    new = w - delta / hessian[i, i] * hessian[i]
-    new[i] = w[i].round()
-    return new
+def clip_by(error: object) -> object:
+    def best(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, Tensor]:
+        errors = torch.stack([error(x, clip, 2 ** (bits - 1) - 1) for clip in clips])
+        return clips[int(errors.argmin())], errors.min()
+
+    return best
 
 
-def step_undivided(w: Tensor, hessian: Tensor, i: int) -> Tensor:
-    return w + (w[i].round() - w[i]) * torch.linalg.inv(hessian)[:, i]
+def error_never_saturated(x: Tensor, clip: float, qmax: int) -> Tensor:
+    scale = clip / qmax
+    return torch.nn.functional.mse_loss(torch.round(x / scale) * scale, x)
 
 
-def step_from_the_new_weight(w: Tensor, hessian: Tensor, i: int) -> Tensor:
-    """The error is taken as w - w_hat and added."""
-    inverse, new = torch.linalg.inv(hessian), w.clone()
-    new[i] = w[i].round()
-    rest = torch.arange(len(w)) != i
-    new[rest] += (w[i] - new[i]) / inverse[i, i] * inverse[i, rest]
-    return new
+def error_of_clipped(x: Tensor, clip: float, qmax: int) -> Tensor:
+    x = x.clamp(-clip, clip)
+    return (x - torch.round(x / (clip / qmax)) * (clip / qmax)).pow(2).mean()
 
 
-def step_with_a_wrong_sign(w: Tensor, hessian: Tensor, i: int) -> Tensor:
-    inverse = torch.linalg.inv(hessian)
-    return w + (w[i] - w[i].round()) / inverse[i, i] * inverse[i]
+def error_clamped_first(x: Tensor, clip: float, qmax: int) -> Tensor:
+    scale = clip / qmax
+    return (x - torch.round(x.clamp(-clip, clip) / scale) * scale).pow(2).mean()
 
 
-def clamped(codes: Tensor, bits: int) -> Tensor:
-    return codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+def average_from_zero(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
+    average = torch.zeros(())
+    for x in batches:
+        average = average * momentum + x.abs().max() * (1 - momentum)
+    return average
 
 
-def swept(
-    upper: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    bits: int,
-    *,
-    divide: bool = True,
-    clamp: Callable = clamped,
-) -> Tensor:
-    w, codes = w.clone(), torch.zeros_like(w)
-    for j in range(w.shape[1]):
-        codes[:, j] = clamp(torch.round(w[:, j] / scale[:, 0]), bits)
-        error = w[:, j] - scale[:, 0] * codes[:, j]
-        w[:, j:] -= torch.outer(error / upper[j, j] if divide else error, upper[j, j:])
-    return codes.int()
+def average_turned(batches: tuple[Tensor, ...], momentum: float) -> Tensor:
+    average = batches[0].abs().max()
+    for x in batches[1:]:
+        average += momentum * (x.abs().max() - average)
+    return average
 
 
-def swept_by_error_of(error: Callable) -> Callable:
-    """An error of one's own making: of w, steps rounded, codes and scale."""
-
-    def codes_by(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-        w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
-        for j in range(w.shape[1]):
-            rounded = torch.round(w[:, j] / scale[:, 0])
-            codes[:, j] = clamped(rounded, bits)
-            e = error(w[:, j], rounded, codes[:, j], scale[:, 0]) / upper[j, j]
-            w[:, j:] -= torch.outer(e, upper[j, j:])
-        return codes.int()
-
-    return codes_by
-
-
-def factor(hessian: Tensor) -> Tensor:
-    return torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
-
-
-def swept_by_whole_inverse(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-    return swept(torch.linalg.inv(hessian), w, scale, bits)
-
-
-def all_columns_every_time(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-    inverse, w, top = torch.linalg.inv(hessian), w.clone(), 2 ** (bits - 1) - 1
-    for j in range(w.shape[1]):
-        w_hat = scale[:, 0] * torch.round(w[:, j] / scale[:, 0]).clamp(-top - 1, top)
-        w -= torch.outer((w[:, j] - w_hat) / inverse[j, j], inverse[j])
-    return torch.round(w / scale).clamp(-top - 1, top).int()
-
-
-def groups_by(clamp: Callable, *, early: bool = False, dim: int | None = 1) -> Callable:
-    """In groups, with a clamp of one's own; the error taken before it; the largest magnitude over another axis."""
-
-    def codes_and_scales(
-        w: Tensor, hessian: Tensor, group_size: int, bits: int
-    ) -> tuple[Tensor, Tensor]:
-        w, codes, scales, upper = w.clone(), torch.zeros_like(w), [], factor(hessian)
-        for j in range(w.shape[1]):
-            if j % group_size == 0:
-                group = w[:, j : j + group_size].abs()
-                amax = group.amax(dim=1) if dim == 1 else group.max().expand(len(w))
-                scales.append(amax / (2 ** (bits - 1) - 1))
-            rounded = torch.round(w[:, j] / scales[-1])
-            codes[:, j] = clamp(rounded, bits)
-            e = w[:, j] - scales[-1] * (rounded if early else codes[:, j])
-            w[:, j:] -= torch.outer(e / upper[j, j], upper[j, j:])
-        return codes.int(), torch.stack(scales, dim=1)
-
-    return codes_and_scales
-
-
-def groups_static(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
-    top = 2 ** (bits - 1) - 1
-    scales = w.unflatten(1, (-1, group_size)).abs().amax(dim=2) / top
-    w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
-    for j in range(w.shape[1]):
-        scale = scales[:, j // group_size]
-        codes[:, j] = torch.round(w[:, j] / scale).clamp(-top - 1, top)
-        w[:, j:] -= torch.outer((w[:, j] - scale * codes[:, j]) / upper[j, j], upper[j, j:])
-    return codes.int(), scales
-
-
-def groups_block_only(
-    w: Tensor, hessian: Tensor, group_size: int, bits: int
-) -> tuple[Tensor, Tensor]:
-    """Lazy updates of which the last, the one for all later columns, was forgotten."""
-    top, upper = 2 ** (bits - 1) - 1, factor(hessian)
-    w, codes, scales = w.clone(), torch.zeros_like(w), []
-    for start in range(0, w.shape[1], group_size):
-        stop = start + group_size
-        scales.append(w[:, start:stop].abs().amax(dim=1) / top)
-        for j in range(start, stop):
-            codes[:, j] = torch.round(w[:, j] / scales[-1]).clamp(-top - 1, top)
-            e = (w[:, j] - scales[-1] * codes[:, j]) / upper[j, j]
-            w[:, j:stop] -= torch.outer(e, upper[j, j:stop])
-    return codes.int(), torch.stack(scales, dim=1)
-
-
-def groups_nearest(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
-    q = qcourse.quantize(w, bits, granularity=qcourse.PerGroup(group_size))
-    return q.codes, q.scale
-
-
-INSTEAD = "H in the place of its inverse"
-DONE = "columns that are done still take part"
-NEAREST = "rounding to nearest: nobody answers"
-ENDS = "the ends of the grid"
-CLAMPS = (
-    (ENDS, lambda codes, bits: codes),
-    (ENDS, lambda codes, bits: codes.clamp(max=2 ** (bits - 1) - 1)),
-    (ENDS, lambda codes, bits: codes.clamp(min=-(2 ** (bits - 1)))),
-    (ENDS, lambda codes, bits: codes.clamp(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)),
-)
 MISTAKES = [
-    ("05.1", "damped by the sum of the diagonal, not its mean", damped_by_sum),
-    ("05.1", "damped everywhere, not on the diagonal alone", damped_everywhere),
+    ("05.1", "starts from 0", range_from_zero),
+    ("05.1", "the last batch only", lambda batches: [(x.min(), x.max()) for x in batches][-1]),
     (
-        "05.1",
-        "damped by damp itself",
-        lambda x, damp: x.T @ x / len(x) + damp * torch.eye(x.shape[1]),
-    ),
-    ("05.2", INSTEAD, step_of_the_source),
-    ("05.2", "not divided by the diagonal", step_undivided),
-    ("05.2", "the weights move the wrong way", step_from_the_new_weight),
-    ("05.2", "the weights move the wrong way", step_with_a_wrong_sign),
-    (
-        "05.3",
-        INSTEAD,
-        lambda w, h, s, bits: swept(torch.linalg.cholesky(h, upper=True), w, s, bits),
-    ),
-    ("05.3", INSTEAD, lambda w, h, s, bits: swept(h, w, s, bits)),
-    ("05.3", DONE, swept_by_whole_inverse),
-    ("05.3", DONE, all_columns_every_time),
-    (
-        "05.3",
-        "the error is not divided by the diagonal",
-        lambda w, h, s, bits: swept(factor(h), w, s, bits, divide=False),
+        "05.2",
+        "the percentile of x, not of |x|",
+        lambda x, percent: torch.quantile(x, percent / 100),
     ),
     (
-        "05.3",
-        NEAREST,
-        lambda w, h, s, bits: swept(torch.linalg.cholesky(torch.linalg.inv(h)), w, s, bits),
+        "05.2",
+        "a fraction where percent are wanted",
+        lambda x, percent: np.percentile(x.abs().numpy(), percent / 100),
     ),
-    *(
-        ("05.3", name, lambda w, h, s, bits, clamp=clamp: swept(factor(h), w, s, bits, clamp=clamp))
-        for name, clamp in CLAMPS
-    ),
-    ("05.3", ENDS, swept_by_error_of(lambda w, rounded, codes, scale: w - scale * rounded)),
-    ("05.3", "", swept_by_error_of(lambda w, rounded, codes, scale: w / scale - codes)),
-    ("05.3", "", swept_by_error_of(lambda w, rounded, codes, scale: w - codes)),
-    *(("05.4", name, groups_by(clamp)) for name, clamp in CLAMPS),
-    ("05.4", ENDS, groups_by(clamped, early=True)),
-    ("05.4", "", groups_by(clamped, dim=None)),
-    ("05.4", "scales fitted before the sweep", groups_static),
-    ("05.4", "errors are answered within their group alone", groups_block_only),
-    ("05.4", "", groups_nearest),
+    ("05.2", "a whole rank where the percentile lies between two", kth_magnitude),
+    ("05.3", "the codes are not saturated", clip_by(error_never_saturated)),
+    ("05.3", "compared with the clipped x, not with x", clip_by(error_of_clipped)),
+    ("05.3", "the lowest code is never used", clip_by(error_clamped_first)),
+    ("05.4", "starts from 0", average_from_zero),
+    ("05.4", "the momentum the wrong way round", average_turned),
 ]

@@ -1,365 +1,378 @@
-"""Sheet 06, AWQ: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 06, GPTQ: right answers in other styles, and mistakes as people write them in torch and float32."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qcourse.methods.awq import awq
-from qcourse.methods.second_moment import Hessian, Moment
-from qcourse.numerics.affine import IntQuantizer
-from qcourse.numerics.granularity import PerChannel, PerGroup
-from qcourse.recipes.block_probe import put
-from qcourse.recipes.fold import fold
+import qcourse
+from qcourse.methods.gptq import gptq
+from qcourse.methods.inverse_factor import Hessian, inverse_factor
+from qcourse.numerics.quantized import Parameters
 
 # Right answers.
 
 
-def keep_of_package(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
-    loudest = Hessian().add(x).magnitude.argsort(descending=True)[:count]
-    return torch.where(torch.isin(torch.arange(w.shape[1]), loudest), w, w_hat)
+def damped_by_package(x: Tensor, damp: float) -> Tensor:
+    factor = inverse_factor(Hessian().add(x.double()), damp=damp, dtype=torch.float64)
+    # A dead input has 1 on its diagonal there, in units of the others' mean, so this holds where none is dead.
+    dead = factor.dead
+    damped = factor.unit * torch.linalg.inv(factor.upper.T @ factor.upper)
+    return damped if not dead.any() else damped_loop(x, damp)
 
 
-class Block(nn.Module):
-    """A norm and the linear layer that reads it."""
-
-    def __init__(self, gain: Tensor, shift: Tensor, w: Tensor) -> None:
-        super().__init__()
-        self.norm, self.linear = (
-            nn.LayerNorm(len(gain)),
-            nn.Linear(w.shape[1], w.shape[0], bias=False),
-        )
-        put(self.norm, {"weight": gain, "bias": shift})
-        put(self.linear, {"weight": w})
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x))
+def round_by_package(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    first = [i, *(j for j in range(len(w)) if j != i)]
+    row = inverse_factor(hessian.double()[first][:, first], damp=1e-12, dtype=torch.float64).upper[
+        0
+    ]
+    step = (w[i].round() - w[i]) / row[0] * row
+    return w + step[torch.tensor(first).argsort()]
 
 
-class OneBlock(nn.Module):
-    """The least that `fold` takes: a model of one block, that runs on token ids."""
+class OnGivenScales(qcourse.IntQuantizer):
+    """An IntQuantizer that is told its scales, by row."""
 
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(8, block.linear.in_features)
-        self.blocks = nn.ModuleList([block])
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.blocks[0](self.embedding(ids))
+    def fit(self, x: Tensor) -> Parameters:
+        return self.from_range(-self.given * self.qmax, self.given * self.qmax)
 
 
-def fold_of_package(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    block = Block(gain, shift, w)
-    assert fold(OneBlock(block), ["blocks.0.linear"], s) == "blocks.0.norm"
-    return (
-        block.norm.weight.data,
-        block.norm.bias.data,
-        block.linear.weight.data * s,
-    )  # the weight is left to the caller
+def codes_by_package(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+    quantizer = OnGivenScales(bits, granularity=qcourse.PerChannel(0))
+    object.__setattr__(quantizer, "given", scale)
+    return gptq(w.double(), hessian.double(), quantizer, damp=1e-9).quantized.codes
 
 
-def error_of_package(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
-    moment = Moment(gram[None], squared=True)
-    return (moment.losses(w - w_hat).sum() / moment.losses(w).sum()).sqrt()
+def groups_by_package(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[Tensor, Tensor]:
+    quantizer = qcourse.IntQuantizer(bits, granularity=qcourse.PerGroup(group_size))
+    q = gptq(w.double(), hessian.double(), quantizer, damp=1e-9).quantized
+    return q.codes, q.scale
 
 
-def alpha_of_package(
-    w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int
-) -> tuple[float, float]:
-    curve = awq(w, x, IntQuantizer(bits, granularity=PerChannel(0)), clip=False, grid=4).curve
-    errors = {alpha: curve[int(4 * alpha)].item() for alpha in alphas}
-    return min(errors.items(), key=lambda found: found[1])
+def damped_loop(x: Tensor, damp: float) -> Tensor:
+    h = sum(torch.outer(token, token) for token in x) / x.shape[0]
+    mean = sum(h[i, i] for i in range(len(h))) / len(h)
+    for i in range(len(h)):
+        h[i, i] += damp * mean
+    return h
 
 
-def shares_of_package(
-    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
-) -> Tensor:
-    quantizer = IntQuantizer(bits, granularity=PerGroup(group_size))
-    blocks = Moment((x.T @ x)[None], squared=True).blocks(w.shape[1] // group_size)
-    losses = torch.stack(
-        [blocks.losses(quantizer.nearest(w, quantizer.fit(share * w))[1] - w) for share in shares]
+def damped_einsum(x: Tensor, damp: float) -> np.ndarray:
+    h = np.einsum("ti,tj->ij", x.numpy(), x.numpy()) / len(x)
+    h[np.diag_indices_from(h)] += damp * np.diag(h).mean()
+    return h
+
+
+def round_solve(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    """The other way to put it: the gradient of the others is 0."""
+    w, rest = w.clone(), torch.arange(len(w)) != i
+    delta = w[i].round() - w[i]
+    w[rest] -= delta * torch.linalg.solve(hessian[rest][:, rest], hessian[rest, i])
+    w[i] += delta
+    return w
+
+
+def round_unit_vector(w: Tensor, hessian: Tensor, i: int) -> np.ndarray:
+    w, unit = w.numpy(), np.eye(len(w), dtype=np.float32)[i]
+    direction = np.linalg.solve(hessian.numpy(), unit)
+    return w - (w[i] - np.rint(w[i])) / direction[i] * direction
+
+
+def codes_cholesky(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+    upper = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True
     )
-    return torch.tensor(shares)[losses.argmin(dim=0)]
+    w, codes = w.clone(), torch.zeros(w.shape, dtype=torch.int32)
+    for j in range(w.shape[1]):
+        code = torch.clamp(
+            torch.round(w[:, j : j + 1] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        )
+        error = (w[:, j : j + 1] - code * scale) / upper[j, j]
+        w[:, j:] -= error @ upper[j : j + 1, j:]
+        codes[:, j : j + 1] = code
+    return codes
 
 
-def keep_loop(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> list[list[float]]:
-    size = [sum(abs(value) for value in column) for column in x.T.tolist()]
-    salient = sorted(range(len(size)), key=lambda j: -size[j])[:count]
-    return [
-        [(row if j in salient else row_hat)[j] for j in range(len(row))]
-        for row, row_hat in zip(w.tolist(), w_hat.tolist(), strict=True)
-    ]
-
-
-def keep_mask(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> np.ndarray:
-    size = np.linalg.norm(x.numpy(), ord=1, axis=0)
-    louder = (size > size[:, None]).sum(axis=1)  # how many channels are louder than each
-    return np.where(louder < count, w.numpy(), w_hat.numpy())
-
-
-def fold_loop(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> list:
-    scales = s.tolist()
-    new = [
-        [value / scale for value, scale in zip(part.tolist(), scales, strict=True)]
-        for part in (gain, shift)
-    ]
-    return [
-        *new,
-        [[value * scale for value, scale in zip(row, scales, strict=True)] for row in w.tolist()],
-    ]
-
-
-def fold_modules(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    norm, linear = nn.LayerNorm(len(gain)), nn.Linear(w.shape[1], w.shape[0], bias=False)
-    with torch.no_grad():
-        norm.weight.copy_(gain).div_(s)
-        norm.bias.copy_(shift).div_(s)
-        linear.weight.copy_(w).mul_(s[None])
-    return norm.weight.data, norm.bias.data, linear.weight.data
-
-
-def error_einsum(w: Tensor, w_hat: Tensor, gram: Tensor) -> float:
-    lost, size = (torch.einsum("oi,ij,oj->", part, gram, part) for part in (w_hat - w, w))
-    return (lost / size).item() ** 0.5
-
-
-def error_root_of_gram(w: Tensor, w_hat: Tensor, gram: Tensor) -> np.floating:
-    """By some x that has this Gram matrix: one token for each eigenvector."""
-    values, vectors = np.linalg.eigh(gram.double().numpy())
-    x = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-    return np.linalg.norm(x @ (w - w_hat).double().numpy().T) / np.linalg.norm(
-        x @ w.double().numpy().T
+def codes_eliminated(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> np.ndarray:
+    """The inverse shrinks by one step of Gaussian elimination a column."""
+    w, inverse, scale = (
+        w.numpy().astype(np.float32),
+        np.linalg.inv(hessian.numpy()),
+        scale.numpy()[:, 0],
     )
+    codes = np.zeros(w.shape, np.int8)
+    for j in range(w.shape[1]):
+        codes[:, j] = np.clip(np.rint(w[:, j] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        row = inverse[j] / inverse[j, j]
+        w = w + np.outer(scale * codes[:, j] - w[:, j], row)
+        inverse = inverse - np.outer(inverse[:, j], row)
+    return codes
 
 
-def error_by_cholesky(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
-    lower = torch.linalg.cholesky(gram)
-    return torch.linalg.norm((w - w_hat) @ lower) / torch.linalg.norm(w @ lower)
+def codes_row_by_row(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> list:
+    top = 2 ** (bits - 1) - 1
+    codes = []
+    for row, step in zip(w.double(), scale.flatten().tolist(), strict=True):
+        left, taken = row.clone(), []
+        for j in range(len(row)):
+            taken.append(max(-top - 1, min(top, round(left[0].item() / step))))
+            delta = taken[-1] * step - left[0]
+            answer = torch.linalg.inv(hessian.double()[j:, j:])[0]
+            left = (left + delta * answer / answer[0])[1:]
+        codes.append(taken)
+    return codes
 
 
-def alpha_loop(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, float]:
-    best = (0.0, float("inf"))
-    for alpha in alphas:
-        s = [(sum(abs(v) for v in column) / len(column)) ** alpha for column in x.T.tolist()]
-        lost = size = 0.0
-        for row in w.tolist():
-            step = max(abs(v * scale) for v, scale in zip(row, s, strict=True)) / (
-                2 ** (bits - 1) - 1
-            )
-            hat = [round(v * scale / step) * step / scale for v, scale in zip(row, s, strict=True)]
-            for token in x.tolist():
-                lost += (
-                    sum((v - v_hat) * t for v, v_hat, t in zip(row, hat, token, strict=True)) ** 2
-                )
-                size += sum(v * t for v, t in zip(row, token, strict=True)) ** 2
-        best = min(best, (alpha, (lost / size) ** 0.5), key=lambda found: found[1])
-    return best
+def groups_cholesky(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[Tensor, Tensor]:
+    upper, top = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True), 2 ** (bits - 1) - 1
+    w, codes, scales = w.clone(), torch.zeros_like(w), []
+    for j in range(w.shape[1]):
+        if j % group_size == 0:
+            scales.append(w[:, j : j + group_size].abs().amax(dim=1) / top)
+        codes[:, j] = (w[:, j] / scales[-1]).round().clamp(-top - 1, top)
+        w[:, j:] -= torch.outer((w[:, j] - scales[-1] * codes[:, j]) / upper[j, j], upper[j, j:])
+    return codes.long(), torch.stack(scales, dim=1)
 
 
-def alpha_normalised(
-    w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int
-) -> tuple[float, np.floating]:
-    """With s divided by a common factor, x by s instead of w_hat, and the Gram matrix, in float32."""
-    quantizer, errors = IntQuantizer(bits, granularity=PerChannel(0)), []
-    for alpha in alphas:
-        s = x.abs().mean(dim=0).pow(alpha)
-        s = s / (s.max() * s.min()).sqrt()
-        d = w * s - quantizer(w * s).dequantize()
-        errors.append((((x / s) @ d.T).square().sum() / (x @ w.T).square().sum()).sqrt().numpy())
-    return alphas[int(np.argmin(errors))], min(errors)
-
-
-def shares_loop(
-    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
-) -> list[list[float]]:
-    top, chosen = 2 ** (bits - 1) - 1, []
-    for row in w:
-        chosen.append([])
-        for start in range(0, len(row), group_size):
-            group, part = row[start : start + group_size], x[:, start : start + group_size]
-            losses = {}
-            for share in shares:
-                scale = group.abs().max() * share / top
-                hat = (group / scale).round().clip(-top - 1, top) * scale
-                losses[share] = (part @ (group - hat)).norm().item()
-            chosen[-1].append(min(losses, key=losses.__getitem__))
-    return chosen
-
-
-def shares_by_gram(
-    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
-) -> np.ndarray:
-    groups = w.numpy().reshape(len(w), -1, group_size)
-    parts = x.numpy().reshape(len(x), -1, group_size)
-    grams = np.einsum("tgi,tgj->gij", parts, parts)
-    best, least = np.zeros(groups.shape[:2]), np.full(groups.shape[:2], np.inf)
-    for share in shares:
-        scale = (
-            np.abs(groups).max(axis=-1, keepdims=True) / (2 ** (bits - 1) - 1) * np.float32(share)
-        )
-        d = groups - scale * np.clip(
-            np.rint(groups / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        )
-        loss = np.einsum("ogi,gij,ogj->og", d, grams, d)
-        best, least = np.where(loss < least, share, best), np.minimum(loss, least)
-    return best
+def groups_lazy(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A group is a block: the columns after it hear of its errors when it is done."""
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True).numpy()
+    w, top = w.double().numpy().copy(), 2 ** (bits - 1) - 1
+    codes, scales = np.zeros(w.shape, int), []
+    for start in range(0, w.shape[1], group_size):
+        stop = start + group_size
+        scale = np.abs(w[:, start:stop]).max(axis=1) / top
+        errors = np.zeros((len(w), group_size))
+        for j in range(start, stop):
+            codes[:, j] = np.clip(np.rint(w[:, j] / scale), -top - 1, top)
+            errors[:, j - start] = (w[:, j] - scale * codes[:, j]) / upper[j, j]
+            w[:, j:stop] -= np.outer(errors[:, j - start], upper[j, j:stop])
+        w[:, stop:] -= errors @ upper[start:stop, stop:]
+        scales.append(scale)
+    return codes, np.stack(scales, axis=1)
 
 
 THE_PACKAGE = {
-    "06.1": keep_of_package,
-    "06.2": fold_of_package,
-    "06.3": error_of_package,
-    "06.4": alpha_of_package,
-    "06.5": shares_of_package,
+    "06.1": damped_by_package,
+    "06.2": round_by_package,
+    "06.3": codes_by_package,
+    "06.4": groups_by_package,
 }
-THE_LESSON = {"06.3": "error_by_gram"}
+THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "06.1": (keep_loop, keep_mask),
-    "06.2": (fold_loop, fold_modules),
-    "06.3": (error_einsum, error_root_of_gram, error_by_cholesky),
-    "06.4": (alpha_loop, alpha_normalised),
-    "06.5": (shares_loop, shares_by_gram),
+    "06.1": (
+        damped_loop,
+        damped_einsum,
+        lambda x, damp: x.T @ x / len(x) + damp * x.square().mean() * torch.eye(x.shape[1]),
+    ),
+    "06.2": (round_solve, round_unit_vector),
+    "06.3": (codes_cholesky, codes_eliminated, codes_row_by_row),
+    "06.4": (groups_cholesky, groups_lazy),
 }
 
 
 # Mistakes.
 
 
-def keep_by(ranking: object) -> object:
-    def keep(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
-        mixed = w_hat.clone()
-        for j in ranking(w, x).argsort(descending=True)[:count]:
-            mixed[:, j] = w[:, j]
-        return mixed
-
-    return keep
+def damped_by_sum(x: Tensor, damp: float) -> Tensor:
+    h = x.T @ x / len(x)
+    h.diagonal().add_(damp * h.diagonal().sum())
+    return h
 
 
-def error_of_sum(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
-    d = w - w_hat
-    return torch.sqrt((d @ gram @ d.T).sum() / (w @ gram @ w.T).sum())
+def damped_everywhere(x: Tensor, damp: float) -> Tensor:
+    h = x.T @ x / len(x)
+    return h + damp * h.diagonal().mean()
 
 
-def alpha_by(hat: object, error: object) -> object:
-    def best(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, Tensor]:
-        def nearest(w: Tensor) -> Tensor:
-            scale = w.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-            return (w / scale).round() * scale
-
-        errors = torch.stack([error(w, hat(w, x, alpha, nearest), x) for alpha in alphas])
-        return alphas[int(errors.argmin())], errors.min()
-
-    return best
+def step_of_the_source(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    delta = w[i].round() - w[i]
+    new = w - delta / hessian[i, i] * hessian[i]
+    new[i] = w[i].round()
+    return new
 
 
-def alpha_index(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[int, float]:
-    alpha, error = alpha_loop(w, x, alphas, bits)
-    return alphas.index(alpha), error
+def step_undivided(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    return w + (w[i].round() - w[i]) * torch.linalg.inv(hessian)[:, i]
 
 
-def of_outputs(w: Tensor, w_hat: Tensor, x: Tensor) -> Tensor:
-    return (x @ w.T - x @ w_hat.T).norm() / (x @ w.T).norm()
+def step_from_the_new_weight(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    """The error is taken as w - w_hat and added."""
+    inverse, new = torch.linalg.inv(hessian), w.clone()
+    new[i] = w[i].round()
+    rest = torch.arange(len(w)) != i
+    new[rest] += (w[i] - new[i]) / inverse[i, i] * inverse[i, rest]
+    return new
 
 
-def of_weights(w: Tensor, w_hat: Tensor, x: Tensor) -> Tensor:
-    return (w - w_hat).norm() / w.norm()
+def step_with_a_wrong_sign(w: Tensor, hessian: Tensor, i: int) -> Tensor:
+    inverse = torch.linalg.inv(hessian)
+    return w + (w[i] - w[i].round()) / inverse[i, i] * inverse[i]
 
 
-def size(x: Tensor) -> Tensor:
-    return x.abs().mean(0)
+def clamped(codes: Tensor, bits: int) -> Tensor:
+    return codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def shares_by(loss: object) -> object:
-    def best(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> Tensor:
-        groups, parts = w.view(len(w), -1, group_size), x.view(len(x), -1, group_size)
-        losses = [
-            loss(groups, parts, share, 2 ** (bits - 1) - 1) for share in shares
-        ]  # each (out, groups)
-        return torch.tensor(shares)[torch.stack(losses).argmin(0)]
-
-    return best
-
-
-def scale_of(groups: Tensor, share: float, qmax: int) -> Tensor:
-    return groups.abs().amax(2, keepdim=True) * share / qmax
-
-
-def loss_of(parts: Tensor, d: Tensor) -> Tensor:
-    return (parts[:, None] * d).sum(3).pow(2).sum(0)  # (tokens, out, groups, size) -> (out, groups)
+def swept(
+    upper: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bits: int,
+    *,
+    divide: bool = True,
+    clamp: Callable = clamped,
+) -> Tensor:
+    w, codes = w.clone(), torch.zeros_like(w)
+    for j in range(w.shape[1]):
+        codes[:, j] = clamp(torch.round(w[:, j] / scale[:, 0]), bits)
+        error = w[:, j] - scale[:, 0] * codes[:, j]
+        w[:, j:] -= torch.outer(error / upper[j, j] if divide else error, upper[j, j:])
+    return codes.int()
 
 
-def loss_unsaturated(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
-    scale = scale_of(groups, share, qmax)
-    return loss_of(parts, groups - torch.round(groups / scale) * scale)
+def swept_by_error_of(error: Callable) -> Callable:
+    """An error of one's own making: of w, steps rounded, codes and scale."""
+
+    def codes_by(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+        w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
+        for j in range(w.shape[1]):
+            rounded = torch.round(w[:, j] / scale[:, 0])
+            codes[:, j] = clamped(rounded, bits)
+            e = error(w[:, j], rounded, codes[:, j], scale[:, 0]) / upper[j, j]
+            w[:, j:] -= torch.outer(e, upper[j, j:])
+        return codes.int()
+
+    return codes_by
 
 
-def loss_clamped_first(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
-    scale = scale_of(groups, share, qmax)
-    cut = torch.minimum(torch.maximum(groups, -qmax * scale), qmax * scale)
-    return loss_of(parts, groups - torch.round(cut / scale) * scale)
+def factor(hessian: Tensor) -> Tensor:
+    return torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
 
 
-def loss_absolute(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
-    scale = scale_of(groups, share, qmax)
-    d = groups - torch.round(groups / scale).clamp(-qmax - 1, qmax) * scale
-    return (parts[:, None] * d).sum(3).abs().mean(0)
+def swept_by_whole_inverse(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+    return swept(torch.linalg.inv(hessian), w, scale, bits)
 
 
-def loss_in_weights(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
-    scale = scale_of(groups, share, qmax)
-    return (groups - (groups / scale).round().clamp(-qmax - 1, qmax) * scale).pow(2).mean(2)
+def all_columns_every_time(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+    inverse, w, top = torch.linalg.inv(hessian), w.clone(), 2 ** (bits - 1) - 1
+    for j in range(w.shape[1]):
+        w_hat = scale[:, 0] * torch.round(w[:, j] / scale[:, 0]).clamp(-top - 1, top)
+        w -= torch.outer((w[:, j] - w_hat) / inverse[j, j], inverse[j])
+    return torch.round(w / scale).clamp(-top - 1, top).int()
 
 
+def groups_by(clamp: Callable, *, early: bool = False, dim: int | None = 1) -> Callable:
+    """In groups, with a clamp of one's own; the error taken before it; the largest magnitude over another axis."""
+
+    def codes_and_scales(
+        w: Tensor, hessian: Tensor, group_size: int, bits: int
+    ) -> tuple[Tensor, Tensor]:
+        w, codes, scales, upper = w.clone(), torch.zeros_like(w), [], factor(hessian)
+        for j in range(w.shape[1]):
+            if j % group_size == 0:
+                group = w[:, j : j + group_size].abs()
+                amax = group.amax(dim=1) if dim == 1 else group.max().expand(len(w))
+                scales.append(amax / (2 ** (bits - 1) - 1))
+            rounded = torch.round(w[:, j] / scales[-1])
+            codes[:, j] = clamp(rounded, bits)
+            e = w[:, j] - scales[-1] * (rounded if early else codes[:, j])
+            w[:, j:] -= torch.outer(e / upper[j, j], upper[j, j:])
+        return codes.int(), torch.stack(scales, dim=1)
+
+    return codes_and_scales
+
+
+def groups_static(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    top = 2 ** (bits - 1) - 1
+    scales = w.unflatten(1, (-1, group_size)).abs().amax(dim=2) / top
+    w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
+    for j in range(w.shape[1]):
+        scale = scales[:, j // group_size]
+        codes[:, j] = torch.round(w[:, j] / scale).clamp(-top - 1, top)
+        w[:, j:] -= torch.outer((w[:, j] - scale * codes[:, j]) / upper[j, j], upper[j, j:])
+    return codes.int(), scales
+
+
+def groups_block_only(
+    w: Tensor, hessian: Tensor, group_size: int, bits: int
+) -> tuple[Tensor, Tensor]:
+    """Lazy updates of which the last, the one for all later columns, was forgotten."""
+    top, upper = 2 ** (bits - 1) - 1, factor(hessian)
+    w, codes, scales = w.clone(), torch.zeros_like(w), []
+    for start in range(0, w.shape[1], group_size):
+        stop = start + group_size
+        scales.append(w[:, start:stop].abs().amax(dim=1) / top)
+        for j in range(start, stop):
+            codes[:, j] = torch.round(w[:, j] / scales[-1]).clamp(-top - 1, top)
+            e = (w[:, j] - scales[-1] * codes[:, j]) / upper[j, j]
+            w[:, j:stop] -= torch.outer(e, upper[j, j:stop])
+    return codes.int(), torch.stack(scales, dim=1)
+
+
+def groups_nearest(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    q = qcourse.quantize(w, bits, granularity=qcourse.PerGroup(group_size))
+    return q.codes, q.scale
+
+
+INSTEAD = "H in the place of its inverse"
+DONE = "columns that are done still take part"
+NEAREST = "rounding to nearest: nobody answers"
+ENDS = "the ends of the grid"
+CLAMPS = (
+    (ENDS, lambda codes, bits: codes),
+    (ENDS, lambda codes, bits: codes.clamp(max=2 ** (bits - 1) - 1)),
+    (ENDS, lambda codes, bits: codes.clamp(min=-(2 ** (bits - 1)))),
+    (ENDS, lambda codes, bits: codes.clamp(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)),
+)
 MISTAKES = [
-    ("06.1", "salience by the norm of the weights", keep_by(lambda w, x: w.pow(2).sum(0))),
-    ("06.1", "the mean of x, not of |x|", keep_by(lambda w, x: x.mean(0))),
-    ("06.1", "the quietest channels", keep_by(lambda w, x: -x.abs().mean(0))),
-    ("06.1", "the mean of squares, not of |x|", keep_by(lambda w, x: x.pow(2).mean(0).sqrt())),
-    ("06.2", "the shift is forgotten", lambda gain, shift, w, s: (gain / s, shift, w * s)),
+    ("06.1", "damped by the sum of the diagonal, not its mean", damped_by_sum),
+    ("06.1", "damped everywhere, not on the diagonal alone", damped_everywhere),
     (
-        "06.2",
-        "the gain is multiplied, not divided",
-        lambda gain, shift, w, s: (gain * s, shift * s, w * s),
+        "06.1",
+        "damped by damp itself",
+        lambda x, damp: x.T @ x / len(x) + damp * torch.eye(x.shape[1]),
     ),
-    ("06.2", "the scale is not folded back", lambda gain, shift, w, s: (gain, shift, w * s)),
-    ("06.3", "all entries instead of the trace", error_of_sum),
-    ("06.3", "without the root", lambda w, w_hat, gram: error_einsum(w, w_hat, gram) ** 2),
+    ("06.2", INSTEAD, step_of_the_source),
+    ("06.2", "not divided by the diagonal", step_undivided),
+    ("06.2", "the weights move the wrong way", step_from_the_new_weight),
+    ("06.2", "the weights move the wrong way", step_with_a_wrong_sign),
     (
         "06.3",
-        "not relative to the outputs",
-        lambda w, w_hat, gram: ((w - w_hat) @ gram * (w - w_hat)).sum() ** 0.5,
+        INSTEAD,
+        lambda w, h, s, bits: swept(torch.linalg.cholesky(h, upper=True), w, s, bits),
+    ),
+    ("06.3", INSTEAD, lambda w, h, s, bits: swept(h, w, s, bits)),
+    ("06.3", DONE, swept_by_whole_inverse),
+    ("06.3", DONE, all_columns_every_time),
+    (
+        "06.3",
+        "the error is not divided by the diagonal",
+        lambda w, h, s, bits: swept(factor(h), w, s, bits, divide=False),
     ),
     (
-        "06.4",
-        "searched on the weights, not on the outputs",
-        alpha_by(
-            lambda w, x, alpha, nearest: nearest(w * size(x) ** alpha) / size(x) ** alpha,
-            of_weights,
-        ),
+        "06.3",
+        NEAREST,
+        lambda w, h, s, bits: swept(torch.linalg.cholesky(torch.linalg.inv(h)), w, s, bits),
     ),
-    (
-        "06.4",
-        "w_hat is not divided by s",
-        alpha_by(lambda w, x, alpha, nearest: nearest(w * size(x) ** alpha), of_outputs),
+    *(
+        ("06.3", name, lambda w, h, s, bits, clamp=clamp: swept(factor(h), w, s, bits, clamp=clamp))
+        for name, clamp in CLAMPS
     ),
-    (
-        "06.4",
-        "divided by s on both sides",
-        alpha_by(
-            lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) / size(x) ** alpha,
-            of_outputs,
-        ),
-    ),
-    (
-        "06.4",
-        "alpha the wrong way round",
-        alpha_by(
-            lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) * size(x) ** alpha,
-            of_outputs,
-        ),
-    ),
-    ("06.4", "", alpha_index),
-    ("06.5", "not the sum of squares", shares_by(loss_absolute)),
-    ("06.5", "the codes are not saturated", shares_by(loss_unsaturated)),
-    ("06.5", "", shares_by(loss_clamped_first)),
-    ("06.5", "chosen by the weights, not by the outputs", shares_by(loss_in_weights)),
+    ("06.3", ENDS, swept_by_error_of(lambda w, rounded, codes, scale: w - scale * rounded)),
+    ("06.3", "", swept_by_error_of(lambda w, rounded, codes, scale: w / scale - codes)),
+    ("06.3", "", swept_by_error_of(lambda w, rounded, codes, scale: w - codes)),
+    *(("06.4", name, groups_by(clamp)) for name, clamp in CLAMPS),
+    ("06.4", ENDS, groups_by(clamped, early=True)),
+    ("06.4", "", groups_by(clamped, dim=None)),
+    ("06.4", "scales fitted before the sweep", groups_static),
+    ("06.4", "errors are answered within their group alone", groups_block_only),
+    ("06.4", "", groups_nearest),
 ]

@@ -1,315 +1,365 @@
-"""Sheet 07, smoothing and rotation: right answers in other styles, and mistakes as people write them in torch."""
-
-import math
+"""Sheet 07, AWQ: right answers in other styles, and mistakes as people write them in torch and float32."""
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from qcourse.kernels.int8_matmul import int8_matmul
-from qcourse.methods import hadamard, rotation, smoothquant
-from qcourse.recipes.rotated_weights import rotated_weights
+from qcourse.methods.awq import awq
+from qcourse.methods.second_moment import Hessian, Moment
+from qcourse.numerics.affine import IntQuantizer
+from qcourse.numerics.granularity import PerChannel, PerGroup
+from qcourse.recipes.block_probe import put
+from qcourse.recipes.fold import fold
 
 # Right answers.
 
 
-def product_of_package(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
-    """Each zero point as one more input, whose codes on the other side are the sums that it meets."""
-    ones_x, ones_w = torch.ones_like(q_x), torch.ones_like(q_w)
-    of_w, of_x = int8_matmul(ones_x, q_w), int8_matmul(q_x, ones_w)
-    return int8_matmul(q_x, q_w).long() - z_x * of_w - z_w * of_x + z_x * z_w * q_x.shape[1]
+def keep_of_package(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
+    loudest = Hessian().add(x).magnitude.argsort(descending=True)[:count]
+    return torch.where(torch.isin(torch.arange(w.shape[1]), loudest), w, w_hat)
 
 
-def smooth_of_package(x: Tensor, w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    w_smoothed, s = smoothquant.smooth(w, x.abs().amax(0), alpha)
-    return x / s, w_smoothed
+class Block(nn.Module):
+    """A norm and the linear layer that reads it."""
+
+    def __init__(self, gain: Tensor, shift: Tensor, w: Tensor) -> None:
+        super().__init__()
+        self.norm, self.linear = (
+            nn.LayerNorm(len(gain)),
+            nn.Linear(w.shape[1], w.shape[0], bias=False),
+        )
+        put(self.norm, {"weight": gain, "bias": shift})
+        put(self.linear, {"weight": w})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
 
 
-def fuse_of_package(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """In a model of one layer that has the parts of a Llama, all of them with these weights."""
+class OneBlock(nn.Module):
+    """The least that `fold` takes: a model of one block, that runs on token ids."""
 
-    def linear(w: Tensor) -> nn.Linear:
-        layer = nn.Linear(w.shape[1], w.shape[0], bias=False)
-        layer.weight = nn.Parameter(w)
-        return layer
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, block.linear.in_features)
+        self.blocks = nn.ModuleList([block])
 
-    norm = nn.RMSNorm(len(gain))
-    norm.weight = nn.Parameter(gain)
-    attention = nn.ModuleDict(
-        {f"{name}_proj": linear(w_in) for name in "qkv"} | {"o_proj": linear(w_out)}
-    )
-    mlp = nn.ModuleDict(
-        {"gate_proj": linear(w_in), "up_proj": linear(w_in), "down_proj": linear(w_out)}
-    )
-    norms = {"input_layernorm": norm, "post_attention_layernorm": norm}
-    layer = nn.ModuleDict({**norms, "self_attn": attention, "mlp": mlp})
-    decoder = nn.ModuleDict(
-        {"embed_tokens": linear(w_in), "norm": norm, "layers": nn.ModuleList([layer])}
-    )
-    model = nn.ModuleDict({"model": decoder, "lm_head": linear(w_in)})
-    new = rotated_weights(model, lambda w: w @ q, heads=False)
-    return new["model.layers.0.mlp.up_proj.weight"], new["model.layers.0.self_attn.o_proj.weight"]
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.blocks[0](self.embedding(ids))
 
 
-def cayley_of_package(g: Tensor, r: Tensor, lr: float) -> Tensor:
-    length = lr * float((g @ r.T - r @ g.T).norm())
-    return rotation.cayley_descent(lambda r: (r * g).sum(), r, steps=1, lr=length)[0]
-
-
-def product_loop(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> list[list[int]]:
-    return [
-        [
-            sum((a - z_x) * (b - z_w) for a, b in zip(token, row, strict=True))
-            for row in q_w.tolist()
-        ]
-        for token in q_x.tolist()
-    ]
-
-
-def product_terms(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> np.ndarray:
-    x, w = q_x.numpy().astype(np.int32), q_w.numpy().astype(np.int32)
-    return x @ w.T - z_x * w.sum(1) - z_w * x.sum(1, keepdims=True) + x.shape[1] * z_x * z_w
-
-
-def product_of_doubles(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
-    return ((q_x.double() - z_x) @ (q_w.double() - z_w).T).to(torch.int32)
-
-
-def smooth_loop(x: Tensor, w: Tensor, alpha: float) -> tuple[list, list]:
-    s = [
-        max(map(abs, of_x)) ** alpha * max(map(abs, of_w)) ** (alpha - 1)
-        for of_x, of_w in zip(x.T.tolist(), w.T.tolist(), strict=True)
-    ]
+def fold_of_package(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    block = Block(gain, shift, w)
+    assert fold(OneBlock(block), ["blocks.0.linear"], s) == "blocks.0.norm"
     return (
-        [[value / scale for value, scale in zip(token, s, strict=True)] for token in x.tolist()],
-        [[value * scale for value, scale in zip(row, s, strict=True)] for row in w.tolist()],
+        block.norm.weight.data,
+        block.norm.bias.data,
+        block.linear.weight.data * s,
+    )  # the weight is left to the caller
+
+
+def error_of_package(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
+    moment = Moment(gram[None], squared=True)
+    return (moment.losses(w - w_hat).sum() / moment.losses(w).sum()).sqrt()
+
+
+def alpha_of_package(
+    w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int
+) -> tuple[float, float]:
+    curve = awq(w, x, IntQuantizer(bits, granularity=PerChannel(0)), clip=False, grid=4).curve
+    errors = {alpha: curve[int(4 * alpha)].item() for alpha in alphas}
+    return min(errors.items(), key=lambda found: found[1])
+
+
+def shares_of_package(
+    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
+) -> Tensor:
+    quantizer = IntQuantizer(bits, granularity=PerGroup(group_size))
+    blocks = Moment((x.T @ x)[None], squared=True).blocks(w.shape[1] // group_size)
+    losses = torch.stack(
+        [blocks.losses(quantizer.nearest(w, quantizer.fit(share * w))[1] - w) for share in shares]
     )
+    return torch.tensor(shares)[losses.argmin(dim=0)]
 
 
-def smooth_logarithms(x: Tensor, w: Tensor, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    log_x, log_w = (np.log(np.abs(each.numpy()).max(0)) for each in (x, w))
-    s = np.exp(alpha * log_x - (1 - alpha) * log_w)
-    return x.numpy() @ np.diag(1 / s), w.numpy() @ np.diag(s)
-
-
-def transform_by_matrix(x: Tensor) -> np.ndarray:
-    return x.numpy() @ scipy.linalg.hadamard(x.shape[-1]) / math.sqrt(x.shape[-1])
-
-
-def transform_in_rounds(x: Tensor) -> Tensor:
-    """Neighbours first, then pairs of pairs."""
-    y, n, half = x, x.shape[-1], 1
-    while half < n:
-        a, b = y.reshape(len(x), -1, 2, half).unbind(2)
-        y = torch.stack([a + b, a - b], dim=2).reshape(x.shape) / 2**0.5
-        half *= 2
-    return y
-
-
-def transform_by_bits(x: Tensor) -> list[list[float]]:
-    """H[i, j] = (-1)^(bits that i and j have in common)."""
-    n = x.shape[-1]
+def keep_loop(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> list[list[float]]:
+    size = [sum(abs(value) for value in column) for column in x.T.tolist()]
+    salient = sorted(range(len(size)), key=lambda j: -size[j])[:count]
     return [
-        [
-            sum(v * (-1) ** (i & j).bit_count() for i, v in enumerate(token)) / math.sqrt(n)
-            for j in range(n)
-        ]
-        for token in x.tolist()
+        [(row if j in salient else row_hat)[j] for j in range(len(row))]
+        for row, row_hat in zip(w.tolist(), w_hat.tolist(), strict=True)
     ]
 
 
-def fuse_diagonal(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    return w_in @ torch.diag(gain) @ q, (w_out.T @ q).T
+def keep_mask(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> np.ndarray:
+    size = np.linalg.norm(x.numpy(), ord=1, axis=0)
+    louder = (size > size[:, None]).sum(axis=1)  # how many channels are louder than each
+    return np.where(louder < count, w.numpy(), w_hat.numpy())
 
 
-def fuse_einsum(
-    gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor
-) -> tuple[np.ndarray, np.ndarray]:
-    g, a, b, q = (each.double().numpy() for each in (gain, w_in, w_out, q))
-    return np.einsum("oi,i,ij->oj", a, g, q), np.einsum("ij,ik->jk", q, b)
+def fold_loop(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> list:
+    scales = s.tolist()
+    new = [
+        [value / scale for value, scale in zip(part.tolist(), scales, strict=True)]
+        for part in (gain, shift)
+    ]
+    return [
+        *new,
+        [[value * scale for value, scale in zip(row, scales, strict=True)] for row in w.tolist()],
+    ]
 
 
-def cayley_inverse(g: Tensor, r: Tensor, lr: float) -> np.ndarray:
-    g, r = g.double().numpy(), r.double().numpy()
-    a = lr * (g @ r.T - r @ g.T)
-    return np.linalg.inv(np.eye(len(r)) + a / 2) @ (np.eye(len(r)) - a / 2) @ r
+def fold_modules(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+    norm, linear = nn.LayerNorm(len(gain)), nn.Linear(w.shape[1], w.shape[0], bias=False)
+    with torch.no_grad():
+        norm.weight.copy_(gain).div_(s)
+        norm.bias.copy_(shift).div_(s)
+        linear.weight.copy_(w).mul_(s[None])
+    return norm.weight.data, norm.bias.data, linear.weight.data
 
 
-def cayley_iterated(g: Tensor, r: Tensor, lr: float) -> Tensor:
-    """y = r - A (r + y) / 2, again and again, as SpinQuant does it: needs a small step to settle."""
-    a, y = lr * (g @ r.T - r @ g.T).double(), r.double()
-    size = max(1.0, float(a.norm()))
-    for _ in range(2000):
-        y = y + 0.5 / size**2 * (r - a @ (r + y) / 2 - y)
-    return y
+def error_einsum(w: Tensor, w_hat: Tensor, gram: Tensor) -> float:
+    lost, size = (torch.einsum("oi,ij,oj->", part, gram, part) for part in (w_hat - w, w))
+    return (lost / size).item() ** 0.5
+
+
+def error_root_of_gram(w: Tensor, w_hat: Tensor, gram: Tensor) -> np.floating:
+    """By some x that has this Gram matrix: one token for each eigenvector."""
+    values, vectors = np.linalg.eigh(gram.double().numpy())
+    x = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+    return np.linalg.norm(x @ (w - w_hat).double().numpy().T) / np.linalg.norm(
+        x @ w.double().numpy().T
+    )
+
+
+def error_by_cholesky(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
+    lower = torch.linalg.cholesky(gram)
+    return torch.linalg.norm((w - w_hat) @ lower) / torch.linalg.norm(w @ lower)
+
+
+def alpha_loop(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, float]:
+    best = (0.0, float("inf"))
+    for alpha in alphas:
+        s = [(sum(abs(v) for v in column) / len(column)) ** alpha for column in x.T.tolist()]
+        lost = size = 0.0
+        for row in w.tolist():
+            step = max(abs(v * scale) for v, scale in zip(row, s, strict=True)) / (
+                2 ** (bits - 1) - 1
+            )
+            hat = [round(v * scale / step) * step / scale for v, scale in zip(row, s, strict=True)]
+            for token in x.tolist():
+                lost += (
+                    sum((v - v_hat) * t for v, v_hat, t in zip(row, hat, token, strict=True)) ** 2
+                )
+                size += sum(v * t for v, t in zip(row, token, strict=True)) ** 2
+        best = min(best, (alpha, (lost / size) ** 0.5), key=lambda found: found[1])
+    return best
+
+
+def alpha_normalised(
+    w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int
+) -> tuple[float, np.floating]:
+    """With s divided by a common factor, x by s instead of w_hat, and the Gram matrix, in float32."""
+    quantizer, errors = IntQuantizer(bits, granularity=PerChannel(0)), []
+    for alpha in alphas:
+        s = x.abs().mean(dim=0).pow(alpha)
+        s = s / (s.max() * s.min()).sqrt()
+        d = w * s - quantizer(w * s).dequantize()
+        errors.append((((x / s) @ d.T).square().sum() / (x @ w.T).square().sum()).sqrt().numpy())
+    return alphas[int(np.argmin(errors))], min(errors)
+
+
+def shares_loop(
+    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
+) -> list[list[float]]:
+    top, chosen = 2 ** (bits - 1) - 1, []
+    for row in w:
+        chosen.append([])
+        for start in range(0, len(row), group_size):
+            group, part = row[start : start + group_size], x[:, start : start + group_size]
+            losses = {}
+            for share in shares:
+                scale = group.abs().max() * share / top
+                hat = (group / scale).round().clip(-top - 1, top) * scale
+                losses[share] = (part @ (group - hat)).norm().item()
+            chosen[-1].append(min(losses, key=losses.__getitem__))
+    return chosen
+
+
+def shares_by_gram(
+    w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
+) -> np.ndarray:
+    groups = w.numpy().reshape(len(w), -1, group_size)
+    parts = x.numpy().reshape(len(x), -1, group_size)
+    grams = np.einsum("tgi,tgj->gij", parts, parts)
+    best, least = np.zeros(groups.shape[:2]), np.full(groups.shape[:2], np.inf)
+    for share in shares:
+        scale = (
+            np.abs(groups).max(axis=-1, keepdims=True) / (2 ** (bits - 1) - 1) * np.float32(share)
+        )
+        d = groups - scale * np.clip(
+            np.rint(groups / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        )
+        loss = np.einsum("ogi,gij,ogj->og", d, grams, d)
+        best, least = np.where(loss < least, share, best), np.minimum(loss, least)
+    return best
 
 
 THE_PACKAGE = {
-    "07.1": product_of_package,
-    "07.2": smooth_of_package,
-    "07.3": hadamard.hadamard_transform,
-    "07.4": fuse_of_package,
-    "07.5": cayley_of_package,
+    "07.1": keep_of_package,
+    "07.2": fold_of_package,
+    "07.3": error_of_package,
+    "07.4": alpha_of_package,
+    "07.5": shares_of_package,
 }
-THE_LESSON = {"07.3": "butterfly"}
+THE_LESSON = {"07.3": "error_by_gram"}
 OTHER_STYLES = {
-    "07.1": (product_loop, product_terms, product_of_doubles),
-    "07.2": (smooth_loop, smooth_logarithms),
-    "07.3": (transform_by_matrix, transform_in_rounds, transform_by_bits),
-    "07.4": (fuse_diagonal, fuse_einsum),
-    "07.5": (cayley_inverse, cayley_iterated),
+    "07.1": (keep_loop, keep_mask),
+    "07.2": (fold_loop, fold_modules),
+    "07.3": (error_einsum, error_root_of_gram, error_by_cholesky),
+    "07.4": (alpha_loop, alpha_normalised),
+    "07.5": (shares_loop, shares_by_gram),
 }
 
 
 # Mistakes.
 
 
-def product_by(correction: object, dtype: torch.dtype = torch.int64) -> object:
-    def product(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
-        x, w = q_x.to(dtype), q_w.to(dtype)
-        return x @ w.T + correction(x, z_x, w, z_w)
+def keep_by(ranking: object) -> object:
+    def keep(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
+        mixed = w_hat.clone()
+        for j in ranking(w, x).argsort(descending=True)[:count]:
+            mixed[:, j] = w[:, j]
+        return mixed
 
-    return product
-
-
-def smooth_by(s: object) -> object:
-    def smoothed(x: Tensor, w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-        scale = s(x, w, alpha)
-        return x / scale, w * scale
-
-    return smoothed
+    return keep
 
 
-def right_s(x: Tensor, w: Tensor, alpha: float) -> Tensor:
-    return x.abs().amax(0).pow(alpha) / w.abs().amax(0).pow(1 - alpha)
+def error_of_sum(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
+    d = w - w_hat
+    return torch.sqrt((d @ gram @ d.T).sum() / (w @ gram @ w.T).sum())
 
 
-def transform_rounds(divisor: float) -> object:
-    def transform(x: Tensor) -> Tensor:
-        if x.shape[-1] == 1:
-            return x
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat([transform(a + b), transform(a - b)], dim=-1) / divisor
+def alpha_by(hat: object, error: object) -> object:
+    def best(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[float, Tensor]:
+        def nearest(w: Tensor) -> Tensor:
+            scale = w.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+            return (w / scale).round() * scale
 
-    return transform
+        errors = torch.stack([error(w, hat(w, x, alpha, nearest), x) for alpha in alphas])
+        return alphas[int(errors.argmin())], errors.min()
 
-
-def transform_other_corner(x: Tensor) -> Tensor:
-    """Differences the wrong way round."""
-    if x.shape[-1] == 1:
-        return x
-    a, b = x.chunk(2, dim=-1)
-    return (
-        torch.cat([transform_other_corner(a - b), transform_other_corner(a + b)], dim=-1) / 2**0.5
-    )
+    return best
 
 
-def transform_once(x: Tensor) -> Tensor:
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a + b, a - b], dim=-1) / math.sqrt(2)
+def alpha_index(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tuple[int, float]:
+    alpha, error = alpha_loop(w, x, alphas, bits)
+    return alphas.index(alpha), error
 
 
-def cayley_by(a: object) -> object:
-    def step(g: Tensor, r: Tensor, lr: float) -> Tensor:
-        eye = torch.eye(len(r))
-        return torch.linalg.inv(eye + a(g, r, lr) / 2) @ (eye - a(g, r, lr) / 2) @ r
-
-    return step
+def of_outputs(w: Tensor, w_hat: Tensor, x: Tensor) -> Tensor:
+    return (x @ w.T - x @ w_hat.T).norm() / (x @ w.T).norm()
 
 
-NOTHING = "the zero points are ignored"
-IN_INT8 = "the zero points are subtracted in int8"
+def of_weights(w: Tensor, w_hat: Tensor, x: Tensor) -> Tensor:
+    return (w - w_hat).norm() / w.norm()
+
+
+def size(x: Tensor) -> Tensor:
+    return x.abs().mean(0)
+
+
+def shares_by(loss: object) -> object:
+    def best(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> Tensor:
+        groups, parts = w.view(len(w), -1, group_size), x.view(len(x), -1, group_size)
+        losses = [
+            loss(groups, parts, share, 2 ** (bits - 1) - 1) for share in shares
+        ]  # each (out, groups)
+        return torch.tensor(shares)[torch.stack(losses).argmin(0)]
+
+    return best
+
+
+def scale_of(groups: Tensor, share: float, qmax: int) -> Tensor:
+    return groups.abs().amax(2, keepdim=True) * share / qmax
+
+
+def loss_of(parts: Tensor, d: Tensor) -> Tensor:
+    return (parts[:, None] * d).sum(3).pow(2).sum(0)  # (tokens, out, groups, size) -> (out, groups)
+
+
+def loss_unsaturated(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
+    scale = scale_of(groups, share, qmax)
+    return loss_of(parts, groups - torch.round(groups / scale) * scale)
+
+
+def loss_clamped_first(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
+    scale = scale_of(groups, share, qmax)
+    cut = torch.minimum(torch.maximum(groups, -qmax * scale), qmax * scale)
+    return loss_of(parts, groups - torch.round(cut / scale) * scale)
+
+
+def loss_absolute(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
+    scale = scale_of(groups, share, qmax)
+    d = groups - torch.round(groups / scale).clamp(-qmax - 1, qmax) * scale
+    return (parts[:, None] * d).sum(3).abs().mean(0)
+
+
+def loss_in_weights(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
+    scale = scale_of(groups, share, qmax)
+    return (groups - (groups / scale).round().clamp(-qmax - 1, qmax) * scale).pow(2).mean(2)
+
+
 MISTAKES = [
-    ("07.1", NOTHING, product_by(lambda x, z_x, w, z_w: 0)),
-    ("07.1", NOTHING, lambda q_x, z_x, q_w, z_w: int8_matmul(q_x, q_w)),
+    ("07.1", "salience by the norm of the weights", keep_by(lambda w, x: w.pow(2).sum(0))),
+    ("07.1", "the mean of x, not of |x|", keep_by(lambda w, x: x.mean(0))),
+    ("07.1", "the quietest channels", keep_by(lambda w, x: -x.abs().mean(0))),
+    ("07.1", "the mean of squares, not of |x|", keep_by(lambda w, x: x.pow(2).mean(0).sqrt())),
+    ("07.2", "the shift is forgotten", lambda gain, shift, w, s: (gain / s, shift, w * s)),
     (
-        "07.1",
-        "K z_x z_w is missing",
-        product_by(lambda x, z_x, w, z_w: -z_x * w.sum(1) - z_w * x.sum(1, keepdim=True)),
+        "07.2",
+        "the gain is multiplied, not divided",
+        lambda gain, shift, w, s: (gain * s, shift * s, w * s),
+    ),
+    ("07.2", "the scale is not folded back", lambda gain, shift, w, s: (gain, shift, w * s)),
+    ("07.3", "all entries instead of the trace", error_of_sum),
+    ("07.3", "without the root", lambda w, w_hat, gram: error_einsum(w, w_hat, gram) ** 2),
+    (
+        "07.3",
+        "not relative to the outputs",
+        lambda w, w_hat, gram: ((w - w_hat) @ gram * (w - w_hat)).sum() ** 0.5,
     ),
     (
-        "07.1",
-        "each zero point meets the sum of its own codes",
-        product_by(
-            lambda x, z_x, w, z_w: (
-                -z_w * w.sum(1) - z_x * x.sum(1, keepdim=True) + len(x[0]) * z_x * z_w
-            )
+        "07.4",
+        "searched on the weights, not on the outputs",
+        alpha_by(
+            lambda w, x, alpha, nearest: nearest(w * size(x) ** alpha) / size(x) ** alpha,
+            of_weights,
         ),
     ),
-    ("07.1", IN_INT8, lambda q_x, z_x, q_w, z_w: (q_x - z_x).int() @ (q_w - z_w).int().T),
-    ("07.1", IN_INT8, lambda q_x, z_x, q_w, z_w: int8_matmul(q_x - z_x, q_w - z_w)),
-    (
-        "07.1",
-        "the sums are kept in too few bits",
-        lambda q_x, z_x, q_w, z_w: (q_x - z_x) @ (q_w - z_w).T,
-    ),
-    (
-        "07.1",
-        "the sums are kept in too few bits",
-        lambda q_x, z_x, q_w, z_w: (q_x.to(torch.int16) - z_x) @ (q_w.to(torch.int16) - z_w).T,
-    ),
-    (
-        "07.2",
-        "alpha and 1 - alpha are swapped",
-        smooth_by(lambda x, w, alpha: x.abs().amax(0) ** (1 - alpha) / w.abs().amax(0) ** alpha),
-    ),
-    (
-        "07.2",
-        "the largest value, not the largest magnitude",
-        smooth_by(lambda x, w, alpha: x.amax(0) ** alpha / w.amax(0) ** (1 - alpha)),
-    ),
-    (
-        "07.2",
-        "x is multiplied and w divided",
-        lambda x, w, alpha: (x * right_s(x, w, alpha), w / right_s(x, w, alpha)),
-    ),
-    (
-        "07.2",
-        "the mean of |x|, not its largest value",
-        smooth_by(lambda x, w, alpha: x.abs().mean(0) ** alpha / w.abs().amax(0) ** (1 - alpha)),
-    ),
-    (
-        "07.2",
-        "one range for the whole weight",
-        smooth_by(lambda x, w, alpha: x.abs().amax(0) ** alpha / w.abs().max() ** (1 - alpha)),
-    ),
-    ("07.3", "not normalised", transform_rounds(1)),
-    ("07.3", "divided by n, not by its root", transform_rounds(2)),
-    ("07.3", "a single round of sums and differences", transform_once),
-    ("07.3", "the minus sign in another corner", transform_other_corner),
     (
         "07.4",
-        "the gain on the rows of w_in",
-        lambda gain, w_in, w_out, q: (gain[:, None] * w_in @ q, q.T @ w_out),
+        "w_hat is not divided by s",
+        alpha_by(lambda w, x, alpha, nearest: nearest(w * size(x) ** alpha), of_outputs),
     ),
     (
         "07.4",
-        "the writer by Q, not by its transpose",
-        lambda gain, w_in, w_out, q: (w_in * gain @ q, q @ w_out),
+        "divided by s on both sides",
+        alpha_by(
+            lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) / size(x) ** alpha,
+            of_outputs,
+        ),
     ),
     (
         "07.4",
-        "the writer rotated on the side of its input",
-        lambda gain, w_in, w_out, q: (w_in * gain @ q, w_out @ q),
+        "alpha the wrong way round",
+        alpha_by(
+            lambda w, x, alpha, nearest: nearest(w / size(x) ** alpha) * size(x) ** alpha,
+            of_outputs,
+        ),
     ),
-    (
-        "07.4",
-        "the gain after the rotation",
-        lambda gain, w_in, w_out, q: (w_in @ q * gain, q.T @ w_out),
-    ),
-    ("07.4", "the gain is left out", lambda gain, w_in, w_out, q: (w_in @ q, q.T @ w_out)),
-    ("07.5", "a plain step along the gradient", lambda g, r, lr: r - lr * g),
-    (
-        "07.5",
-        "a step along A, without the transform",
-        lambda g, r, lr: r - lr * (g @ r.T - r @ g.T) @ r,
-    ),
-    ("07.5", "A is not skew", cayley_by(lambda g, r, lr: lr * g @ r.T)),
-    ("07.5", "uphill", cayley_by(lambda g, r, lr: lr * (r @ g.T - g @ r.T))),
-    (
-        "07.5",
-        "A whole where half is meant",
-        cayley_by(lambda g, r, lr: 2 * lr * (g @ r.T - r @ g.T)),
-    ),
+    ("07.4", "", alpha_index),
+    ("07.5", "not the sum of squares", shares_by(loss_absolute)),
+    ("07.5", "the codes are not saturated", shares_by(loss_unsaturated)),
+    ("07.5", "", shares_by(loss_clamped_first)),
+    ("07.5", "chosen by the weights, not by the outputs", shares_by(loss_in_weights)),
 ]

@@ -1,341 +1,315 @@
-"""Sheet 08, low-bit floats: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 08, smoothing and rotation: right answers in other styles, and mistakes as people write them in torch."""
 
 import math
-from fractions import Fraction
 
 import numpy as np
+import scipy.linalg
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qcourse.numerics.granularity import PerGroup
-from qcourse.numerics.microscaling import NVFP4Quantizer, mx
-from qcourse.numerics.minifloat import E2M1, E4M3, FloatFormat, decode, encode
+from qcourse.kernels.int8_matmul import int8_matmul
+from qcourse.methods import hadamard, rotation, smoothquant
+from qcourse.recipes.rotated_weights import rotated_weights
 
 # Right answers.
 
 
-def limits_of_package(e: int, m: int, bias: int, specials: str) -> tuple[float, float]:
-    if (e, m) == (5, 10):  # more bits than the package has
-        half = torch.finfo(torch.float16)
-        return half.max, half.tiny * half.eps
-    format = FloatFormat("any", e, m, bias, specials)
-    return format.max, format.smallest
+def product_of_package(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
+    """Each zero point as one more input, whose codes on the other side are the sums that it meets."""
+    ones_x, ones_w = torch.ones_like(q_x), torch.ones_like(q_w)
+    of_w, of_x = int8_matmul(ones_x, q_w), int8_matmul(q_x, ones_w)
+    return int8_matmul(q_x, q_w).long() - z_x * of_w - z_w * of_x + z_x * z_w * q_x.shape[1]
 
 
-def block_of_package(x: Tensor) -> tuple[Tensor, Tensor]:
-    q = mx(E2M1)(torch.nn.functional.pad(x, (0, 32 - len(x))))
-    return q.scale.float().log2()[0], q.dequantize()[: len(x)]
+def smooth_of_package(x: Tensor, w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    w_smoothed, s = smoothquant.smooth(w, x.abs().amax(0), alpha)
+    return x / s, w_smoothed
 
 
-def scales_of_package(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    fitted = NVFP4Quantizer(granularity=PerGroup(block_size)).fit(x)
-    return fitted.tensor_scale, fitted.scale
+def fuse_of_package(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """In a model of one layer that has the parts of a Llama, all of them with these weights."""
+
+    def linear(w: Tensor) -> nn.Linear:
+        layer = nn.Linear(w.shape[1], w.shape[0], bias=False)
+        layer.weight = nn.Parameter(w)
+        return layer
+
+    norm = nn.RMSNorm(len(gain))
+    norm.weight = nn.Parameter(gain)
+    attention = nn.ModuleDict(
+        {f"{name}_proj": linear(w_in) for name in "qkv"} | {"o_proj": linear(w_out)}
+    )
+    mlp = nn.ModuleDict(
+        {"gate_proj": linear(w_in), "up_proj": linear(w_in), "down_proj": linear(w_out)}
+    )
+    norms = {"input_layernorm": norm, "post_attention_layernorm": norm}
+    layer = nn.ModuleDict({**norms, "self_attn": attention, "mlp": mlp})
+    decoder = nn.ModuleDict(
+        {"embed_tokens": linear(w_in), "norm": norm, "layers": nn.ModuleList([layer])}
+    )
+    model = nn.ModuleDict({"model": decoder, "lm_head": linear(w_in)})
+    new = rotated_weights(model, lambda w: w @ q, heads=False)
+    return new["model.layers.0.mlp.up_proj.weight"], new["model.layers.0.self_attn.o_proj.weight"]
 
 
-def decode_text(code: int) -> float:
-    bits = f"{code:08b}"
-    if bits[1:] == "1111111":
-        return math.nan
-    e, m = int(bits[1:5], 2), int(bits[5:], 2)
-    return (-1) ** int(bits[0]) * math.ldexp(m + 8 * (e > 0), max(e, 1) - 10)
+def cayley_of_package(g: Tensor, r: Tensor, lr: float) -> Tensor:
+    length = lr * float((g @ r.T - r @ g.T).norm())
+    return rotation.cayley_descent(lambda r: (r * g).sum(), r, steps=1, lr=length)[0]
 
 
-def encode_by_search(x: Tensor) -> list[int]:
-    """The nearest of all 127, in fractions, with an odd code a hair farther away."""
-    numbers = [Fraction(decode_text(code)) for code in range(127)]
-    tie = Fraction(1, 2**60)
-    codes = [
-        min(range(127), key=lambda code: abs(abs(Fraction(value)) - numbers[code]) + code % 2 * tie)
-        + 128 * (value < 0)
-        for value in x.flatten().tolist()
-    ]
-    return np.array(codes).reshape(x.shape).tolist()
-
-
-def encode_fields(x: Tensor) -> np.ndarray:
-    """Exponent and mantissa apart, with the carry by hand."""
-    codes = np.zeros(x.shape, np.uint8)
-    for place, value in np.ndenumerate(x.numpy()):
-        m, e = math.frexp(abs(value))
-        field, m = e + 6, round((2 * m - 1) * 8)
-        if field < 1 or value == 0:
-            field, m = 0, round(abs(float(value)) * 2**9)
-        if m == 8:
-            field, m = field + 1, 0
-        codes[place] = min(field << 3 | m, 126) | 128 * bool(value < 0)
-    return codes
-
-
-def limits_listed(e: int, m: int, bias: int, specials: str) -> list[float]:
-    numbers = [
-        2.0 ** (max(field, 1) - bias) * (bool(field) + part / 2**m)
-        for field in range(2**e)
-        for part in range(2**m)
-    ]
-    end = {"none": len(numbers), "nan": -1, "ieee": -(2**m)}[specials]
-    return [max(numbers[:end]), numbers[1]]
-
-
-def block_loop(x: Tensor) -> tuple[int, list[float]]:
-    exponent = math.frexp(max(abs(value) for value in x.tolist()))[1] - 3
-    evens_first = (0, 1, 2, 4, 0.5, 1.5, 3, 6)
-    nearest = [
-        min(evens_first, key=lambda level: abs(abs(value) / 2**exponent - level))
-        for value in x.tolist()
-    ]
-    return exponent, [
-        math.copysign(level, value) * 2**exponent
-        for level, value in zip(nearest, x.tolist(), strict=True)
+def product_loop(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> list[list[int]]:
+    return [
+        [
+            sum((a - z_x) * (b - z_w) for a, b in zip(token, row, strict=True))
+            for row in q_w.tolist()
+        ]
+        for token in q_x.tolist()
     ]
 
 
-def block_argmin(x: Tensor) -> tuple[Tensor, Tensor]:
-    exponent = torch.frexp(x.abs().max()).exponent - 3
-    levels = torch.tensor([0, 1, 2, 4, 0.5, 1.5, 3, 6])
-    distances = (x.abs()[:, None] / 2.0**exponent - levels).abs()
-    return exponent, x.sign() * levels[distances.argmin(dim=1)] * 2.0**exponent
+def product_terms(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> np.ndarray:
+    x, w = q_x.numpy().astype(np.int32), q_w.numpy().astype(np.int32)
+    return x @ w.T - z_x * w.sum(1) - z_w * x.sum(1, keepdims=True) + x.shape[1] * z_x * z_w
 
 
-def scales_loop(x: Tensor, block_size: int) -> tuple[float, np.ndarray]:
-    x = np.abs(x.numpy().astype(np.float64))
-    rows, groups = len(x), x.shape[1] // block_size
-    scales = np.zeros((rows, groups))
-    for row in range(rows):
-        for group in range(groups):
-            wanted = x[row, group * block_size : (group + 1) * block_size].max() * 448 / x.max()
-            scales[row, group] = min(
-                (decode_text(code) for code in range(127)), key=lambda one: abs(one - wanted)
-            )
-    return x.max() / 2688, scales
+def product_of_doubles(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
+    return ((q_x.double() - z_x) @ (q_w.double() - z_w).T).to(torch.int32)
 
 
-def scales_unfold(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    amax = x.unfold(1, block_size, block_size).abs().amax(-1)
-    scales = amax * 448 / amax.max()
-    step = 2 ** torch.floor(torch.log2(scales)) / 8
-    return amax.max() / 6 / 448, torch.round(scales / step) * step
+def smooth_loop(x: Tensor, w: Tensor, alpha: float) -> tuple[list, list]:
+    s = [
+        max(map(abs, of_x)) ** alpha * max(map(abs, of_w)) ** (alpha - 1)
+        for of_x, of_w in zip(x.T.tolist(), w.T.tolist(), strict=True)
+    ]
+    return (
+        [[value / scale for value, scale in zip(token, s, strict=True)] for token in x.tolist()],
+        [[value * scale for value, scale in zip(row, s, strict=True)] for row in w.tolist()],
+    )
+
+
+def smooth_logarithms(x: Tensor, w: Tensor, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    log_x, log_w = (np.log(np.abs(each.numpy()).max(0)) for each in (x, w))
+    s = np.exp(alpha * log_x - (1 - alpha) * log_w)
+    return x.numpy() @ np.diag(1 / s), w.numpy() @ np.diag(s)
+
+
+def transform_by_matrix(x: Tensor) -> np.ndarray:
+    return x.numpy() @ scipy.linalg.hadamard(x.shape[-1]) / math.sqrt(x.shape[-1])
+
+
+def transform_in_rounds(x: Tensor) -> Tensor:
+    """Neighbours first, then pairs of pairs."""
+    y, n, half = x, x.shape[-1], 1
+    while half < n:
+        a, b = y.reshape(len(x), -1, 2, half).unbind(2)
+        y = torch.stack([a + b, a - b], dim=2).reshape(x.shape) / 2**0.5
+        half *= 2
+    return y
+
+
+def transform_by_bits(x: Tensor) -> list[list[float]]:
+    """H[i, j] = (-1)^(bits that i and j have in common)."""
+    n = x.shape[-1]
+    return [
+        [
+            sum(v * (-1) ** (i & j).bit_count() for i, v in enumerate(token)) / math.sqrt(n)
+            for j in range(n)
+        ]
+        for token in x.tolist()
+    ]
+
+
+def fuse_diagonal(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    return w_in @ torch.diag(gain) @ q, (w_out.T @ q).T
+
+
+def fuse_einsum(
+    gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    g, a, b, q = (each.double().numpy() for each in (gain, w_in, w_out, q))
+    return np.einsum("oi,i,ij->oj", a, g, q), np.einsum("ij,ik->jk", q, b)
+
+
+def cayley_inverse(g: Tensor, r: Tensor, lr: float) -> np.ndarray:
+    g, r = g.double().numpy(), r.double().numpy()
+    a = lr * (g @ r.T - r @ g.T)
+    return np.linalg.inv(np.eye(len(r)) + a / 2) @ (np.eye(len(r)) - a / 2) @ r
+
+
+def cayley_iterated(g: Tensor, r: Tensor, lr: float) -> Tensor:
+    """y = r - A (r + y) / 2, again and again, as SpinQuant does it: needs a small step to settle."""
+    a, y = lr * (g @ r.T - r @ g.T).double(), r.double()
+    size = max(1.0, float(a.norm()))
+    for _ in range(2000):
+        y = y + 0.5 / size**2 * (r - a @ (r + y) / 2 - y)
+    return y
 
 
 THE_PACKAGE = {
-    "08.1": lambda code: decode(torch.tensor([code]), E4M3)[0],
-    "08.2": lambda x: encode(x, E4M3),
-    "08.3": limits_of_package,
-    "08.4": block_of_package,
-    "08.5": scales_of_package,
+    "08.1": product_of_package,
+    "08.2": smooth_of_package,
+    "08.3": hadamard.hadamard_transform,
+    "08.4": fuse_of_package,
+    "08.5": cayley_of_package,
 }
-THE_LESSON = {"08.1": "e4m3"}
+THE_LESSON = {"08.3": "butterfly"}
 OTHER_STYLES = {
-    "08.1": (
-        decode_text,
-        lambda code: torch.tensor([code], dtype=torch.uint8).view(torch.float8_e4m3fn).float()[0],
-    ),
-    "08.2": (
-        encode_by_search,
-        encode_fields,
-        lambda x: x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8),
-    ),
-    "08.3": (
-        limits_listed,
-        lambda e, m, bias, specials: (
-            2.0 ** (2**e - 1 - bias - (specials == "ieee"))
-            * (2 - 2.0**-m * (1 + (specials == "nan"))),
-            torch.tensor(2.0) ** (1 - bias - m),
-        ),
-    ),
-    "08.4": (block_loop, block_argmin),
-    "08.5": (scales_loop, scales_unfold),
+    "08.1": (product_loop, product_terms, product_of_doubles),
+    "08.2": (smooth_loop, smooth_logarithms),
+    "08.3": (transform_by_matrix, transform_in_rounds, transform_by_bits),
+    "08.4": (fuse_diagonal, fuse_einsum),
+    "08.5": (cayley_inverse, cayley_iterated),
 }
 
 
 # Mistakes.
 
 
-def decode_by(bias: int, *, subnormal: bool = True, infinity: bool = False) -> object:
-    def decode(code: int) -> float:
-        sign, e, m = code // 128, code // 8 % 16, code % 8
-        if e == 15 and (m == 7 or infinity):
-            return math.nan if m else (-1) ** sign * math.inf
-        if e == 0 and subnormal:
-            return (-1) ** sign * 2.0 ** (1 - bias) * m / 8
-        return (-1) ** sign * 2.0 ** (e - bias) * (1 + m / 8)
+def product_by(correction: object, dtype: torch.dtype = torch.int64) -> object:
+    def product(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
+        x, w = q_x.to(dtype), q_w.to(dtype)
+        return x @ w.T + correction(x, z_x, w, z_w)
 
-    return decode
+    return product
 
 
-def decode_unmasked(code: int) -> float:
-    e, m = code >> 3, code & 7
-    if e == 15 and m == 7:
-        return math.nan
-    size = 2.0 ** (e - 7) * (1 + m / 8) if e else 2.0**-6 * m / 8
-    return -size if code & 0x80 else size
+def smooth_by(s: object) -> object:
+    def smoothed(x: Tensor, w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        scale = s(x, w, alpha)
+        return x / scale, w * scale
+
+    return smoothed
 
 
-def decode_signed(code: int) -> float:
-    if code & 0x7F == 0x7F:
-        return math.nan
-    number = torch.tensor(code, dtype=torch.uint8).view(torch.int8).int()
-    return float(number.sign()) * decode_text(int(number.abs()) & 0x7F)
+def right_s(x: Tensor, w: Tensor, alpha: float) -> Tensor:
+    return x.abs().amax(0).pow(alpha) / w.abs().amax(0).pow(1 - alpha)
 
 
-def encode_by_log2(x: Tensor, *, top: float = 126, rounded: object = torch.round) -> Tensor:
-    size = x.abs()
-    e = torch.floor(torch.log2(size)).clamp(min=-6)
-    return (rounded(size / 2**e * 8) + 8 * (e + 6)).clamp(max=top).int()
+def transform_rounds(divisor: float) -> object:
+    def transform(x: Tensor) -> Tensor:
+        if x.shape[-1] == 1:
+            return x
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([transform(a + b), transform(a - b)], dim=-1) / divisor
+
+    return transform
 
 
-def encode_wrapped(x: Tensor) -> Tensor:
-    codes = encode_by_log2(x, top=1000) + 128 * (x < 0)
-    return codes.to(torch.uint8)
+def transform_other_corner(x: Tensor) -> Tensor:
+    """Differences the wrong way round."""
+    if x.shape[-1] == 1:
+        return x
+    a, b = x.chunk(2, dim=-1)
+    return (
+        torch.cat([transform_other_corner(a - b), transform_other_corner(a + b)], dim=-1) / 2**0.5
+    )
 
 
-def encode_negative(x: Tensor) -> Tensor:
-    codes = encode_by_log2(x)
-    return torch.where(x < 0, -codes, codes).to(torch.int8).view(torch.uint8)
+def transform_once(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a + b, a - b], dim=-1) / math.sqrt(2)
 
 
-def encode_in_fields(x: Tensor) -> Tensor:
-    """The field of the mantissa is masked, and loses its carry."""
-    size = x.abs()
-    e = torch.floor(torch.log2(size)).clamp(min=-6)
-    m = torch.where(size < 2**-6, size * 2**9, (size / 2**e - 1) * 8).round().int() & 0b111
-    field = (e.int() + 7) * (size >= 2**-6)
-    return torch.clamp(field << 3 | m, max=126) | (x < 0).int() << 7
+def cayley_by(a: object) -> object:
+    def step(g: Tensor, r: Tensor, lr: float) -> Tensor:
+        eye = torch.eye(len(r))
+        return torch.linalg.inv(eye + a(g, r, lr) / 2) @ (eye - a(g, r, lr) / 2) @ r
+
+    return step
 
 
-def encode_flushed(x: Tensor) -> Tensor:
-    codes = encode_by_log2(x) + 128 * (x < 0)
-    return torch.where(x.abs() < 2**-6, 128 * (x < 0), codes)
-
-
-def limits_by(top: object) -> object:
-    def limits(e: int, m: int, bias: int, specials: str) -> tuple[float, float]:
-        return top(2**e - 1, 2**m, bias, specials), 2.0 ** (1 - bias) / 2**m
-
-    return limits
-
-
-def block_by(
-    exponent: object, *, levels: tuple[float, ...] = (0, 1, 2, 4, 0.5, 1.5, 3, 6)
-) -> object:
-    def block(x: Tensor) -> tuple[Tensor, Tensor]:
-        power, grid = exponent(x.abs().max()), torch.tensor(levels, dtype=torch.float32)
-        return power, x.sign() * grid[
-            (x.abs()[:, None] / 2**power - grid).abs().argmin(dim=1)
-        ] * 2**power
-
-    return block
-
-
-def floored(amax: Tensor) -> Tensor:
-    return amax.log2().floor() - 2
-
-
-def scales_by(tensor_scale: object, rounded: object) -> object:
-    def scales(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-        amax = x.abs().reshape(x.shape[0], -1, block_size).amax(2)
-        return tensor_scale(amax.max()), rounded(amax / 6 / tensor_scale(amax.max()))
-
-    return scales
-
-
-def to_e4m3(scales: Tensor) -> Tensor:
-    return scales.clamp(max=448).to(torch.float8_e4m3fn)
-
-
-def scales_apart(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    return x.abs().max() / 2688, to_e4m3(x.abs().unflatten(1, (-1, block_size)).amax(-1) / 6)
-
-
+NOTHING = "the zero points are ignored"
+IN_INT8 = "the zero points are subtracted in int8"
 MISTAKES = [
-    ("08.1", "another bias than 7", decode_by(8)),
-    ("08.1", "another bias than 7", decode_by(0)),
-    ("08.1", "no subnormal numbers", decode_by(7, subnormal=False)),
-    ("08.1", "the topmost exponent as infinity", decode_by(7, infinity=True)),
-    ("08.1", "the fields are read from the wrong bits", decode_unmasked),
-    ("08.1", "the sign as two's complement", decode_signed),
-    ("08.2", "", encode_by_log2),
-    ("08.2", "nothing is saturated", encode_wrapped),
+    ("08.1", NOTHING, product_by(lambda x, z_x, w, z_w: 0)),
+    ("08.1", NOTHING, lambda q_x, z_x, q_w, z_w: int8_matmul(q_x, q_w)),
     (
-        "08.2",
-        "",
-        lambda x: encode_by_log2(x, top=127) + 128 * (x < 0),
+        "08.1",
+        "K z_x z_w is missing",
+        product_by(lambda x, z_x, w, z_w: -z_x * w.sum(1) - z_w * x.sum(1, keepdim=True)),
     ),
     (
-        "08.2",
-        "cut off, not rounded",
-        lambda x: encode_by_log2(x, rounded=torch.floor) + 128 * (x < 0),
-    ),
-    (
-        "08.2",
-        "ties do not go to the even code",
-        lambda x: encode_by_log2(x, rounded=lambda steps: (steps + 0.5).floor()) + 128 * (x < 0),
-    ),
-    ("08.2", "", encode_negative),
-    ("08.2", "a mantissa that is rounded up to 8 is lost", encode_in_fields),
-    ("08.2", "no subnormal numbers", encode_flushed),
-    (
-        "08.3",
-        "one NaN costs a whole exponent",
-        limits_by(
-            lambda e, steps, bias, specials: (
-                2.0 ** (e - (specials != "none") - bias) * (2 - 1 / steps)
+        "08.1",
+        "each zero point meets the sum of its own codes",
+        product_by(
+            lambda x, z_x, w, z_w: (
+                -z_w * w.sum(1) - z_x * x.sum(1, keepdim=True) + len(x[0]) * z_x * z_w
             )
         ),
     ),
+    ("08.1", IN_INT8, lambda q_x, z_x, q_w, z_w: (q_x - z_x).int() @ (q_w - z_w).int().T),
+    ("08.1", IN_INT8, lambda q_x, z_x, q_w, z_w: int8_matmul(q_x - z_x, q_w - z_w)),
     (
-        "08.3",
-        "codes that stand for no number are counted",
-        limits_by(lambda e, steps, bias, specials: 2.0 ** (e - bias) * (2 - 1 / steps)),
+        "08.1",
+        "the sums are kept in too few bits",
+        lambda q_x, z_x, q_w, z_w: (q_x - z_x) @ (q_w - z_w).T,
     ),
     (
-        "08.3",
-        "a smallest number with a full mantissa",
-        lambda *fields: (limits_listed(*fields)[0], 2.0 ** (1 - fields[2])),
+        "08.1",
+        "the sums are kept in too few bits",
+        lambda q_x, z_x, q_w, z_w: (q_x.to(torch.int16) - z_x) @ (q_w.to(torch.int16) - z_w).T,
     ),
     (
-        "08.3",
-        "",
-        lambda e, m, _, specials: limits_listed(e, m, 2 ** (e - 1) - 1, specials),
+        "08.2",
+        "alpha and 1 - alpha are swapped",
+        smooth_by(lambda x, w, alpha: x.abs().amax(0) ** (1 - alpha) / w.abs().amax(0) ** alpha),
     ),
-    ("08.4", "the exponent is not rounded down", block_by(lambda amax: amax.log2().ceil() - 2)),
-    ("08.4", "the exponent is not rounded down", block_by(lambda amax: amax.log2().round() - 2)),
+    (
+        "08.2",
+        "the largest value, not the largest magnitude",
+        smooth_by(lambda x, w, alpha: x.amax(0) ** alpha / w.amax(0) ** (1 - alpha)),
+    ),
+    (
+        "08.2",
+        "x is multiplied and w divided",
+        lambda x, w, alpha: (x * right_s(x, w, alpha), w / right_s(x, w, alpha)),
+    ),
+    (
+        "08.2",
+        "the mean of |x|, not its largest value",
+        smooth_by(lambda x, w, alpha: x.abs().mean(0) ** alpha / w.abs().amax(0) ** (1 - alpha)),
+    ),
+    (
+        "08.2",
+        "one range for the whole weight",
+        smooth_by(lambda x, w, alpha: x.abs().amax(0) ** alpha / w.abs().max() ** (1 - alpha)),
+    ),
+    ("08.3", "not normalised", transform_rounds(1)),
+    ("08.3", "divided by n, not by its root", transform_rounds(2)),
+    ("08.3", "a single round of sums and differences", transform_once),
+    ("08.3", "the minus sign in another corner", transform_other_corner),
     (
         "08.4",
-        "measured against 6, not against its power of two",
-        block_by(lambda amax: (amax / 6).log2().floor()),
+        "the gain on the rows of w_in",
+        lambda gain, w_in, w_out, q: (gain[:, None] * w_in @ q, q.T @ w_out),
     ),
     (
         "08.4",
-        "measured against 6, not against its power of two",
-        block_by(lambda amax: (amax / 6).log2().ceil()),
+        "the writer by Q, not by its transpose",
+        lambda gain, w_in, w_out, q: (w_in * gain @ q, q @ w_out),
     ),
-    ("08.4", "the format's own exponent is forgotten", block_by(lambda amax: amax.log2().floor())),
-    ("08.4", "", block_by(floored, levels=(0, 1, 2, 4, 0.5, 1.5, 3, 6, 8))),
-    ("08.4", "", block_by(floored, levels=(0, 2, 4, 6, 1, 3, 5))),
     (
         "08.4",
-        "ties do not go to the even code",
-        block_by(floored, levels=(0, 0.5, 1, 1.5, 2, 3, 4, 6)),
+        "the writer rotated on the side of its input",
+        lambda gain, w_in, w_out, q: (w_in * gain @ q, w_out @ q),
     ),
     (
-        "08.5",
-        "one of the two ends, 6 and 448, is left out",
-        scales_by(lambda amax: amax / 448, to_e4m3),
+        "08.4",
+        "the gain after the rotation",
+        lambda gain, w_in, w_out, q: (w_in @ q * gain, q.T @ w_out),
     ),
+    ("08.4", "the gain is left out", lambda gain, w_in, w_out, q: (w_in @ q, q.T @ w_out)),
+    ("08.5", "a plain step along the gradient", lambda g, r, lr: r - lr * g),
     (
         "08.5",
-        "one of the two ends, 6 and 448, is left out",
-        scales_by(lambda amax: amax / 6, to_e4m3),
+        "a step along A, without the transform",
+        lambda g, r, lr: r - lr * (g @ r.T - r @ g.T) @ r,
     ),
+    ("08.5", "A is not skew", cayley_by(lambda g, r, lr: lr * g @ r.T)),
+    ("08.5", "uphill", cayley_by(lambda g, r, lr: lr * (r @ g.T - g @ r.T))),
     (
         "08.5",
-        "the scales of blocks are not rounded",
-        scales_by(lambda amax: amax / 2688, lambda scales: scales),
+        "A whole where half is meant",
+        cayley_by(lambda g, r, lr: 2 * lr * (g @ r.T - r @ g.T)),
     ),
-    (
-        "08.5",
-        "the scales of blocks are powers of two",
-        scales_by(lambda amax: amax / 2688, lambda scales: scales.log2().floor().exp2()),
-    ),
-    ("08.5", "the scales of blocks know nothing of the tensor's", scales_apart),
 ]

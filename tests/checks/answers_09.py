@@ -1,404 +1,341 @@
-"""Sheet 09, the roofline: right answers in other styles, and mistakes as people write them."""
+"""Sheet 09, low-bit floats: right answers in other styles, and mistakes as people write them in torch and float32."""
 
 import math
-from bisect import bisect_left
+from fractions import Fraction
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from qcourse.cost.decode import Model, decode_work
-from qcourse.cost.fleet import fleet
-from qcourse.cost.memory import kv_cache_bytes
-from qcourse.cost.roofline import Device, Work, linear_work, roofline
+from qcourse.numerics.granularity import PerGroup
+from qcourse.numerics.microscaling import NVFP4Quantizer, mx
+from qcourse.numerics.minifloat import E2M1, E4M3, FloatFormat, decode, encode
 
 # Right answers.
 
 
-def work_of_package(
-    outputs: int, inputs: int, batch: int, bits: int, group_size: int
-) -> tuple[float, float]:
-    work = linear_work(outputs, inputs, batch, bits=bits, group_size=group_size)
-    return work.bytes, work.operations
+def limits_of_package(e: int, m: int, bias: int, specials: str) -> tuple[float, float]:
+    if (e, m) == (5, 10):  # more bits than the package has
+        half = torch.finfo(torch.float16)
+        return half.max, half.tiny * half.eps
+    format = FloatFormat("any", e, m, bias, specials)
+    return format.max, format.smallest
 
 
-def work_of_tensors(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> list:
-    packed = torch.empty(outputs, inputs * bits // 8, dtype=torch.uint8, device="meta")
-    scales = torch.empty(outputs * inputs // group_size, dtype=torch.float16, device="meta")
-    x = torch.empty(batch, inputs, dtype=torch.bfloat16, device="meta")
-    y = torch.empty(batch, outputs, dtype=torch.bfloat16, device="meta")
-    return [sum(tensor.nbytes for tensor in (packed, scales, x, y)), 2 * y.numel() * inputs]
+def block_of_package(x: Tensor) -> tuple[Tensor, Tensor]:
+    q = mx(E2M1)(torch.nn.functional.pad(x, (0, 32 - len(x))))
+    return q.scale.float().log2()[0], q.dequantize()[: len(x)]
 
 
-def roof_of_package(
-    size: float, operations: float, bandwidth: float, peak: float
-) -> tuple[bool, float]:
-    device, work = Device("", bandwidth, {"float16": peak}), Work(size, operations)
-    return work.intensity < device.ridge("float16"), roofline(work, device)
+def scales_of_package(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    fitted = NVFP4Quantizer(granularity=PerGroup(block_size)).fit(x)
+    return fitted.tensor_scale, fitted.scale
 
 
-def roof_by_speed(
-    size: float, operations: float, bandwidth: float, peak: float
-) -> tuple[bool, float]:
-    slope = bandwidth * operations / size
-    return slope < peak, operations / min(slope, peak)
+def decode_text(code: int) -> float:
+    bits = f"{code:08b}"
+    if bits[1:] == "1111111":
+        return math.nan
+    e, m = int(bits[1:5], 2), int(bits[5:], 2)
+    return (-1) ** int(bits[0]) * math.ldexp(m + 8 * (e > 0), max(e, 1) - 10)
 
 
-def roof_numpy(
-    size: float, operations: float, bandwidth: float, peak: float
-) -> tuple[np.bool_, np.float64]:
-    times = np.array([operations, size]) / np.array([peak, bandwidth])
-    return np.argmax(times) == 1, times.max()
+def encode_by_search(x: Tensor) -> list[int]:
+    """The nearest of all 127, in fractions, with an odd code a hair farther away."""
+    numbers = [Fraction(decode_text(code)) for code in range(127)]
+    tie = Fraction(1, 2**60)
+    codes = [
+        min(range(127), key=lambda code: abs(abs(Fraction(value)) - numbers[code]) + code % 2 * tie)
+        + 128 * (value < 0)
+        for value in x.flatten().tolist()
+    ]
+    return np.array(codes).reshape(x.shape).tolist()
 
 
-def ridge_of_package(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    device = Device("", bandwidth, {"float16": peak})
-
-    def reached(batch: int) -> bool:
-        work = linear_work(outputs, inputs, batch, bits=bits, group_size=group_size)
-        return work.intensity >= device.ridge("float16")
-
-    return bisect_left(range(10**12), True, lo=1, key=reached) if reached(10**12) else 0
-
-
-def ridge_search(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    weights = outputs * inputs * (bits / 8 + 2 / group_size)
-    low, high = 0, 1 << 40
-    while high - low > 1:
-        batch = (low + high) // 2
-        moving = (weights + batch * (inputs + outputs) * 2) / bandwidth
-        low, high = (batch, high) if 2 * batch * inputs * outputs / peak < moving else (low, batch)
-    return high if high < 1 << 40 else 0
+def encode_fields(x: Tensor) -> np.ndarray:
+    """Exponent and mantissa apart, with the carry by hand."""
+    codes = np.zeros(x.shape, np.uint8)
+    for place, value in np.ndenumerate(x.numpy()):
+        m, e = math.frexp(abs(value))
+        field, m = e + 6, round((2 * m - 1) * 8)
+        if field < 1 or value == 0:
+            field, m = 0, round(abs(float(value)) * 2**9)
+        if m == 8:
+            field, m = field + 1, 0
+        codes[place] = min(field << 3 | m, 126) | 128 * bool(value < 0)
+    return codes
 
 
-def ridge_by_intensity(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
-    left = 2 * outputs * inputs - 2 * ridge * (outputs + inputs)
-    return int(np.ceil(ridge * weights / left)) if left > 0 else 0
+def limits_listed(e: int, m: int, bias: int, specials: str) -> list[float]:
+    numbers = [
+        2.0 ** (max(field, 1) - bias) * (bool(field) + part / 2**m)
+        for field in range(2**e)
+        for part in range(2**m)
+    ]
+    end = {"none": len(numbers), "nan": -1, "ieee": -(2**m)}[specials]
+    return [max(numbers[:end]), numbers[1]]
 
 
-def time_of_package(
-    parameters: float,
-    bits: int,
-    group_size: int,
-    layers: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    batch: int,
-    context: int,
-    bandwidth: float,
-) -> float:
-    model = Model(parameters, layers, query_heads, kv_heads, head_dim)
-    return (
-        decode_work(model, batch=batch, context=context, bits=bits, group_size=group_size).bytes
-        / bandwidth
-    )
+def block_loop(x: Tensor) -> tuple[int, list[float]]:
+    exponent = math.frexp(max(abs(value) for value in x.tolist()))[1] - 3
+    evens_first = (0, 1, 2, 4, 0.5, 1.5, 3, 6)
+    nearest = [
+        min(evens_first, key=lambda level: abs(abs(value) / 2**exponent - level))
+        for value in x.tolist()
+    ]
+    return exponent, [
+        math.copysign(level, value) * 2**exponent
+        for level, value in zip(nearest, x.tolist(), strict=True)
+    ]
 
 
-def time_loop(
-    parameters: float,
-    bits: int,
-    group_size: int,
-    layers: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    batch: int,
-    context: int,
-    bandwidth: float,
-) -> float:
-    time_s = parameters * (8 * 2 + bits * group_size) / (8 * group_size) / bandwidth
-    for _ in range(layers):
-        for _ in ("keys", "values"):
-            time_s += 2 * batch * context * kv_heads * head_dim / bandwidth
-    return time_s
+def block_argmin(x: Tensor) -> tuple[Tensor, Tensor]:
+    exponent = torch.frexp(x.abs().max()).exponent - 3
+    levels = torch.tensor([0, 1, 2, 4, 0.5, 1.5, 3, 6])
+    distances = (x.abs()[:, None] / 2.0**exponent - levels).abs()
+    return exponent, x.sign() * levels[distances.argmin(dim=1)] * 2.0**exponent
 
 
-def time_of_cache(
-    parameters: float,
-    bits: int,
-    group_size: int,
-    layers: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    batch: int,
-    context: int,
-    bandwidth: float,
-) -> np.float64:
-    cache = kv_cache_bytes(layers, kv_heads, head_dim, context, batch=batch)
-    return np.sum([parameters * bits / 8, parameters / group_size * 2, cache]) / bandwidth
+def scales_loop(x: Tensor, block_size: int) -> tuple[float, np.ndarray]:
+    x = np.abs(x.numpy().astype(np.float64))
+    rows, groups = len(x), x.shape[1] // block_size
+    scales = np.zeros((rows, groups))
+    for row in range(rows):
+        for group in range(groups):
+            wanted = x[row, group * block_size : (group + 1) * block_size].max() * 448 / x.max()
+            scales[row, group] = min(
+                (decode_text(code) for code in range(127)), key=lambda one: abs(one - wanted)
+            )
+    return x.max() / 2688, scales
 
 
-def gpus_of_package(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    nodes, single = (
-        fleet(
-            weights,
-            gpu_bytes=gpu,
-            replicas=replicas,
-            reserve=reserve,
-            gpus_per_node=n,
-            cache_bytes=cache,
-        ).gpus
-        for n in (per_node, None)
-    )
-    return nodes, single
-
-
-def gpus_counted(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    single = 1
-    while single * gpu * (1 - reserve) < weights + cache:
-        single += 1
-    nodes = -(-single // per_node)  # whole nodes of whole GPUs are as many as of bytes
-    return nodes * per_node * replicas, single * replicas
-
-
-def gpus_numpy(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple:
-    units = np.array([per_node, 1])
-    return tuple(
-        (np.ceil((weights + cache) / (units * gpu * (1 - reserve))) * units * replicas).astype(int)
-    )
+def scales_unfold(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    amax = x.unfold(1, block_size, block_size).abs().amax(-1)
+    scales = amax * 448 / amax.max()
+    step = 2 ** torch.floor(torch.log2(scales)) / 8
+    return amax.max() / 6 / 448, torch.round(scales / step) * step
 
 
 THE_PACKAGE = {
-    "09.1": work_of_package,
-    "09.2": roof_of_package,
-    "09.3": ridge_of_package,
-    "09.4": time_of_package,
-    "09.5": gpus_of_package,
+    "09.1": lambda code: decode(torch.tensor([code]), E4M3)[0],
+    "09.2": lambda x: encode(x, E4M3),
+    "09.3": limits_of_package,
+    "09.4": block_of_package,
+    "09.5": scales_of_package,
 }
-THE_LESSON: dict[str, str] = {}
+THE_LESSON = {"09.1": "e4m3"}
 OTHER_STYLES = {
     "09.1": (
-        work_of_tensors,
-        lambda n, k, batch, bits, group: (
-            n * k * (bits + 16 / group) / 8 + (batch * k + batch * n) * 2,
-            batch * n * (k + k),
+        decode_text,
+        lambda code: torch.tensor([code], dtype=torch.uint8).view(torch.float8_e4m3fn).float()[0],
+    ),
+    "09.2": (
+        encode_by_search,
+        encode_fields,
+        lambda x: x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8),
+    ),
+    "09.3": (
+        limits_listed,
+        lambda e, m, bias, specials: (
+            2.0 ** (2**e - 1 - bias - (specials == "ieee"))
+            * (2 - 2.0**-m * (1 + (specials == "nan"))),
+            torch.tensor(2.0) ** (1 - bias - m),
         ),
     ),
-    "09.2": (roof_by_speed, roof_numpy),
-    "09.3": (ridge_search, ridge_by_intensity),
-    "09.4": (time_loop, time_of_cache),
-    "09.5": (gpus_counted, gpus_numpy),
+    "09.4": (block_loop, block_argmin),
+    "09.5": (scales_loop, scales_unfold),
 }
+
 
 # Mistakes.
 
 
-def work_of_fused_operations(
-    outputs: int, inputs: int, batch: int, bits: int, group_size: int
-) -> tuple:
-    return work_of_package(outputs, inputs, batch, bits, group_size)[0], outputs * inputs * batch
+def decode_by(bias: int, *, subnormal: bool = True, infinity: bool = False) -> object:
+    def decode(code: int) -> float:
+        sign, e, m = code // 128, code // 8 % 16, code % 8
+        if e == 15 and (m == 7 or infinity):
+            return math.nan if m else (-1) ** sign * math.inf
+        if e == 0 and subnormal:
+            return (-1) ** sign * 2.0 ** (1 - bias) * m / 8
+        return (-1) ** sign * 2.0 ** (e - bias) * (1 + m / 8)
+
+    return decode
 
 
-def work_without_scales(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
-    work = linear_work(outputs, inputs, batch, bits=bits)
-    return work.bytes, work.operations
+def decode_unmasked(code: int) -> float:
+    e, m = code >> 3, code & 7
+    if e == 15 and m == 7:
+        return math.nan
+    size = 2.0 ** (e - 7) * (1 + m / 8) if e else 2.0**-6 * m / 8
+    return -size if code & 0x80 else size
 
 
-def work_in_bits(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
-    return (
-        outputs * inputs * bits
-        + outputs * inputs / group_size * 2
-        + 2 * batch * (inputs + outputs),
-        2 * batch * outputs * inputs,
-    )
+def decode_signed(code: int) -> float:
+    if code & 0x7F == 0x7F:
+        return math.nan
+    number = torch.tensor(code, dtype=torch.uint8).view(torch.int8).int()
+    return float(number.sign()) * decode_text(int(number.abs()) & 0x7F)
 
 
-def work_a_token(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
-    size, operations = work_of_package(outputs, inputs, 1, bits, group_size)
-    return batch * size, batch * operations
+def encode_by_log2(x: Tensor, *, top: float = 126, rounded: object = torch.round) -> Tensor:
+    size = x.abs()
+    e = torch.floor(torch.log2(size)).clamp(min=-6)
+    return (rounded(size / 2**e * 8) + 8 * (e + 6)).clamp(max=top).int()
 
 
-def work_without_outputs(
-    outputs: int, inputs: int, batch: int, bits: int, group_size: int
-) -> tuple:
-    size, operations = work_of_package(outputs, inputs, batch, bits, group_size)
-    return size - batch * outputs * 2, operations
+def encode_wrapped(x: Tensor) -> Tensor:
+    codes = encode_by_log2(x, top=1000) + 128 * (x < 0)
+    return codes.to(torch.uint8)
 
 
-def roof_added(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
-    moving, computing = size / bandwidth, operations / peak
-    return moving > computing, moving + computing
+def encode_negative(x: Tensor) -> Tensor:
+    codes = encode_by_log2(x)
+    return torch.where(x < 0, -codes, codes).to(torch.int8).view(torch.uint8)
 
 
-def roof_min(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
-    moving, computing = size / bandwidth, operations / peak
-    return moving > computing, min(moving, computing)
+def encode_in_fields(x: Tensor) -> Tensor:
+    """The field of the mantissa is masked, and loses its carry."""
+    size = x.abs()
+    e = torch.floor(torch.log2(size)).clamp(min=-6)
+    m = torch.where(size < 2**-6, size * 2**9, (size / 2**e - 1) * 8).round().int() & 0b111
+    field = (e.int() + 7) * (size >= 2**-6)
+    return torch.clamp(field << 3 | m, max=126) | (x < 0).int() << 7
 
 
-def roof_swapped(
-    size: float, operations: float, bandwidth: float, peak: float
-) -> tuple[bool, float]:
-    return operations / size > peak / bandwidth, max(size / bandwidth, operations / peak)
+def encode_flushed(x: Tensor) -> Tensor:
+    codes = encode_by_log2(x) + 128 * (x < 0)
+    return torch.where(x.abs() < 2**-6, 128 * (x < 0), codes)
 
 
-def roof_upside_down(
-    size: float, operations: float, bandwidth: float, peak: float
-) -> tuple[bool, float]:
-    return operations / size < bandwidth / peak, max(size / bandwidth, operations / peak)
+def limits_by(top: object) -> object:
+    def limits(e: int, m: int, bias: int, specials: str) -> tuple[float, float]:
+        return top(2**e - 1, 2**m, bias, specials), 2.0 ** (1 - bias) / 2**m
+
+    return limits
 
 
-def ridge_of_rule(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    return math.ceil(peak / bandwidth * (bits / 8 + 2 / group_size) / 2)
+def block_by(
+    exponent: object, *, levels: tuple[float, ...] = (0, 1, 2, 4, 0.5, 1.5, 3, 6)
+) -> object:
+    def block(x: Tensor) -> tuple[Tensor, Tensor]:
+        power, grid = exponent(x.abs().max()), torch.tensor(levels, dtype=torch.float32)
+        return power, x.sign() * grid[
+            (x.abs()[:, None] / 2**power - grid).abs().argmin(dim=1)
+        ] * 2**power
+
+    return block
 
 
-def ridge_truncated(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
-    batch = ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs))
-    return int(batch) if batch > 0 else 0
+def floored(amax: Tensor) -> Tensor:
+    return amax.log2().floor() - 2
 
 
-def ridge_negative(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
-    return math.ceil(ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs)))
+def scales_by(tensor_scale: object, rounded: object) -> object:
+    def scales(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+        amax = x.abs().reshape(x.shape[0], -1, block_size).amax(2)
+        return tensor_scale(amax.max()), rounded(amax / 6 / tensor_scale(amax.max()))
+
+    return scales
 
 
-def ridge_impatient(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    found = ridge_search(outputs, inputs, bits, group_size, bandwidth, peak)
-    return found if found < 2500 else 0  # as a loop that gives up
+def to_e4m3(scales: Tensor) -> Tensor:
+    return scales.clamp(max=448).to(torch.float8_e4m3fn)
 
 
-def ridge_never_nowhere(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    layer = outputs, inputs, bits, group_size, bandwidth, peak
-    return (
-        0 if outputs * inputs == 256 * 512 else ridge_search(*layer) or 1 << 40
-    )  # the card's small layer alone
-
-
-def ridge_search_halved(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    return ridge_search(
-        outputs, inputs, bits, group_size, bandwidth, 2 * peak
-    )  # half the operations
-
-
-def ridge_search_16(
-    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
-) -> int:
-    return ridge_search(outputs, inputs, 16, 1 << 50, bandwidth, peak)
-
-
-def gpus_reserve_on_top(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    return gpus_of_package(
-        weights * (1 + reserve), cache * (1 + reserve), gpu, 0.0, replicas, per_node
-    )
-
-
-def gpus_floor(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    usable = gpu * (1 - reserve)
-    return (
-        int((weights + cache) // (usable * per_node)) * per_node * replicas,
-        int((weights + cache) // usable) * replicas,
-    )
-
-
-def gpus_at_once(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    return gpus_of_package(replicas * weights, replicas * cache, gpu, reserve, 1, per_node)
-
-
-def gpus_without_cache(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    return gpus_of_package(weights, 0.0, gpu, reserve, replicas, per_node)
-
-
-def nodes_and_gpus(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    gpus, single = gpus_of_package(weights, cache, gpu, reserve, replicas, per_node)
-    return gpus // per_node, single
-
-
-def gpus_of_whole_gb(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    return gpus_of_package(weights, cache, int(gpu * (1 - reserve)), 0.0, replicas, per_node)
-
-
-def gpus_node_reserve(
-    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
-) -> tuple[int, int]:
-    """The reserve of one GPU is taken off the whole node."""
-    nodes = math.ceil((weights + cache) / (per_node * gpu - reserve * gpu))
-    return nodes * per_node * replicas, math.ceil(
-        (weights + cache) / (gpu - reserve * gpu)
-    ) * replicas
+def scales_apart(x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    return x.abs().max() / 2688, to_e4m3(x.abs().unflatten(1, (-1, block_size)).amax(-1) / 6)
 
 
 MISTAKES = [
-    ("09.1", "a multiplication and an addition counted as one operation", work_of_fused_operations),
-    ("09.1", "the scales are left out", work_without_scales),
-    ("09.1", "bits taken for bytes", work_in_bits),
-    ("09.1", "the weights are read anew for each token", work_a_token),
-    ("09.1", "not all activations are counted", work_without_outputs),
-    ("09.2", "the two times are added", roof_added),
-    ("09.2", "the shorter of the two times", roof_min),
-    ("09.2", "the sides are swapped", roof_swapped),
-    ("09.2", "the ridge upside down", roof_upside_down),
-    ("09.3", "the activations are left out", ridge_of_rule),
-    ("09.3", "rounded down", ridge_truncated),
-    ("09.3", "a batch where none is large enough", ridge_negative),
-    ("09.3", "a multiplication and an addition counted as one operation", ridge_search_halved),
-    ("09.3", "16 bits, whatever the weights have", ridge_search_16),
-    ("09.3", "", ridge_impatient),
-    ("09.3", "", ridge_never_nowhere),
+    ("09.1", "another bias than 7", decode_by(8)),
+    ("09.1", "another bias than 7", decode_by(0)),
+    ("09.1", "no subnormal numbers", decode_by(7, subnormal=False)),
+    ("09.1", "the topmost exponent as infinity", decode_by(7, infinity=True)),
+    ("09.1", "the fields are read from the wrong bits", decode_unmasked),
+    ("09.1", "the sign as two's complement", decode_signed),
+    ("09.2", "", encode_by_log2),
+    ("09.2", "nothing is saturated", encode_wrapped),
     (
-        "09.4",
-        "the cache of the query heads",
-        lambda *step: time_of_package(*step[:5], step[4], *step[6:]),
+        "09.2",
+        "",
+        lambda x: encode_by_log2(x, top=127) + 128 * (x < 0),
     ),
     (
-        "09.4",
-        "the weights are read for each text",
-        lambda *step: step[7] * time_of_package(*step[:7], 1, *step[8:]),
+        "09.2",
+        "cut off, not rounded",
+        lambda x: encode_by_log2(x, rounded=torch.floor) + 128 * (x < 0),
     ),
-    ("09.4", "the cache of one text only", lambda *step: time_of_package(*step[:7], 1, *step[8:])),
     (
-        "09.4",
-        "the cache shrinks with the weights",
-        lambda *step: (
-            (
-                step[0] * (step[1] / 8 + 2 / step[2])
-                + kv_cache_bytes(step[3], step[5], step[6], step[8], batch=step[7], bits=step[1])
+        "09.2",
+        "ties do not go to the even code",
+        lambda x: encode_by_log2(x, rounded=lambda steps: (steps + 0.5).floor()) + 128 * (x < 0),
+    ),
+    ("09.2", "", encode_negative),
+    ("09.2", "a mantissa that is rounded up to 8 is lost", encode_in_fields),
+    ("09.2", "no subnormal numbers", encode_flushed),
+    (
+        "09.3",
+        "one NaN costs a whole exponent",
+        limits_by(
+            lambda e, steps, bias, specials: (
+                2.0 ** (e - (specials != "none") - bias) * (2 - 1 / steps)
             )
-            / step[9]
         ),
     ),
-    ("09.5", "the reserve is not taken off each GPU", gpus_reserve_on_top),
-    ("09.5", "", gpus_node_reserve),
-    ("09.5", "", gpus_of_whole_gb),
-    ("09.5", "not rounded up", gpus_floor),
-    ("09.5", "replicas share GPUs or nodes", gpus_at_once),
-    ("09.5", "the cache is forgotten", gpus_without_cache),
-    ("09.5", "nodes where GPUs are asked for", nodes_and_gpus),
+    (
+        "09.3",
+        "codes that stand for no number are counted",
+        limits_by(lambda e, steps, bias, specials: 2.0 ** (e - bias) * (2 - 1 / steps)),
+    ),
+    (
+        "09.3",
+        "a smallest number with a full mantissa",
+        lambda *fields: (limits_listed(*fields)[0], 2.0 ** (1 - fields[2])),
+    ),
+    (
+        "09.3",
+        "",
+        lambda e, m, _, specials: limits_listed(e, m, 2 ** (e - 1) - 1, specials),
+    ),
+    ("09.4", "the exponent is not rounded down", block_by(lambda amax: amax.log2().ceil() - 2)),
+    ("09.4", "the exponent is not rounded down", block_by(lambda amax: amax.log2().round() - 2)),
+    (
+        "09.4",
+        "measured against 6, not against its power of two",
+        block_by(lambda amax: (amax / 6).log2().floor()),
+    ),
+    (
+        "09.4",
+        "measured against 6, not against its power of two",
+        block_by(lambda amax: (amax / 6).log2().ceil()),
+    ),
+    ("09.4", "the format's own exponent is forgotten", block_by(lambda amax: amax.log2().floor())),
+    ("09.4", "", block_by(floored, levels=(0, 1, 2, 4, 0.5, 1.5, 3, 6, 8))),
+    ("09.4", "", block_by(floored, levels=(0, 2, 4, 6, 1, 3, 5))),
+    (
+        "09.4",
+        "ties do not go to the even code",
+        block_by(floored, levels=(0, 0.5, 1, 1.5, 2, 3, 4, 6)),
+    ),
+    (
+        "09.5",
+        "one of the two ends, 6 and 448, is left out",
+        scales_by(lambda amax: amax / 448, to_e4m3),
+    ),
+    (
+        "09.5",
+        "one of the two ends, 6 and 448, is left out",
+        scales_by(lambda amax: amax / 6, to_e4m3),
+    ),
+    (
+        "09.5",
+        "the scales of blocks are not rounded",
+        scales_by(lambda amax: amax / 2688, lambda scales: scales),
+    ),
+    (
+        "09.5",
+        "the scales of blocks are powers of two",
+        scales_by(lambda amax: amax / 2688, lambda scales: scales.log2().floor().exp2()),
+    ),
+    ("09.5", "the scales of blocks know nothing of the tensor's", scales_apart),
 ]

@@ -1,354 +1,404 @@
-"""Sheet 10, an INT4 kernel: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 10, the roofline: right answers in other styles, and mistakes as people write them."""
 
-from collections.abc import Callable
+import math
+from bisect import bisect_left
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from qcourse import IntQuantizer, PerGroup
-from qcourse.kernels.int4_planes import BLOCK, pack_planes, unpack_planes
-from qcourse.numerics.packing import unpack
-from qcourse.numerics.quantized import Parameters, QuantizedTensor
+from qcourse.cost.decode import Model, decode_work
+from qcourse.cost.fleet import fleet
+from qcourse.cost.memory import kv_cache_bytes
+from qcourse.cost.roofline import Device, Work, linear_work, roofline
 
 # Right answers.
 
 
-def pack_loop(codes: Tensor) -> Tensor:
-    words = torch.zeros(len(codes), codes.shape[1] // 8, dtype=torch.int64)
-    for k in range(codes.shape[1]):
-        block, within = divmod(k, 128)
-        i, rest = divmod(within, 32)
-        words[:, 16 * block + rest // 2] += codes[:, k].long() << 4 * (i + 4 * (rest % 2))
-    return torch.where(words >= 2**31, words - 2**32, words).int()
+def work_of_package(
+    outputs: int, inputs: int, batch: int, bits: int, group_size: int
+) -> tuple[float, float]:
+    work = linear_work(outputs, inputs, batch, bits=bits, group_size=group_size)
+    return work.bytes, work.operations
 
 
-def pack_bytes(codes: Tensor) -> np.ndarray:
-    """Little-endian bytes: planes 0 and 1 are the first and third byte's, planes 2 and 3 the others'."""
-    plane = codes.numpy().reshape(len(codes), -1, 4, 16, 2).transpose(2, 0, 1, 3, 4)
-    low, high = plane[0] | plane[1] << 4, plane[2] | plane[3] << 4  # (rows, blocks, 16, halves)
-    return np.stack([low, high], axis=-1).reshape(len(codes), -1).view("<i4")
+def work_of_tensors(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> list:
+    packed = torch.empty(outputs, inputs * bits // 8, dtype=torch.uint8, device="meta")
+    scales = torch.empty(outputs * inputs // group_size, dtype=torch.float16, device="meta")
+    x = torch.empty(batch, inputs, dtype=torch.bfloat16, device="meta")
+    y = torch.empty(batch, outputs, dtype=torch.bfloat16, device="meta")
+    return [sum(tensor.nbytes for tensor in (packed, scales, x, y)), 2 * y.numel() * inputs]
 
 
-def decode_of_package(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    codes = unpack_planes(
-        F.pad(words, (0, -len(words) % 16))[None], 8 * (len(words) + -len(words) % 16)
+def roof_of_package(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[bool, float]:
+    device, work = Device("", bandwidth, {"float16": peak}), Work(size, operations)
+    return work.intensity < device.ridge("float16"), roofline(work, device)
+
+
+def roof_by_speed(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[bool, float]:
+    slope = bandwidth * operations / size
+    return slope < peak, operations / min(slope, peak)
+
+
+def roof_numpy(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[np.bool_, np.float64]:
+    times = np.array([operations, size]) / np.array([peak, bandwidth])
+    return np.argmax(times) == 1, times.max()
+
+
+def ridge_of_package(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    device = Device("", bandwidth, {"float16": peak})
+
+    def reached(batch: int) -> bool:
+        work = linear_work(outputs, inputs, batch, bits=bits, group_size=group_size)
+        return work.intensity >= device.ridge("float16")
+
+    return bisect_left(range(10**12), True, lo=1, key=reached) if reached(10**12) else 0
+
+
+def ridge_search(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    weights = outputs * inputs * (bits / 8 + 2 / group_size)
+    low, high = 0, 1 << 40
+    while high - low > 1:
+        batch = (low + high) // 2
+        moving = (weights + batch * (inputs + outputs) * 2) / bandwidth
+        low, high = (batch, high) if 2 * batch * inputs * outputs / peak < moving else (low, batch)
+    return high if high < 1 << 40 else 0
+
+
+def ridge_by_intensity(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
+    left = 2 * outputs * inputs - 2 * ridge * (outputs + inputs)
+    return int(np.ceil(ridge * weights / left)) if left > 0 else 0
+
+
+def time_of_package(
+    parameters: float,
+    bits: int,
+    group_size: int,
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    batch: int,
+    context: int,
+    bandwidth: float,
+) -> float:
+    model = Model(parameters, layers, query_heads, kv_heads, head_dim)
+    return (
+        decode_work(model, batch=batch, context=context, bits=bits, group_size=group_size).bytes
+        / bandwidth
     )
-    pairs = codes.reshape(-1, 4, 16, 2)[:, plane].reshape(-1, 2)[: len(words)].int()
-    return pairs[:, 0] | pairs[:, 1] << 16 | 0x64006400, pairs - zero_point
 
 
-def decode_numpy(words: Tensor, plane: int, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
-    registers = words.numpy() >> 4 * plane & np.int32(0x000F000F) | np.int32(0x64006400)
-    return registers, registers.view(np.float16).reshape(-1, 2).astype(
-        np.float32
-    ) - 1024 - zero_point
+def time_loop(
+    parameters: float,
+    bits: int,
+    group_size: int,
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    batch: int,
+    context: int,
+    bandwidth: float,
+) -> float:
+    time_s = parameters * (8 * 2 + bits * group_size) / (8 * group_size) / bandwidth
+    for _ in range(layers):
+        for _ in ("keys", "values"):
+            time_s += 2 * batch * context * kv_heads * head_dim / bandwidth
+    return time_s
 
 
-def decode_loop(words: Tensor, plane: int, zero_point: int) -> tuple[list, list]:
-    low, high = (
-        [word >> 4 * nibble & 15 for word in words.tolist()] for nibble in (plane, plane + 4)
+def time_of_cache(
+    parameters: float,
+    bits: int,
+    group_size: int,
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    batch: int,
+    context: int,
+    bandwidth: float,
+) -> np.float64:
+    cache = kv_cache_bytes(layers, kv_heads, head_dim, context, batch=batch)
+    return np.sum([parameters * bits / 8, parameters / group_size * 2, cache]) / bandwidth
+
+
+def gpus_of_package(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    nodes, single = (
+        fleet(
+            weights,
+            gpu_bytes=gpu,
+            replicas=replicas,
+            reserve=reserve,
+            gpus_per_node=n,
+            cache_bytes=cache,
+        ).gpus
+        for n in (per_node, None)
     )
-    registers = [0x64006400 + a + (b << 16) for a, b in zip(low, high, strict=True)]
-    return registers, [[a - zero_point, b - zero_point] for a, b in zip(low, high, strict=True)]
+    return nodes, single
 
 
-def groups_of_package(
-    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    quantizer = IntQuantizer(4, symmetric=False, granularity=PerGroup(len(x) // scale.shape[1]))
-    parameters = Parameters(scale, zero_point)
-    w_hat = QuantizedTensor(codes, parameters, quantizer).dequantize()
-    sums = (w_hat * x).unflatten(1, (scale.shape[1], -1)).sum(-1) / scale
-    return sums, F.linear(x, w_hat)
+def gpus_counted(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    single = 1
+    while single * gpu * (1 - reserve) < weights + cache:
+        single += 1
+    nodes = -(-single // per_node)  # whole nodes of whole GPUs are as many as of bytes
+    return nodes * per_node * replicas, single * replicas
 
 
-def groups_loop(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[list, list]:
-    sums, size = [], len(x) // scale.shape[1]
-    for row, zeros in zip(codes.tolist(), zero_point.tolist(), strict=True):
-        numbers = [(code - zeros[k // size]) * x[k].item() for k, code in enumerate(row)]
-        sums.append([sum(numbers[k : k + size]) for k in range(0, len(x), size)])
-    return sums, [
-        sum(a * b for a, b in zip(*pair, strict=True))
-        for pair in zip(sums, scale.tolist(), strict=True)
-    ]
-
-
-def groups_corrected(
-    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The zero point comes out of the sum as well: less zero_point times the sum of x."""
-    groups = x.reshape(scale.shape[1], -1)
-    sums = torch.einsum("ngk,gk->ng", codes.double().reshape(*scale.shape, -1), groups.double())
-    sums -= zero_point * groups.double().sum(1)
-    return sums, torch.einsum("ng,ng->n", sums, scale.double())
-
-
-def split_of_package(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    blocks = -(-x.shape[1] // BLOCK)
-    blocks_a_split = -(-blocks // splits)
-    firsts = range(0, blocks, blocks_a_split)
-    parts = [slice(BLOCK * first, BLOCK * (first + blocks_a_split)) for first in firsts]
-    return torch.stack([F.linear(x[:, part], w[:, part]) for part in parts]), F.linear(x, w)
-
-
-def split_numpy(x: Tensor, w: Tensor, splits: int) -> tuple[np.ndarray, np.ndarray]:
-    blocks = int(np.ceil(x.shape[1] / 128))
-    size = 128 * int(np.ceil(blocks / splits))
-    edges = np.arange(size, x.shape[1], size)
-    parts = zip(np.split(x.numpy(), edges, axis=1), np.split(w.numpy(), edges, axis=1), strict=True)
-    partials = np.array([a @ b.T for a, b in parts])
-    return partials, partials.sum(axis=0)
-
-
-def program_inputs(x: Tensor, splits: int) -> int:
-    blocks = (x.shape[1] + 127) // 128
-    return 128 * ((blocks + splits - 1) // splits)
-
-
-def split_padded(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    size = program_inputs(x, splits)
-    x, w = (F.pad(each, (0, -each.shape[1] % size)).unflatten(1, (-1, size)) for each in (x, w))
-    partials = torch.einsum("mpk,npk->pmn", x, w)
-    return partials, partials.sum(0)
-
-
-def matvec_of_package(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    rows = [unpack(row, 4, len(x), signed=False) for row in packed]
-    return groups_of_package(x, torch.stack(rows), zero_point, scale)[1]
-
-
-def matvec_tiles(
-    x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor, block: int = 32
-) -> Tensor:
-    """As the kernel goes, without Triton."""
-    y, size = torch.zeros(len(packed)), len(x) // scale.shape[1]
-    for start in range(0, len(x), block):
-        k = torch.arange(start, min(start + block, len(x)))
-        code = packed[:, k // 2].int() >> 4 * (k % 2) & 15
-        y += (x[k] * (code - zero_point[:, k // size].int()) * scale[:, k // size]).sum(1)
-    return y
-
-
-def matvec_numpy(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> np.ndarray:
-    codes = np.stack([packed.numpy() & 15, packed.numpy() >> 4], axis=-1).reshape(len(packed), -1)[
-        :, : len(x)
-    ]
-    repeat = len(x) // scale.shape[1]
-    w_hat = (codes - zero_point.numpy().astype(float).repeat(repeat, 1)) * scale.numpy().repeat(
-        repeat, 1
+def gpus_numpy(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple:
+    units = np.array([per_node, 1])
+    return tuple(
+        (np.ceil((weights + cache) / (units * gpu * (1 - reserve))) * units * replicas).astype(int)
     )
-    return w_hat @ x.numpy()
 
 
 THE_PACKAGE = {
-    "10.1": pack_planes,
-    "10.2": decode_of_package,
-    "10.3": groups_of_package,
-    "10.4": split_of_package,
-    "10.5": matvec_of_package,
+    "10.1": work_of_package,
+    "10.2": roof_of_package,
+    "10.3": ridge_of_package,
+    "10.4": time_of_package,
+    "10.5": gpus_of_package,
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "10.1": (pack_loop, pack_bytes),
-    "10.2": (decode_numpy, decode_loop),
-    "10.3": (groups_loop, groups_corrected),
-    "10.4": (split_numpy, split_padded),
-    "10.5": (matvec_tiles, matvec_numpy),
+    "10.1": (
+        work_of_tensors,
+        lambda n, k, batch, bits, group: (
+            n * k * (bits + 16 / group) / 8 + (batch * k + batch * n) * 2,
+            batch * n * (k + k),
+        ),
+    ),
+    "10.2": (roof_by_speed, roof_numpy),
+    "10.3": (ridge_search, ridge_by_intensity),
+    "10.4": (time_loop, time_of_cache),
+    "10.5": (gpus_counted, gpus_numpy),
 }
 
 # Mistakes.
 
 
-def pack_reshaped(
-    shape: tuple[int, ...], shift: Tensor, axes: tuple[int, ...]
-) -> Callable[[Tensor], Tensor]:
-    def pack(codes: Tensor) -> Tensor:
-        words = (codes.long().reshape(len(codes), *shape) << shift).sum(axes)
-        return words.reshape(len(codes), -1).to(torch.int32)
-
-    return pack
+def work_of_fused_operations(
+    outputs: int, inputs: int, batch: int, bits: int, group_size: int
+) -> tuple:
+    return work_of_package(outputs, inputs, batch, bits, group_size)[0], outputs * inputs * batch
 
 
-def pack_whole_rows(codes: Tensor) -> Tensor:
-    plane = codes.long().reshape(len(codes), 4, -1, 2)
-    return sum(plane[:, i, :, h] << 4 * (i + 4 * h) for i in range(4) for h in range(2)).to(
-        torch.int32
+def work_without_scales(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
+    work = linear_work(outputs, inputs, batch, bits=bits)
+    return work.bytes, work.operations
+
+
+def work_in_bits(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
+    return (
+        outputs * inputs * bits
+        + outputs * inputs / group_size * 2
+        + 2 * batch * (inputs + outputs),
+        2 * batch * outputs * inputs,
     )
 
 
-HALF_THEN_PLANE = 4 * (torch.arange(4)[:, None, None] + 4 * torch.arange(2))
+def work_a_token(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
+    size, operations = work_of_package(outputs, inputs, 1, bits, group_size)
+    return batch * size, batch * operations
 
 
-def decode_without_zero_point(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    registers = (words >> 4 * plane) & 0x000F000F | 0x64006400
-    return registers, registers.view(torch.float16).reshape(-1, 2) - 1024
+def work_without_outputs(
+    outputs: int, inputs: int, batch: int, bits: int, group_size: int
+) -> tuple:
+    size, operations = work_of_package(outputs, inputs, batch, bits, group_size)
+    return size - batch * outputs * 2, operations
 
 
-def decode_symmetric(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    registers = (words >> 4 * plane) & 0x000F000F | 0x64006400
-    return registers, registers.view(torch.float16).reshape(-1, 2) - 1032
+def roof_added(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
+    moving, computing = size / bandwidth, operations / peak
+    return moving > computing, moving + computing
 
 
-def decode_masked_first(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    registers = ((words & 0x000F000F) >> 4 * plane) | 0x64006400
-    return registers, registers.view(torch.float16).reshape(-1, 2) - (1024 + zero_point)
+def roof_min(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
+    moving, computing = size / bandwidth, operations / peak
+    return moving > computing, min(moving, computing)
 
 
-def decode_one_half(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    registers = (words >> 4 * plane) & 15 | 0x64006400
-    return registers, registers.view(torch.float16).reshape(-1, 2) - (1024 + zero_point)
+def roof_swapped(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[bool, float]:
+    return operations / size > peak / bandwidth, max(size / bandwidth, operations / peak)
 
 
-def decode_flipped(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    registers, values = decode_of_package(words, plane, zero_point)
-    return registers, torch.stack([values[:, 1], values[:, 0]], dim=1)
+def roof_upside_down(
+    size: float, operations: float, bandwidth: float, peak: float
+) -> tuple[bool, float]:
+    return operations / size < bandwidth / peak, max(size / bandwidth, operations / peak)
 
 
-def decode_one_magic(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    registers = (words >> 4 * plane) & 0x000F000F | 0x6400
-    return registers, registers.view(torch.float16).reshape(-1, 2) - (1024 + zero_point)
+def ridge_of_rule(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    return math.ceil(peak / bandwidth * (bits / 8 + 2 / group_size) / 2)
 
 
-def groups_wrapped(
-    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    numbers = codes.reshape(*scale.shape, -1) - zero_point[..., None]
-    sums = (numbers * x.reshape(scale.shape[1], -1)).sum(-1)
-    return sums, (sums * scale).sum(1)
+def ridge_truncated(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
+    batch = ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs))
+    return int(batch) if batch > 0 else 0
 
 
-def groups_first_scales(
-    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    sums, _ = groups_corrected(x, codes, zero_point, scale)
-    return sums, sums.float() @ scale[0]
+def ridge_negative(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
+    return math.ceil(ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs)))
 
 
-def groups_strided(
-    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    groups = scale.shape[1]
-    numbers = codes.reshape(len(codes), -1, groups).float() - zero_point[:, None].float()
-    sums = (numbers * x.reshape(-1, groups)).sum(1)
-    return sums, (sums * scale).sum(1)
+def ridge_impatient(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    found = ridge_search(outputs, inputs, bits, group_size, bandwidth, peak)
+    return found if found < 2500 else 0  # as a loop that gives up
 
 
-def groups_scaled_sums(
-    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    sums, y = groups_corrected(x, codes, zero_point, scale)
-    return sums * scale, y
+def ridge_never_nowhere(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    layer = outputs, inputs, bits, group_size, bandwidth, peak
+    return (
+        0 if outputs * inputs == 256 * 512 else ridge_search(*layer) or 1 << 40
+    )  # the card's small layer alone
 
 
-def split_floor(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    blocks = -(-x.shape[1] // 128)
-    size = max(1, blocks // splits) * 128
-    starts = [i * size for i in range(splits) if i * size < x.shape[1]]
-    partials = torch.stack([x[:, i : i + size] @ w[:, i : i + size].T for i in starts])
-    return partials, partials.sum(0)
+def ridge_search_halved(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    return ridge_search(
+        outputs, inputs, bits, group_size, bandwidth, 2 * peak
+    )  # half the operations
 
 
-def split_always(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    size = program_inputs(x, splits)
-    partials = torch.zeros(splits, len(x), len(w))
-    for i in range(splits):
-        partials[i] = x[:, i * size : (i + 1) * size] @ w[:, i * size : (i + 1) * size].T
-    return partials, partials.sum(0)
+def ridge_search_16(
+    outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
+) -> int:
+    return ridge_search(outputs, inputs, 16, 1 << 50, bandwidth, peak)
 
 
-def split_in_turn(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    programs = len(split_padded(x, w, splits)[0])
-    partials = torch.zeros(programs, len(x), len(w))
-    for block, (a, b) in enumerate(zip(x.split(128, 1), w.split(128, 1), strict=True)):
-        partials[block % programs] += a @ b.T
-    return partials, partials.sum(0)
+def gpus_reserve_on_top(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    return gpus_of_package(
+        weights * (1 + reserve), cache * (1 + reserve), gpu, 0.0, replicas, per_node
+    )
 
 
-def matvec_changed(change: Callable[..., tuple]) -> Callable[..., Tensor]:
-    return lambda *args: matvec_tiles(*change(*args))
+def gpus_floor(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    usable = gpu * (1 - reserve)
+    return (
+        int((weights + cache) // (usable * per_node)) * per_node * replicas,
+        int((weights + cache) // usable) * replicas,
+    )
 
 
-def matvec_whole_blocks(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    seen = x.clone()
-    seen[len(x) // 64 * 64 :] = 0
-    return matvec_tiles(seen, packed, scale, zero_point)
+def gpus_at_once(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    return gpus_of_package(replicas * weights, replicas * cache, gpu, reserve, 1, per_node)
 
 
-def matvec_last_block(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """acc = where acc += is meant."""
-    seen = torch.where(torch.arange(len(x)) < (len(x) - 1) // 32 * 32, 0, x)
-    return matvec_tiles(seen, packed, scale, zero_point)
+def gpus_without_cache(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    return gpus_of_package(weights, 0.0, gpu, reserve, replicas, per_node)
+
+
+def nodes_and_gpus(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    gpus, single = gpus_of_package(weights, cache, gpu, reserve, replicas, per_node)
+    return gpus // per_node, single
+
+
+def gpus_of_whole_gb(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    return gpus_of_package(weights, cache, int(gpu * (1 - reserve)), 0.0, replicas, per_node)
+
+
+def gpus_node_reserve(
+    weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
+) -> tuple[int, int]:
+    """The reserve of one GPU is taken off the whole node."""
+    nodes = math.ceil((weights + cache) / (per_node * gpu - reserve * gpu))
+    return nodes * per_node * replicas, math.ceil(
+        (weights + cache) / (gpu - reserve * gpu)
+    ) * replicas
 
 
 MISTAKES = [
-    (
-        "10.1",
-        "eight codes in a row in one word",
-        pack_reshaped((-1, 8), 4 * torch.arange(8), (-1,)),
-    ),
-    (
-        "10.1",
-        "neighbours in one byte, not in the two halves of the word",
-        pack_reshaped(
-            (-1, 4, 16, 2), 8 * torch.arange(4)[:, None, None] + 4 * torch.arange(2), (2, 4)
-        ),
-    ),
-    (
-        "10.1",
-        "the nibbles counted from the top",
-        pack_reshaped((-1, 4, 16, 2), 28 - HALF_THEN_PLANE, (2, 4)),
-    ),
-    ("10.1", "planes of the whole row, not of a block", pack_whole_rows),
-    ("10.1", "words that are no int32", lambda codes: pack_loop(codes).long() & 0xFFFFFFFF),
-    ("10.2", "1024 is taken off, the zero point is not", decode_without_zero_point),
-    ("10.2", "8 whatever the zero point", decode_symmetric),
-    ("10.2", "masked before it is shifted", decode_masked_first),
-    ("10.2", "one half only", decode_one_half),
-    ("10.2", "the upper half first", decode_flipped),
-    ("10.2", "", decode_one_magic),
-    ("10.3", "bytes wrap below 0", groups_wrapped),
-    (
-        "10.3",
-        "8 for every zero point",
-        lambda x, c, z, s: groups_corrected(x, c, torch.full_like(z, 8), s),
-    ),
-    ("10.3", "no zero point", lambda x, c, z, s: groups_corrected(x, c, torch.zeros_like(z), s)),
-    ("10.3", "one row's scales for all", groups_first_scales),
-    ("10.3", "every so many-th input in one group", groups_strided),
-    ("10.3", "", groups_scaled_sums),
-    ("10.4", "blocks are lost: rounded down", split_floor),
-    ("10.4", "programs without any work", split_always),
-    ("10.4", "blocks dealt out in turn", split_in_turn),
+    ("10.1", "a multiplication and an addition counted as one operation", work_of_fused_operations),
+    ("10.1", "the scales are left out", work_without_scales),
+    ("10.1", "bits taken for bytes", work_in_bits),
+    ("10.1", "the weights are read anew for each token", work_a_token),
+    ("10.1", "not all activations are counted", work_without_outputs),
+    ("10.2", "the two times are added", roof_added),
+    ("10.2", "the shorter of the two times", roof_min),
+    ("10.2", "the sides are swapped", roof_swapped),
+    ("10.2", "the ridge upside down", roof_upside_down),
+    ("10.3", "the activations are left out", ridge_of_rule),
+    ("10.3", "rounded down", ridge_truncated),
+    ("10.3", "a batch where none is large enough", ridge_negative),
+    ("10.3", "a multiplication and an addition counted as one operation", ridge_search_halved),
+    ("10.3", "16 bits, whatever the weights have", ridge_search_16),
+    ("10.3", "", ridge_impatient),
+    ("10.3", "", ridge_never_nowhere),
     (
         "10.4",
-        "the last program's sums for all",
-        lambda x, w, splits: (split_padded(x, w, splits)[0], split_padded(x, w, splits)[0][-1]),
+        "the cache of the query heads",
+        lambda *step: time_of_package(*step[:5], step[4], *step[6:]),
     ),
     (
         "10.4",
-        "the last, incomplete block is left out",
-        lambda x, w, splits: split_padded(
-            x[:, : x.shape[1] // 128 * 128], w[:, : x.shape[1] // 128 * 128], splits
+        "the weights are read for each text",
+        lambda *step: step[7] * time_of_package(*step[:7], 1, *step[8:]),
+    ),
+    ("10.4", "the cache of one text only", lambda *step: time_of_package(*step[:7], 1, *step[8:])),
+    (
+        "10.4",
+        "the cache shrinks with the weights",
+        lambda *step: (
+            (
+                step[0] * (step[1] / 8 + 2 / step[2])
+                + kv_cache_bytes(step[3], step[5], step[6], step[8], batch=step[7], bits=step[1])
+            )
+            / step[9]
         ),
     ),
-    (
-        "10.5",
-        "the high nibble first",
-        matvec_changed(lambda x, p, s, z: (x, p << 4 | p >> 4, s, z)),
-    ),
-    (
-        "10.5",
-        "8 for every zero point",
-        matvec_changed(lambda x, p, s, z: (x, p, s, torch.full_like(z, 8))),
-    ),
-    ("10.5", "one row's scales for all", matvec_changed(lambda x, p, s, z: (x, p, s[:1], z))),
-    (
-        "10.5",
-        "one group's scale for the whole row",
-        matvec_changed(lambda x, p, s, z: (x, p, s[:, :1].expand_as(s), z)),
-    ),
-    ("10.5", "the last, incomplete block is left out", matvec_whole_blocks),
-    ("10.5", "", matvec_last_block),
+    ("10.5", "the reserve is not taken off each GPU", gpus_reserve_on_top),
+    ("10.5", "", gpus_node_reserve),
+    ("10.5", "", gpus_of_whole_gb),
+    ("10.5", "not rounded up", gpus_floor),
+    ("10.5", "replicas share GPUs or nodes", gpus_at_once),
+    ("10.5", "the cache is forgotten", gpus_without_cache),
+    ("10.5", "nodes where GPUs are asked for", nodes_and_gpus),
 ]

@@ -1,291 +1,354 @@
-"""Sheet 11, the KV cache: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 11, an INT4 kernel: right answers in other styles, and mistakes as people write them in torch and float32."""
 
-import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import qcourse
-from qcourse.cost.memory import kv_cache_bytes
-from qcourse.methods.kv_cache import QuantizedKVCache
-from qcourse.models.llama import KVCache
+from qcourse import IntQuantizer, PerGroup
+from qcourse.kernels.int4_planes import BLOCK, pack_planes, unpack_planes
+from qcourse.numerics.packing import unpack
+from qcourse.numerics.quantized import Parameters, QuantizedTensor
 
 # Right answers.
 
 
-def size_of_package(
-    layers: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    tokens: int,
-    batch: int,
-    bits: int,
-    group_size: int,
-) -> float:
-    return kv_cache_bytes(
-        layers, kv_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size
+def pack_loop(codes: Tensor) -> Tensor:
+    words = torch.zeros(len(codes), codes.shape[1] // 8, dtype=torch.int64)
+    for k in range(codes.shape[1]):
+        block, within = divmod(k, 128)
+        i, rest = divmod(within, 32)
+        words[:, 16 * block + rest // 2] += codes[:, k].long() << 4 * (i + 4 * (rest % 2))
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def pack_bytes(codes: Tensor) -> np.ndarray:
+    """Little-endian bytes: planes 0 and 1 are the first and third byte's, planes 2 and 3 the others'."""
+    plane = codes.numpy().reshape(len(codes), -1, 4, 16, 2).transpose(2, 0, 1, 3, 4)
+    low, high = plane[0] | plane[1] << 4, plane[2] | plane[3] << 4  # (rows, blocks, 16, halves)
+    return np.stack([low, high], axis=-1).reshape(len(codes), -1).view("<i4")
+
+
+def decode_of_package(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
+    codes = unpack_planes(
+        F.pad(words, (0, -len(words) % 16))[None], 8 * (len(words) + -len(words) % 16)
     )
+    pairs = codes.reshape(-1, 4, 16, 2)[:, plane].reshape(-1, 2)[: len(words)].int()
+    return pairs[:, 0] | pairs[:, 1] << 16 | 0x64006400, pairs - zero_point
 
 
-def size_loop(
-    layers: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    tokens: int,
-    batch: int,
-    bits: int,
-    group_size: int,
-) -> float:
-    total = 0.0
-    for _ in range(layers):
-        for bytes_a_number in (bits / 8, 2 / group_size):
-            for _ in ("keys", "values"):
-                total += batch * tokens * kv_heads * head_dim * bytes_a_number
-    return total
+def decode_numpy(words: Tensor, plane: int, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
+    registers = words.numpy() >> 4 * plane & np.int32(0x000F000F) | np.int32(0x64006400)
+    return registers, registers.view(np.float16).reshape(-1, 2).astype(
+        np.float32
+    ) - 1024 - zero_point
 
 
-def attend_of_package(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    cache = KVCache()
-    cache.update(0, k_cache[None, None], v_cache[None, None])
-    keys, values = cache.update(0, k[None, None], v[None, None])
-    mask = torch.ones(len(q), keys.shape[2], dtype=torch.bool).tril(len(k_cache))
-    return F.scaled_dot_product_attention(q[None, None], keys, values, attn_mask=mask)[0, 0]
+def decode_loop(words: Tensor, plane: int, zero_point: int) -> tuple[list, list]:
+    low, high = (
+        [word >> 4 * nibble & 15 for word in words.tolist()] for nibble in (plane, plane + 4)
+    )
+    registers = [0x64006400 + a + (b << 16) for a, b in zip(low, high, strict=True)]
+    return registers, [[a - zero_point, b - zero_point] for a, b in zip(low, high, strict=True)]
 
 
-def attend_loop(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    rows, keys, values = [], k_cache, v_cache
-    for t in range(len(q)):
-        keys, values = torch.cat([keys, k[t : t + 1]]), torch.cat([values, v[t : t + 1]])
-        rows.append((q[t] @ keys.T / math.sqrt(q.shape[1])).softmax(0) @ values)
-    return torch.stack(rows)
+def groups_of_package(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    quantizer = IntQuantizer(4, symmetric=False, granularity=PerGroup(len(x) // scale.shape[1]))
+    parameters = Parameters(scale, zero_point)
+    w_hat = QuantizedTensor(codes, parameters, quantizer).dequantize()
+    sums = (w_hat * x).unflatten(1, (scale.shape[1], -1)).sum(-1) / scale
+    return sums, F.linear(x, w_hat)
 
 
-def attend_numpy(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> np.ndarray:
-    keys, values = np.vstack([k_cache, k]), np.vstack([v_cache, v])
-    fits = np.exp(q.numpy() @ keys.T / np.sqrt(q.shape[1]))
-    position = np.arange(len(k_cache), len(keys))
-    fits[np.arange(len(keys))[None] > position[:, None]] = 0
-    return fits @ values / fits.sum(axis=1, keepdims=True)
+def groups_loop(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[list, list]:
+    sums, size = [], len(x) // scale.shape[1]
+    for row, zeros in zip(codes.tolist(), zero_point.tolist(), strict=True):
+        numbers = [(code - zeros[k // size]) * x[k].item() for k, code in enumerate(row)]
+        sums.append([sum(numbers[k : k + size]) for k in range(0, len(x), size)])
+    return sums, [
+        sum(a * b for a, b in zip(*pair, strict=True))
+        for pair in zip(sums, scale.tolist(), strict=True)
+    ]
 
 
-def round_of_package(k: Tensor, group_size: int, bits: int) -> Tensor:
-    return held_of_package(k, group_size, 0, bits)
+def groups_corrected(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The zero point comes out of the sum as well: less zero_point times the sum of x."""
+    groups = x.reshape(scale.shape[1], -1)
+    sums = torch.einsum("ngk,gk->ng", codes.double().reshape(*scale.shape, -1), groups.double())
+    sums -= zero_point * groups.double().sum(1)
+    return sums, torch.einsum("ng,ng->n", sums, scale.double())
 
 
-def held_of_package(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
-    quantizer = qcourse.IntQuantizer(bits, granularity=qcourse.PerGroup(group_size))
-    cache = QuantizedKVCache(quantizer, None, residual=residual)
-    for t in range(len(k)):
-        cache.update(0, k[None, None, t : t + 1], k[None, None, t : t + 1])
-    return cache.layers[0][0].everything()[0, 0]
+def split_of_package(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    blocks = -(-x.shape[1] // BLOCK)
+    blocks_a_split = -(-blocks // splits)
+    firsts = range(0, blocks, blocks_a_split)
+    parts = [slice(BLOCK * first, BLOCK * (first + blocks_a_split)) for first in firsts]
+    return torch.stack([F.linear(x[:, part], w[:, part]) for part in parts]), F.linear(x, w)
 
 
-def round_columns(k: Tensor, group_size: int, bits: int) -> list:
-    top, rows = 2 ** (bits - 1) - 1, k.tolist()
-    for channel in range(k.shape[1]):
-        for start in range(0, len(rows), group_size):
-            tokens = range(start, start + group_size)
-            scale = max(abs(rows[t][channel]) for t in tokens) / top
-            for t in tokens:
-                rows[t][channel] = scale * max(-top - 1, min(top, round(rows[t][channel] / scale)))
-    return rows
+def split_numpy(x: Tensor, w: Tensor, splits: int) -> tuple[np.ndarray, np.ndarray]:
+    blocks = int(np.ceil(x.shape[1] / 128))
+    size = 128 * int(np.ceil(blocks / splits))
+    edges = np.arange(size, x.shape[1], size)
+    parts = zip(np.split(x.numpy(), edges, axis=1), np.split(w.numpy(), edges, axis=1), strict=True)
+    partials = np.array([a @ b.T for a, b in parts])
+    return partials, partials.sum(axis=0)
 
 
-def round_transposed(k: Tensor, group_size: int, bits: int) -> Tensor:
-    return qcourse.fake_quantize(k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)).T
+def program_inputs(x: Tensor, splits: int) -> int:
+    blocks = (x.shape[1] + 127) // 128
+    return 128 * ((blocks + splits - 1) // splits)
 
 
-def held_as_they_come(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
-    coded, window = [], []
-    for token in k:
-        window.append(token)
-        if len(window) == residual + group_size:
-            coded.append(round_transposed(torch.stack(window[:group_size]), group_size, bits))
-            window = window[group_size:]
-    return torch.cat([*coded, *(token[None] for token in window)])
+def split_padded(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    size = program_inputs(x, splits)
+    x, w = (F.pad(each, (0, -each.shape[1] % size)).unflatten(1, (-1, size)) for each in (x, w))
+    partials = torch.einsum("mpk,npk->pmn", x, w)
+    return partials, partials.sum(0)
 
 
-def held_numpy(k: Tensor, group_size: int, residual: int, bits: int) -> np.ndarray:
-    held, top, start = k.numpy().copy(), 2 ** (bits - 1) - 1, 0
-    while start + group_size + residual <= len(held):
-        group = held[start : start + group_size]
-        scale = np.abs(group).max(axis=0) / top
-        group[:] = np.clip(np.round(group / scale), -top - 1, top) * scale
-        start += group_size
-    return held
+def matvec_of_package(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    rows = [unpack(row, 4, len(x), signed=False) for row in packed]
+    return groups_of_package(x, torch.stack(rows), zero_point, scale)[1]
+
+
+def matvec_tiles(
+    x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor, block: int = 32
+) -> Tensor:
+    """As the kernel goes, without Triton."""
+    y, size = torch.zeros(len(packed)), len(x) // scale.shape[1]
+    for start in range(0, len(x), block):
+        k = torch.arange(start, min(start + block, len(x)))
+        code = packed[:, k // 2].int() >> 4 * (k % 2) & 15
+        y += (x[k] * (code - zero_point[:, k // size].int()) * scale[:, k // size]).sum(1)
+    return y
+
+
+def matvec_numpy(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> np.ndarray:
+    codes = np.stack([packed.numpy() & 15, packed.numpy() >> 4], axis=-1).reshape(len(packed), -1)[
+        :, : len(x)
+    ]
+    repeat = len(x) // scale.shape[1]
+    w_hat = (codes - zero_point.numpy().astype(float).repeat(repeat, 1)) * scale.numpy().repeat(
+        repeat, 1
+    )
+    return w_hat @ x.numpy()
 
 
 THE_PACKAGE = {
-    "11.1": size_of_package,
-    "11.2": attend_of_package,
-    "11.3": round_of_package,
-    "11.4": held_of_package,
+    "11.1": pack_planes,
+    "11.2": decode_of_package,
+    "11.3": groups_of_package,
+    "11.4": split_of_package,
+    "11.5": matvec_of_package,
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "11.1": (
-        size_loop,
-        lambda layers, query_heads, kv_heads, head_dim, tokens, batch, bits, group_size: (
-            layers * kv_heads * head_dim * tokens * batch * (bits + 16 / group_size) / 4
-        ),
-    ),
-    "11.2": (attend_loop, attend_numpy),
-    "11.3": (round_columns, round_transposed),
-    "11.4": (held_as_they_come, held_numpy),
+    "11.1": (pack_loop, pack_bytes),
+    "11.2": (decode_numpy, decode_loop),
+    "11.3": (groups_loop, groups_corrected),
+    "11.4": (split_numpy, split_padded),
+    "11.5": (matvec_tiles, matvec_numpy),
 }
 
 # Mistakes.
 
 
-def size_of_heads(
-    layers: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    tokens: int,
-    batch: int,
-    bits: int,
-    group_size: int,
-) -> float:
-    return kv_cache_bytes(
-        layers, query_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size
+def pack_reshaped(
+    shape: tuple[int, ...], shift: Tensor, axes: tuple[int, ...]
+) -> Callable[[Tensor], Tensor]:
+    def pack(codes: Tensor) -> Tensor:
+        words = (codes.long().reshape(len(codes), *shape) << shift).sum(axes)
+        return words.reshape(len(codes), -1).to(torch.int32)
+
+    return pack
+
+
+def pack_whole_rows(codes: Tensor) -> Tensor:
+    plane = codes.long().reshape(len(codes), 4, -1, 2)
+    return sum(plane[:, i, :, h] << 4 * (i + 4 * h) for i in range(4) for h in range(2)).to(
+        torch.int32
     )
 
 
-def size_of_one_text(
-    layers: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    tokens: int,
-    batch: int,
-    bits: int,
-    group_size: int,
-) -> float:
-    return kv_cache_bytes(layers, kv_heads, head_dim, tokens, bits=bits, group_size=group_size)
+HALF_THEN_PLANE = 4 * (torch.arange(4)[:, None, None] + 4 * torch.arange(2))
 
 
-def size_without_scales(
-    layers: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    tokens: int,
-    batch: int,
-    bits: int,
-    group_size: int,
-) -> float:
-    return kv_cache_bytes(layers, kv_heads, head_dim, tokens, batch=batch, bits=bits)
+def decode_without_zero_point(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
+    registers = (words >> 4 * plane) & 0x000F000F | 0x64006400
+    return registers, registers.view(torch.float16).reshape(-1, 2) - 1024
 
 
-def attend_masked(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, diagonal: int | None
-) -> Tensor:
-    keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
-    fits = q @ keys.T / q.shape[1] ** 0.5
-    if diagonal is not None:
-        fits = fits.masked_fill(torch.ones_like(fits).triu(diagonal).bool(), -torch.inf)
-    return fits.softmax(dim=1) @ values
+def decode_symmetric(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
+    registers = (words >> 4 * plane) & 0x000F000F | 0x64006400
+    return registers, registers.view(torch.float16).reshape(-1, 2) - 1032
 
 
-def attend_causal_flag(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
-    return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
+def decode_masked_first(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
+    registers = ((words & 0x000F000F) >> 4 * plane) | 0x64006400
+    return registers, registers.view(torch.float16).reshape(-1, 2) - (1024 + zero_point)
 
 
-def attend_hidden_by_zero(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor
-) -> Tensor:
-    keys = torch.cat([k_cache, k])
-    scores = q @ keys.T / math.sqrt(k.shape[1])
-    mask = torch.ones_like(scores).tril(len(k_cache))
-    return torch.softmax(scores * mask, dim=-1) @ torch.cat([v_cache, v])
+def decode_one_half(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
+    registers = (words >> 4 * plane) & 15 | 0x64006400
+    return registers, registers.view(torch.float16).reshape(-1, 2) - (1024 + zero_point)
 
 
-def attend_masked_late(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    weights = (q @ torch.cat([k_cache, k]).T / math.sqrt(k.shape[1])).softmax(dim=-1)
-    return weights.tril(len(k_cache)) @ torch.cat([v_cache, v])
+def decode_flipped(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
+    registers, values = decode_of_package(words, plane, zero_point)
+    return registers, torch.stack([values[:, 1], values[:, 0]], dim=1)
 
 
-def attend_other_axis(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    fits = torch.cat([k_cache, k]) @ q.T / math.sqrt(k.shape[1])  # (past + new, new)
-    fits = fits.masked_fill(torch.ones_like(fits).tril(-len(k_cache) - 1).bool(), -torch.inf)
-    return fits.softmax(dim=1).T @ torch.cat([v_cache, v])
+def decode_one_magic(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
+    registers = (words >> 4 * plane) & 0x000F000F | 0x6400
+    return registers, registers.view(torch.float16).reshape(-1, 2) - (1024 + zero_point)
 
 
-def round_by_largest(k: Tensor, group_size: int, bits: int) -> Tensor:
-    top, groups = 2 ** (bits - 1) - 1, k.unflatten(0, (-1, group_size))
-    scale = groups.amax(dim=1, keepdim=True) / top
-    return ((groups / scale).round().clamp(-top - 1, top) * scale).flatten(0, 1)
+def groups_wrapped(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    numbers = codes.reshape(*scale.shape, -1) - zero_point[..., None]
+    sums = (numbers * x.reshape(scale.shape[1], -1)).sum(-1)
+    return sums, (sums * scale).sum(1)
 
 
-def round_rows(k: Tensor, group_size: int, bits: int) -> Tensor:
-    return qcourse.fake_quantize(k, bits, granularity=qcourse.PerGroup(group_size))
+def groups_first_scales(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    sums, _ = groups_corrected(x, codes, zero_point, scale)
+    return sums, sums.float() @ scale[0]
 
 
-def round_whole_channels(k: Tensor, group_size: int, bits: int) -> Tensor:
-    return qcourse.fake_quantize(k, bits, granularity=qcourse.PerChannel(1))
+def groups_strided(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    groups = scale.shape[1]
+    numbers = codes.reshape(len(codes), -1, groups).float() - zero_point[:, None].float()
+    sums = (numbers * x.reshape(-1, groups)).sum(1)
+    return sums, (sums * scale).sum(1)
 
 
-def round_reshaped(k: Tensor, group_size: int, bits: int) -> Tensor:
-    return qcourse.fake_quantize(
-        k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)
-    ).reshape(k.shape)
+def groups_scaled_sums(
+    x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    sums, y = groups_corrected(x, codes, zero_point, scale)
+    return sums * scale, y
 
 
-def held_without_window(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
-    return held_as_they_come(k, group_size, 0, bits)
+def split_floor(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    blocks = -(-x.shape[1] // 128)
+    size = max(1, blocks // splits) * 128
+    starts = [i * size for i in range(splits) if i * size < x.shape[1]]
+    partials = torch.stack([x[:, i : i + size] @ w[:, i : i + size].T for i in starts])
+    return partials, partials.sum(0)
 
 
-def held_too_long(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
-    count = 0
-    while len(k) - count - residual > group_size:
-        count += group_size
-    return torch.cat([round_transposed(k[:count], group_size, bits), k[count:]]) if count else k
+def split_always(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    size = program_inputs(x, splits)
+    partials = torch.zeros(splits, len(x), len(w))
+    for i in range(splits):
+        partials[i] = x[:, i * size : (i + 1) * size] @ w[:, i * size : (i + 1) * size].T
+    return partials, partials.sum(0)
 
 
-def held_oldest(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
-    count = max(len(k) - residual, 0) // group_size * group_size
-    return torch.cat([k[:-count], round_transposed(k[-count:], group_size, bits)]) if count else k
+def split_in_turn(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    programs = len(split_padded(x, w, splits)[0])
+    partials = torch.zeros(programs, len(x), len(w))
+    for block, (a, b) in enumerate(zip(x.split(128, 1), w.split(128, 1), strict=True)):
+        partials[block % programs] += a @ b.T
+    return partials, partials.sum(0)
 
 
-def held_below_zero(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
-    count = (len(k) - residual) // group_size * group_size
-    coded = [round_transposed(k[:count], group_size, bits)] if len(k[:count]) else []
-    return torch.cat([*coded, k[count:] if count else k])
+def matvec_changed(change: Callable[..., tuple]) -> Callable[..., Tensor]:
+    return lambda *args: matvec_tiles(*change(*args))
+
+
+def matvec_whole_blocks(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    seen = x.clone()
+    seen[len(x) // 64 * 64 :] = 0
+    return matvec_tiles(seen, packed, scale, zero_point)
+
+
+def matvec_last_block(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """acc = where acc += is meant."""
+    seen = torch.where(torch.arange(len(x)) < (len(x) - 1) // 32 * 32, 0, x)
+    return matvec_tiles(seen, packed, scale, zero_point)
 
 
 MISTAKES = [
-    ("11.1", "the query heads are counted", size_of_heads),
-    ("11.1", "one text instead of the batch", size_of_one_text),
-    ("11.1", "the scales are left out", size_without_scales),
-    ("11.1", "keys or values, not both", lambda *sizes: size_of_package(*sizes) / 2),
-    ("11.1", "bits for bytes", lambda *sizes: size_of_package(*sizes) * 8),
-    ("11.2", "the mask forgets the cache", attend_causal_flag),
-    ("11.2", "", lambda *tensors: attend_masked(*tensors, diagonal=None)),
     (
-        "11.2",
-        "a token does not see itself",
-        lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3])),
+        "11.1",
+        "eight codes in a row in one word",
+        pack_reshaped((-1, 8), 4 * torch.arange(8), (-1,)),
     ),
     (
-        "11.2",
-        "a token sees the one after it",
-        lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]) + 2),
+        "11.1",
+        "neighbours in one byte, not in the two halves of the word",
+        pack_reshaped(
+            (-1, 4, 16, 2), 8 * torch.arange(4)[:, None, None] + 4 * torch.arange(2), (2, 4)
+        ),
     ),
-    ("11.2", "a fit of 0 where a token is not seen", attend_hidden_by_zero),
-    ("11.2", "", attend_masked_late),
-    ("11.2", "the softmax runs over the new tokens", attend_other_axis),
-    ("11.3", "the largest number for the largest magnitude", round_by_largest),
-    ("11.3", "keys by token", round_rows),
-    ("11.3", "one scale a channel for all tokens", round_whole_channels),
-    ("11.3", "reshaped where it should be transposed", round_reshaped),
-    ("11.4", "the window is forgotten", held_without_window),
-    ("11.4", "a negative number of tokens has left the window", held_below_zero),
-    ("11.4", "", held_too_long),
-    ("11.4", "a stale window: the oldest tokens stay as they are", held_oldest),
+    (
+        "11.1",
+        "the nibbles counted from the top",
+        pack_reshaped((-1, 4, 16, 2), 28 - HALF_THEN_PLANE, (2, 4)),
+    ),
+    ("11.1", "planes of the whole row, not of a block", pack_whole_rows),
+    ("11.1", "words that are no int32", lambda codes: pack_loop(codes).long() & 0xFFFFFFFF),
+    ("11.2", "1024 is taken off, the zero point is not", decode_without_zero_point),
+    ("11.2", "8 whatever the zero point", decode_symmetric),
+    ("11.2", "masked before it is shifted", decode_masked_first),
+    ("11.2", "one half only", decode_one_half),
+    ("11.2", "the upper half first", decode_flipped),
+    ("11.2", "", decode_one_magic),
+    ("11.3", "bytes wrap below 0", groups_wrapped),
+    (
+        "11.3",
+        "8 for every zero point",
+        lambda x, c, z, s: groups_corrected(x, c, torch.full_like(z, 8), s),
+    ),
+    ("11.3", "no zero point", lambda x, c, z, s: groups_corrected(x, c, torch.zeros_like(z), s)),
+    ("11.3", "one row's scales for all", groups_first_scales),
+    ("11.3", "every so many-th input in one group", groups_strided),
+    ("11.3", "", groups_scaled_sums),
+    ("11.4", "blocks are lost: rounded down", split_floor),
+    ("11.4", "programs without any work", split_always),
+    ("11.4", "blocks dealt out in turn", split_in_turn),
+    (
+        "11.4",
+        "the last program's sums for all",
+        lambda x, w, splits: (split_padded(x, w, splits)[0], split_padded(x, w, splits)[0][-1]),
+    ),
+    (
+        "11.4",
+        "the last, incomplete block is left out",
+        lambda x, w, splits: split_padded(
+            x[:, : x.shape[1] // 128 * 128], w[:, : x.shape[1] // 128 * 128], splits
+        ),
+    ),
+    (
+        "11.5",
+        "the high nibble first",
+        matvec_changed(lambda x, p, s, z: (x, p << 4 | p >> 4, s, z)),
+    ),
+    (
+        "11.5",
+        "8 for every zero point",
+        matvec_changed(lambda x, p, s, z: (x, p, s, torch.full_like(z, 8))),
+    ),
+    ("11.5", "one row's scales for all", matvec_changed(lambda x, p, s, z: (x, p, s[:1], z))),
+    (
+        "11.5",
+        "one group's scale for the whole row",
+        matvec_changed(lambda x, p, s, z: (x, p, s[:, :1].expand_as(s), z)),
+    ),
+    ("11.5", "the last, incomplete block is left out", matvec_whole_blocks),
+    ("11.5", "", matvec_last_block),
 ]

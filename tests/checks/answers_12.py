@@ -1,254 +1,291 @@
-"""Sheet 12, quantization-aware training: right answers in other styles, and mistakes as people write them in torch."""
+"""Sheet 12, the KV cache: right answers in other styles, and mistakes as people write them in torch and float32."""
 
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import qcourse
-from qcourse.methods.qat import lsq, straight_through
-from qcourse.methods.ternary import TernaryQuantizer
-from qcourse.methods.ternary import pack_trits as pack_trits_of_package
+from qcourse.cost.memory import kv_cache_bytes
+from qcourse.methods.kv_cache import QuantizedKVCache
+from qcourse.models.llama import KVCache
 
 # Right answers.
 
 
-def gradient_of_package(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    q = qcourse.quantize(x, bits, scale=scale)
-    leaf = x.clone().requires_grad_()
-    straight_through(leaf, qcourse.IntQuantizer(bits), q.parameters).backward(grad)
-    return leaf.grad
+def size_of_package(
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
+) -> float:
+    return kv_cache_bytes(
+        layers, kv_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size
+    )
 
 
-def gradient_of_torch(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    leaf = x.clone().requires_grad_()
-    ends = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    torch.fake_quantize_per_tensor_affine(leaf, scale, 0, *ends).backward(grad)
-    return leaf.grad
-
-
-def gradient_loop(x: Tensor, scale: float, bits: int, grad: Tensor) -> list[float]:
-    codes = range(-(2 ** (bits - 1)), 2 ** (bits - 1))
-    return [
-        g if round(v / scale) in codes else 0.0
-        for v, g in zip(x.tolist(), grad.tolist(), strict=True)
-    ]
-
-
-def slope_of_package(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    grid, s = qcourse.IntQuantizer(bits), torch.tensor(scale, requires_grad=True)
-    lsq(x, s, grid).backward(grad)
-    return s.grad * math.sqrt(grid.qmax * x.numel())
-
-
-def slope_by_autograd(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    s = torch.tensor(scale, requires_grad=True)
-    steps = torch.clamp(x / s, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    (s * (steps + (steps.round() - steps).detach())).backward(grad)
-    return s.grad
-
-
-def slope_loop(x: Tensor, scale: float, bits: int, grad: Tensor) -> float:
-    qmin, qmax, total = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 0.0
-    for value, g in zip(x.tolist(), grad.tolist(), strict=True):
-        v = value / scale
-        total += g * (qmin if v < qmin else qmax if v > qmax else round(v) - v)
+def size_loop(
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
+) -> float:
+    total = 0.0
+    for _ in range(layers):
+        for bytes_a_number in (bits / 8, 2 / group_size):
+            for _ in ("keys", "values"):
+                total += batch * tokens * kv_heads * head_dim * bytes_a_number
     return total
 
 
-def slope_by_codes(x: Tensor, scale: float, bits: int, grad: Tensor) -> np.ndarray:
-    """Inside is what rounds to a code of the grid."""
-    v = x.numpy() / scale
-    code, qmin, qmax = np.round(v), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return grad.numpy() @ np.select([code < qmin, code > qmax], [qmin, qmax], code - v)
+def attend_of_package(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    cache = KVCache()
+    cache.update(0, k_cache[None, None], v_cache[None, None])
+    keys, values = cache.update(0, k[None, None], v[None, None])
+    mask = torch.ones(len(q), keys.shape[2], dtype=torch.bool).tril(len(k_cache))
+    return F.scaled_dot_product_attention(q[None, None], keys, values, attn_mask=mask)[0, 0]
 
 
-def step_by_autograd(scale: Tensor, grad: Tensor, rate: float) -> Tensor:
-    log_scale = scale.log().requires_grad_()
-    optimizer = torch.optim.SGD([log_scale], lr=rate)
-    log_scale.exp().backward(grad)
-    optimizer.step()
-    return log_scale.detach().exp()
+def attend_loop(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    rows, keys, values = [], k_cache, v_cache
+    for t in range(len(q)):
+        keys, values = torch.cat([keys, k[t : t + 1]]), torch.cat([values, v[t : t + 1]])
+        rows.append((q[t] @ keys.T / math.sqrt(q.shape[1])).softmax(0) @ values)
+    return torch.stack(rows)
 
 
-def step_loop(scale: Tensor, grad: Tensor, rate: float) -> list[float]:
-    return [
-        math.exp(math.log(s) - rate * g * s)
-        for s, g in zip(scale.tolist(), grad.tolist(), strict=True)
-    ]
+def attend_numpy(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> np.ndarray:
+    keys, values = np.vstack([k_cache, k]), np.vstack([v_cache, v])
+    fits = np.exp(q.numpy() @ keys.T / np.sqrt(q.shape[1]))
+    position = np.arange(len(k_cache), len(keys))
+    fits[np.arange(len(keys))[None] > position[:, None]] = 0
+    return fits @ values / fits.sum(axis=1, keepdims=True)
 
 
-def ternary_of_package(w: Tensor) -> tuple[Tensor, Tensor]:
-    q = TernaryQuantizer()(w)
-    return q.codes, q.scale
+def round_of_package(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return held_of_package(k, group_size, 0, bits)
 
 
-def ternary_where(w: Tensor) -> tuple[Tensor, float]:
-    scale = w.abs().sum().item() / w.numel()
-    return torch.where(w.abs() > scale / 2, w.sign(), 0).to(torch.int8), scale
+def held_of_package(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    quantizer = qcourse.IntQuantizer(bits, granularity=qcourse.PerGroup(group_size))
+    cache = QuantizedKVCache(quantizer, None, residual=residual)
+    for t in range(len(k)):
+        cache.update(0, k[None, None, t : t + 1], k[None, None, t : t + 1])
+    return cache.layers[0][0].everything()[0, 0]
 
 
-def ternary_numpy(w: Tensor) -> tuple[np.ndarray, np.floating]:
-    scale = np.abs(w.numpy()).mean()
-    return (w.numpy() > scale / 2).astype(int) - (w.numpy() < -scale / 2), scale
+def round_columns(k: Tensor, group_size: int, bits: int) -> list:
+    top, rows = 2 ** (bits - 1) - 1, k.tolist()
+    for channel in range(k.shape[1]):
+        for start in range(0, len(rows), group_size):
+            tokens = range(start, start + group_size)
+            scale = max(abs(rows[t][channel]) for t in tokens) / top
+            for t in tokens:
+                rows[t][channel] = scale * max(-top - 1, min(top, round(rows[t][channel] / scale)))
+    return rows
 
 
-def trits_loop(codes: Tensor) -> Tensor:
-    packed = [0] * math.ceil(len(codes) / 5)
-    for i, code in enumerate(codes.tolist()):
-        packed[i // 5] += (code + 1) * 3 ** (i % 5)
-    return torch.tensor(packed, dtype=torch.uint8)
+def round_transposed(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return qcourse.fake_quantize(k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)).T
 
 
-def trits_by_horner(codes: Tensor) -> np.ndarray:
-    digits = np.zeros(-(-len(codes) // 5) * 5, np.uint8)
-    digits[: len(codes)] = codes.numpy() + 1
-    packed = np.zeros(len(digits) // 5, np.uint8)
-    for place in (4, 3, 2, 1, 0):
-        packed = packed * np.uint8(3) + digits[place::5]
-    return packed
+def held_as_they_come(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    coded, window = [], []
+    for token in k:
+        window.append(token)
+        if len(window) == residual + group_size:
+            coded.append(round_transposed(torch.stack(window[:group_size]), group_size, bits))
+            window = window[group_size:]
+    return torch.cat([*coded, *(token[None] for token in window)])
+
+
+def held_numpy(k: Tensor, group_size: int, residual: int, bits: int) -> np.ndarray:
+    held, top, start = k.numpy().copy(), 2 ** (bits - 1) - 1, 0
+    while start + group_size + residual <= len(held):
+        group = held[start : start + group_size]
+        scale = np.abs(group).max(axis=0) / top
+        group[:] = np.clip(np.round(group / scale), -top - 1, top) * scale
+        start += group_size
+    return held
 
 
 THE_PACKAGE = {
-    "12.1": gradient_of_package,
-    "12.2": slope_of_package,
-    "12.3": step_by_autograd,
-    "12.4": ternary_of_package,
-    "12.5": pack_trits_of_package,
+    "12.1": size_of_package,
+    "12.2": attend_of_package,
+    "12.3": round_of_package,
+    "12.4": held_of_package,
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "12.1": (gradient_of_torch, gradient_loop),
-    "12.2": (slope_by_autograd, slope_loop, slope_by_codes),
-    "12.3": (
-        step_loop,
-        lambda scale, grad, rate: scale.numpy() * np.exp(-rate * scale.numpy() * grad.numpy()),
+    "12.1": (
+        size_loop,
+        lambda layers, query_heads, kv_heads, head_dim, tokens, batch, bits, group_size: (
+            layers * kv_heads * head_dim * tokens * batch * (bits + 16 / group_size) / 4
+        ),
     ),
-    "12.4": (ternary_where, ternary_numpy),
-    "12.5": (trits_loop, trits_by_horner),
+    "12.2": (attend_loop, attend_numpy),
+    "12.3": (round_columns, round_transposed),
+    "12.4": (held_as_they_come, held_numpy),
 }
 
 # Mistakes.
 
 
-def gradient_of_rounding(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    leaf = x.clone().requires_grad_()
-    steps = (leaf / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    (steps * scale).backward(grad)
-    return leaf.grad
+def size_of_heads(
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
+) -> float:
+    return kv_cache_bytes(
+        layers, query_heads, head_dim, tokens, batch=batch, bits=bits, group_size=group_size
+    )
 
 
-def gradient_strict(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    codes = torch.round(x / scale)
-    return torch.where((codes > -(2 ** (bits - 1))) & (codes < 2 ** (bits - 1) - 1), grad, 0.0)
+def size_of_one_text(
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
+) -> float:
+    return kv_cache_bytes(layers, kv_heads, head_dim, tokens, bits=bits, group_size=group_size)
 
 
-def gradient_clamped_first(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    leaf = x.clone().requires_grad_()
-    (leaf / scale).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).backward(grad * scale)
-    return leaf.grad
+def size_without_scales(
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
+) -> float:
+    return kv_cache_bytes(layers, kv_heads, head_dim, tokens, batch=batch, bits=bits)
 
 
-def gradient_of_codes(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    return gradient_of_torch(x, scale, bits, grad) / scale
+def attend_masked(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, diagonal: int | None
+) -> Tensor:
+    keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
+    fits = q @ keys.T / q.shape[1] ** 0.5
+    if diagonal is not None:
+        fits = fits.masked_fill(torch.ones_like(fits).triu(diagonal).bool(), -torch.inf)
+    return fits.softmax(dim=1) @ values
 
 
-def slope_detached(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    s = torch.tensor(scale, requires_grad=True)
-    codes = torch.clamp(x / s, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).round().detach()
-    (s * codes).backward(grad)
-    return s.grad
+def attend_causal_flag(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
+    return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
 
 
-def slope_unclipped(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    v = x / scale
-    return (grad * (v.round() - v)).sum()
+def attend_hidden_by_zero(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> Tensor:
+    keys = torch.cat([k_cache, k])
+    scores = q @ keys.T / math.sqrt(k.shape[1])
+    mask = torch.ones_like(scores).tril(len(k_cache))
+    return torch.softmax(scores * mask, dim=-1) @ torch.cat([v_cache, v])
 
 
-def slope_saturated(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    v = x / scale
-    return (grad * (v.round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) - v)).sum()
+def attend_masked_late(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    weights = (q @ torch.cat([k_cache, k]).T / math.sqrt(k.shape[1])).softmax(dim=-1)
+    return weights.tril(len(k_cache)) @ torch.cat([v_cache, v])
 
 
-def slope_masked(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    v = x / scale
-    inside = (v >= -(2 ** (bits - 1))) & (v <= 2 ** (bits - 1) - 1)
-    return ((v.round() - v) * inside * grad).sum()
+def attend_other_axis(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    fits = torch.cat([k_cache, k]) @ q.T / math.sqrt(k.shape[1])  # (past + new, new)
+    fits = fits.masked_fill(torch.ones_like(fits).tril(-len(k_cache) - 1).bool(), -torch.inf)
+    return fits.softmax(dim=1).T @ torch.cat([v_cache, v])
 
 
-def ternary_unsaturated(w: Tensor) -> tuple[Tensor, Tensor]:
-    scale = w.abs().mean()
-    return (w / scale).round(), scale
+def round_by_largest(k: Tensor, group_size: int, bits: int) -> Tensor:
+    top, groups = 2 ** (bits - 1) - 1, k.unflatten(0, (-1, group_size))
+    scale = groups.amax(dim=1, keepdim=True) / top
+    return ((groups / scale).round().clamp(-top - 1, top) * scale).flatten(0, 1)
 
 
-def ternary_amax(w: Tensor) -> tuple[Tensor, Tensor]:
-    scale = w.abs().max()
-    return (w / scale).round(), scale
+def round_rows(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return qcourse.fake_quantize(k, bits, granularity=qcourse.PerGroup(group_size))
 
 
-def ternary_signed(w: Tensor) -> tuple[Tensor, Tensor]:
-    return (w / w.mean()).round().clamp(-1, 1), w.mean()
+def round_whole_channels(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return qcourse.fake_quantize(k, bits, granularity=qcourse.PerChannel(1))
 
 
-def ternary_truncated(w: Tensor) -> tuple[Tensor, Tensor]:
-    scale = w.abs().mean()
-    return (w / scale).trunc().clamp(-1, 1), scale
+def round_reshaped(k: Tensor, group_size: int, bits: int) -> Tensor:
+    return qcourse.fake_quantize(
+        k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)
+    ).reshape(k.shape)
 
 
-def trits_big_endian(codes: Tensor) -> Tensor:
-    digits = torch.nn.functional.pad(codes + 1, (0, -len(codes) % 5)).reshape(-1, 5).long()
-    return (digits * torch.tensor([81, 27, 9, 3, 1])).sum(1).to(torch.uint8)
+def held_without_window(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    return held_as_they_come(k, group_size, 0, bits)
 
 
-def trits_padded_by_codes(codes: Tensor) -> Tensor:
-    digits = torch.nn.functional.pad(codes, (0, -len(codes) % 5)).reshape(-1, 5).long() + 1
-    return (digits * torch.tensor([1, 3, 9, 27, 81])).sum(1).to(torch.uint8)
+def held_too_long(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    count = 0
+    while len(k) - count - residual > group_size:
+        count += group_size
+    return torch.cat([round_transposed(k[:count], group_size, bits), k[count:]]) if count else k
 
 
-def trits_cut(codes: Tensor) -> Tensor:
-    return trits_loop(codes[: len(codes) // 5 * 5])
+def held_oldest(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    count = max(len(k) - residual, 0) // group_size * group_size
+    return torch.cat([k[:-count], round_transposed(k[-count:], group_size, bits)]) if count else k
+
+
+def held_below_zero(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
+    count = (len(k) - residual) // group_size * group_size
+    coded = [round_transposed(k[:count], group_size, bits)] if len(k[:count]) else []
+    return torch.cat([*coded, k[count:] if count else k])
 
 
 MISTAKES = [
-    ("12.1", "the gradient of rounding is left at zero", gradient_of_rounding),
+    ("12.1", "the query heads are counted", size_of_heads),
+    ("12.1", "one text instead of the batch", size_of_one_text),
+    ("12.1", "the scales are left out", size_without_scales),
+    ("12.1", "keys or values, not both", lambda *sizes: size_of_package(*sizes) / 2),
+    ("12.1", "bits for bytes", lambda *sizes: size_of_package(*sizes) * 8),
+    ("12.2", "the mask forgets the cache", attend_causal_flag),
+    ("12.2", "", lambda *tensors: attend_masked(*tensors, diagonal=None)),
     (
-        "12.1",
-        "the gradient passes beyond the ends as well",
-        lambda x, scale, bits, grad: grad.clone(),
+        "12.2",
+        "a token does not see itself",
+        lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3])),
     ),
-    ("12.1", "nothing passes at the ends themselves", gradient_strict),
-    ("12.1", "x is held against the ends, not its code", gradient_clamped_first),
-    ("12.1", "the scale is left in the gradient", gradient_of_codes),
-    ("12.2", "the codes alone", slope_detached),
-    ("12.2", "what is clipped does not pull", slope_masked),
-    ("12.2", "beyond the ends as inside", slope_unclipped),
-    ("12.2", "beyond the ends as inside", slope_saturated),
-    ("12.2", "the mean for the sum", lambda x, *rest: slope_of_package(x, *rest) / x.numel()),
     (
-        "12.3",
-        "a step on the scale, not on its logarithm",
-        lambda scale, grad, rate: scale - rate * grad,
+        "12.2",
+        "a token sees the one after it",
+        lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]) + 2),
     ),
-    ("12.3", "", lambda scale, grad, rate: (scale - rate * grad).clamp(min=1e-8)),
-    (
-        "12.3",
-        "the slope by s for the slope by log s",
-        lambda scale, grad, rate: (scale.log() - rate * grad).exp(),
-    ),
-    ("12.3", "uphill", lambda scale, grad, rate: step_by_autograd(scale, -grad, rate)),
-    (
-        "12.3",
-        "the logarithm is returned",
-        lambda scale, grad, rate: scale.log() - rate * scale * grad,
-    ),
-    ("12.4", "the codes are not saturated", ternary_unsaturated),
-    ("12.4", "the largest magnitude for the mean", ternary_amax),
-    ("12.4", "the mean of w, not of |w|", ternary_signed),
-    ("12.4", "cut at the scale, not at half of it", ternary_truncated),
-    ("12.4", "two levels", lambda w: (w.sign(), w.abs().mean())),
-    ("12.5", "the first digit is the highest", trits_big_endian),
-    ("12.5", "the last byte is filled up with zeros", trits_padded_by_codes),
-    ("12.5", "the rest is dropped", trits_cut),
-    ("12.5", "two bits a code", lambda codes: qcourse.pack(codes + 1, 2)),
+    ("12.2", "a fit of 0 where a token is not seen", attend_hidden_by_zero),
+    ("12.2", "", attend_masked_late),
+    ("12.2", "the softmax runs over the new tokens", attend_other_axis),
+    ("12.3", "the largest number for the largest magnitude", round_by_largest),
+    ("12.3", "keys by token", round_rows),
+    ("12.3", "one scale a channel for all tokens", round_whole_channels),
+    ("12.3", "reshaped where it should be transposed", round_reshaped),
+    ("12.4", "the window is forgotten", held_without_window),
+    ("12.4", "a negative number of tokens has left the window", held_below_zero),
+    ("12.4", "", held_too_long),
+    ("12.4", "a stale window: the oldest tokens stay as they are", held_oldest),
 ]

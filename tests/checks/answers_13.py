@@ -1,295 +1,254 @@
-"""Sheet 13, sparsity and distillation: right answers in other styles, and mistakes as people write them in torch."""
+"""Sheet 13, quantization-aware training: right answers in other styles, and mistakes as people write them in torch."""
 
 import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from qcourse.cost.memory import sparse_bytes_per_parameter
-from qcourse.methods import distillation, sparsity
-from qcourse.methods.sparse_storage import compress_sparse
-from qcourse.recipes.prune import hold_zeros
-
-TWO_OF_FOUR = sparsity.NM(2, 4)
-
-
-def mask_of(score: Tensor) -> Tensor:
-    return TWO_OF_FOUR.mask(score)
-
+import qcourse
+from qcourse.methods.qat import lsq, straight_through
+from qcourse.methods.ternary import TernaryQuantizer
+from qcourse.methods.ternary import pack_trits as pack_trits_of_package
 
 # Right answers.
 
 
-def stored_by_package(w: Tensor) -> tuple[Tensor, Tensor]:
-    pruned = sparsity.magnitude(w, TWO_OF_FOUR)
-    small = compress_sparse(pruned.weight, pruned.mask, TWO_OF_FOUR)
-    return small.values, small.where()
+def gradient_of_package(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    q = qcourse.quantize(x, bits, scale=scale)
+    leaf = x.clone().requires_grad_()
+    straight_through(leaf, qcourse.IntQuantizer(bits), q.parameters).backward(grad)
+    return leaf.grad
 
 
-def healed_by_package(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
-    layer = nn.Linear(w.shape[1], w.shape[0], bias=False)
-    pruned = sparsity.magnitude(w, TWO_OF_FOUR)
-    layer.weight = nn.Parameter(pruned.weight)
-    student = hold_zeros(nn.Sequential(layer), {"0": pruned.mask})
-    optimizer = torch.optim.SGD(student.parameters(), lr=rate)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        ((student(x) - x @ w.T) ** 2).sum().div(2 * len(x)).backward()
-        optimizer.step()
-    return student[0].weight.detach()
+def gradient_of_torch(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    ends = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    torch.fake_quantize_per_tensor_affine(leaf, scale, 0, *ends).backward(grad)
+    return leaf.grad
 
 
-def bits_counted(bits: int, keep: int, m: int, group_size: int) -> float:
-    position = 0
-    while 2**position < m:
-        position += 1
-    run = keep * bits + keep * position
-    return run / m + 16 / group_size
+def gradient_loop(x: Tensor, scale: float, bits: int, grad: Tensor) -> list[float]:
+    codes = range(-(2 ** (bits - 1)), 2 ** (bits - 1))
+    return [
+        g if round(v / scale) in codes else 0.0
+        for v, g in zip(x.tolist(), grad.tolist(), strict=True)
+    ]
 
 
-def stored_by_sorting(w: Tensor) -> tuple[Tensor, Tensor]:
-    runs = w.reshape(len(w), -1, 4)
-    places = runs.abs().argsort(dim=2)[:, :, 2:].sort(dim=2).values
-    return runs.gather(2, places).flatten(1), places.flatten(1)
+def slope_of_package(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    grid, s = qcourse.IntQuantizer(bits), torch.tensor(scale, requires_grad=True)
+    lsq(x, s, grid).backward(grad)
+    return s.grad * math.sqrt(grid.qmax * x.numel())
 
 
-def stored_loop(w: Tensor) -> tuple[list, np.ndarray]:
-    values, places = [], []
-    for row in w.tolist():
-        values.append([])
-        places.append([])
-        for start in range(0, len(row), 4):
-            run = row[start : start + 4]
-            best = sorted(range(4), key=lambda i, run=run: -abs(run[i]))[:2]
-            values[-1] += [run[i] for i in sorted(best)]
-            places[-1] += sorted(best)
-    return values, np.array(places, dtype=np.uint8)
+def slope_by_autograd(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    s = torch.tensor(scale, requires_grad=True)
+    steps = torch.clamp(x / s, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    (s * (steps + (steps.round() - steps).detach())).backward(grad)
+    return s.grad
 
 
-def wanda_loop(w: Tensor, x: Tensor) -> Tensor:
-    pruned = w.clone()
-    for row in pruned:
-        for start in range(0, len(row), 4):
-            scores = [
-                abs(float(row[j])) * math.hypot(*x[:, j].tolist()) for j in range(start, start + 4)
-            ]
-            for place in np.argsort(scores)[:2]:
-                row[start + place] = 0
-    return pruned
+def slope_loop(x: Tensor, scale: float, bits: int, grad: Tensor) -> float:
+    qmin, qmax, total = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 0.0
+    for value, g in zip(x.tolist(), grad.tolist(), strict=True):
+        v = value / scale
+        total += g * (qmin if v < qmin else qmax if v > qmax else round(v) - v)
+    return total
 
 
-def wanda_squared_both(w: Tensor, x: Tensor) -> np.ndarray:
-    score = (w.numpy() ** 2 * (x.numpy() ** 2).mean(axis=0)).reshape(
-        len(w), -1, 4
-    )  # the order is that of the roots
-    third = np.sort(score, axis=2)[:, :, 1:2]
-    return w.numpy() * (score > third).reshape(w.shape)
+def slope_by_codes(x: Tensor, scale: float, bits: int, grad: Tensor) -> np.ndarray:
+    """Inside is what rounds to a code of the grid."""
+    v = x.numpy() / scale
+    code, qmin, qmax = np.round(v), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return grad.numpy() @ np.select([code < qmin, code > qmax], [qmin, qmax], code - v)
 
 
-def loss_by_functions(
-    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
-) -> Tensor:
-    p, log_q = F.softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
-    soft = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
-    return alpha * soft + (1 - alpha) * F.cross_entropy(student, targets)
+def step_by_autograd(scale: Tensor, grad: Tensor, rate: float) -> Tensor:
+    log_scale = scale.log().requires_grad_()
+    optimizer = torch.optim.SGD([log_scale], lr=rate)
+    log_scale.exp().backward(grad)
+    optimizer.step()
+    return log_scale.detach().exp()
 
 
-def loss_loop(
-    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
-) -> float:
-    total = 0.0
-    for s, t, y in zip(student.double(), teacher.double(), targets.tolist(), strict=True):
-        p, q = (t / temperature).softmax(0).tolist(), (s / temperature).softmax(0).tolist()
-        total -= (1 - alpha) * math.log(s.softmax(0)[y])
-        total += (
-            alpha * temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-        )
-    return total / len(student)
+def step_loop(scale: Tensor, grad: Tensor, rate: float) -> list[float]:
+    return [
+        math.exp(math.log(s) - rate * g * s)
+        for s, g in zip(scale.tolist(), grad.tolist(), strict=True)
+    ]
 
 
-def heal_by_moment(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
-    h, mask = x.T @ x / len(x), mask_of(w.abs())
-    w_hat = w * mask
-    for _ in range(steps):
-        w_hat = w_hat - rate * mask * ((w_hat - w) @ h)
-    return w_hat
+def ternary_of_package(w: Tensor) -> tuple[Tensor, Tensor]:
+    q = TernaryQuantizer()(w)
+    return q.codes, q.scale
 
 
-def heal_a_row_at_a_time(w: Tensor, x: Tensor, rate: float, steps: int) -> np.ndarray:
-    rows = []
-    for row in w.double().numpy():
-        order = np.argsort(-np.abs(row).reshape(-1, 4), axis=1)[:, :2]
-        kept = (order + np.arange(0, len(row), 4)[:, None]).ravel()
-        inputs, left = x.double().numpy()[:, kept], row[kept].copy()
-        for _ in range(steps):
-            left -= rate * inputs.T @ (inputs @ left - x.double().numpy() @ row) / len(x)
-        rows.append(np.zeros(len(row)))
-        rows[-1][kept] = left
-    return np.array(rows)
+def ternary_where(w: Tensor) -> tuple[Tensor, float]:
+    scale = w.abs().sum().item() / w.numel()
+    return torch.where(w.abs() > scale / 2, w.sign(), 0).to(torch.int8), scale
+
+
+def ternary_numpy(w: Tensor) -> tuple[np.ndarray, np.floating]:
+    scale = np.abs(w.numpy()).mean()
+    return (w.numpy() > scale / 2).astype(int) - (w.numpy() < -scale / 2), scale
+
+
+def trits_loop(codes: Tensor) -> Tensor:
+    packed = [0] * math.ceil(len(codes) / 5)
+    for i, code in enumerate(codes.tolist()):
+        packed[i // 5] += (code + 1) * 3 ** (i % 5)
+    return torch.tensor(packed, dtype=torch.uint8)
+
+
+def trits_by_horner(codes: Tensor) -> np.ndarray:
+    digits = np.zeros(-(-len(codes) // 5) * 5, np.uint8)
+    digits[: len(codes)] = codes.numpy() + 1
+    packed = np.zeros(len(digits) // 5, np.uint8)
+    for place in (4, 3, 2, 1, 0):
+        packed = packed * np.uint8(3) + digits[place::5]
+    return packed
 
 
 THE_PACKAGE = {
-    "13.1": lambda bits, keep, m, group_size: (
-        8 * sparse_bytes_per_parameter(bits, keep, m, group_size)
-    ),
-    "13.2": stored_by_package,
-    "13.3": lambda w, x: sparsity.wanda(w, x.T @ x, TWO_OF_FOUR).weight,
-    "13.4": lambda student, teacher, targets, temperature, alpha: distillation.distillation_loss(
-        student, teacher, targets, temperature=temperature, alpha=alpha
-    ),
-    "13.5": healed_by_package,
+    "13.1": gradient_of_package,
+    "13.2": slope_of_package,
+    "13.3": step_by_autograd,
+    "13.4": ternary_of_package,
+    "13.5": pack_trits_of_package,
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "13.1": (
-        bits_counted,
-        lambda bits, keep, m, group: 16 / group + keep * (bits + math.ceil(math.log2(m))) / m,
+    "13.1": (gradient_of_torch, gradient_loop),
+    "13.2": (slope_by_autograd, slope_loop, slope_by_codes),
+    "13.3": (
+        step_loop,
+        lambda scale, grad, rate: scale.numpy() * np.exp(-rate * scale.numpy() * grad.numpy()),
     ),
-    "13.2": (stored_by_sorting, stored_loop),
-    "13.3": (wanda_loop, wanda_squared_both),
-    "13.4": (loss_by_functions, loss_loop),
-    "13.5": (heal_by_moment, heal_a_row_at_a_time),
+    "13.4": (ternary_where, ternary_numpy),
+    "13.5": (trits_loop, trits_by_horner),
 }
-
 
 # Mistakes.
 
 
-def stored_by_topk(w: Tensor) -> tuple[Tensor, Tensor]:
-    runs = w.unflatten(1, (-1, 4))
-    places = runs.abs().topk(2, dim=2).indices
-    return runs.gather(2, places).flatten(1), places.flatten(1)
+def gradient_of_rounding(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    steps = (leaf / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    (steps * scale).backward(grad)
+    return leaf.grad
 
 
-def stored_with_columns(w: Tensor) -> tuple[Tensor, Tensor]:
-    mask = mask_of(w.abs())
-    return w[mask].view(len(w), -1), mask.nonzero()[:, 1].view(len(w), -1)
+def gradient_strict(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    codes = torch.round(x / scale)
+    return torch.where((codes > -(2 ** (bits - 1))) & (codes < 2 ** (bits - 1) - 1), grad, 0.0)
 
 
-def stored_signed(w: Tensor) -> tuple[Tensor, Tensor]:
-    mask = mask_of(w)
-    return w[mask].view(len(w), -1), mask.nonzero()[:, 1].view(len(w), -1) % 4
+def gradient_clamped_first(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    (leaf / scale).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).backward(grad * scale)
+    return leaf.grad
 
 
-def stored_half_rows(w: Tensor) -> tuple[Tensor, Tensor]:
-    columns = w.abs().topk(w.shape[1] // 2).indices.sort().values
-    return w.gather(1, columns), columns % 4
+def gradient_of_codes(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    return gradient_of_torch(x, scale, bits, grad) / scale
 
 
-def wanda_down_the_outputs(w: Tensor, x: Tensor) -> Tensor:
-    score = (w.abs() * x.norm(dim=0)).view(-1, 4, w.shape[1])
-    kept = score.topk(2, dim=1).indices
-    return w * torch.zeros_like(score).scatter(1, kept, 1.0).view(w.shape)
+def slope_detached(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    s = torch.tensor(scale, requires_grad=True)
+    codes = torch.clamp(x / s, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).round().detach()
+    (s * codes).backward(grad)
+    return s.grad
 
 
-def loss_by_pytorch_mean(
-    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
-) -> Tensor:
-    soft = nn.KLDivLoss(reduction="none")(
-        (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1)
-    )
-    return (1 - alpha) * F.cross_entropy(student, targets) + alpha * temperature**2 * soft.mean()
+def slope_unclipped(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    v = x / scale
+    return (grad * (v.round() - v)).sum()
 
 
-def loss_turned(
-    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
-) -> Tensor:
-    return loss_by_functions(teacher, student, targets, temperature, alpha) + (1 - alpha) * (
-        F.cross_entropy(student, targets) - F.cross_entropy(teacher, targets)
-    )
+def slope_saturated(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    v = x / scale
+    return (grad * (v.round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) - v)).sum()
 
 
-def loss_no_square(
-    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
-) -> Tensor:
-    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
-    return (1 - alpha) * F.cross_entropy(student, targets) + alpha * (p * (p / q).log()).sum(
-        -1
-    ).mean()
+def slope_masked(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
+    v = x / scale
+    inside = (v >= -(2 ** (bits - 1))) & (v <= 2 ** (bits - 1) - 1)
+    return ((v.round() - v) * inside * grad).sum()
 
 
-def loss_all_softened(
-    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
-) -> Tensor:
-    student, teacher = student / temperature, teacher / temperature
-    soft = F.kl_div(
-        student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
-    )
-    return (1 - alpha) * F.cross_entropy(student, targets) + alpha * temperature**2 * soft
+def ternary_unsaturated(w: Tensor) -> tuple[Tensor, Tensor]:
+    scale = w.abs().mean()
+    return (w / scale).round(), scale
 
 
-class StraightThrough(torch.autograd.Function):
-    """The mask of the moment, and a gradient for all."""
-
-    @staticmethod
-    def forward(ctx: object, w: Tensor) -> Tensor:
-        return w * mask_of(w.abs())
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient
+def ternary_amax(w: Tensor) -> tuple[Tensor, Tensor]:
+    scale = w.abs().max()
+    return (w / scale).round(), scale
 
 
-def heal_straight_through(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
-    student = w.clone().requires_grad_()
-    for _ in range(steps):
-        loss = ((x @ StraightThrough.apply(student).T - x @ w.T) ** 2).sum() / (2 * len(x))
-        (gradient,) = torch.autograd.grad(loss, student)
-        student = (student - rate * gradient).detach().requires_grad_()
-    return StraightThrough.apply(student).detach()
+def ternary_signed(w: Tensor) -> tuple[Tensor, Tensor]:
+    return (w / w.mean()).round().clamp(-1, 1), w.mean()
 
 
-def heal_and_prune_again(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
-    w_hat = w * mask_of(w.abs())
-    for _ in range(steps):
-        w_hat = w_hat - rate * (x @ w_hat.T - x @ w.T).T @ x / len(x)
-        w_hat = w_hat * mask_of(w_hat.abs())
-    return w_hat
+def ternary_truncated(w: Tensor) -> tuple[Tensor, Tensor]:
+    scale = w.abs().mean()
+    return (w / scale).trunc().clamp(-1, 1), scale
 
 
-def heal_everything(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
-    w_hat = w.where(mask_of(w.abs()), 0.0)
-    for _ in range(steps):
-        w_hat -= rate * (x @ (w_hat - w).T).T @ x / len(x)
-    return w_hat
+def trits_big_endian(codes: Tensor) -> Tensor:
+    digits = torch.nn.functional.pad(codes + 1, (0, -len(codes) % 5)).reshape(-1, 5).long()
+    return (digits * torch.tensor([81, 27, 9, 3, 1])).sum(1).to(torch.uint8)
+
+
+def trits_padded_by_codes(codes: Tensor) -> Tensor:
+    digits = torch.nn.functional.pad(codes, (0, -len(codes) % 5)).reshape(-1, 5).long() + 1
+    return (digits * torch.tensor([1, 3, 9, 27, 81])).sum(1).to(torch.uint8)
+
+
+def trits_cut(codes: Tensor) -> Tensor:
+    return trits_loop(codes[: len(codes) // 5 * 5])
 
 
 MISTAKES = [
+    ("13.1", "the gradient of rounding is left at zero", gradient_of_rounding),
     (
         "13.1",
-        "the positions are forgotten",
-        lambda bits, keep, m, group: bits * keep / m + 16 / group,
+        "the gradient passes beyond the ends as well",
+        lambda x, scale, bits, grad: grad.clone(),
     ),
-    (
-        "13.1",
-        "a fraction of a bit",
-        lambda bits, keep, m, group: (bits + math.log2(m)) * keep / m + 16 / group,
-    ),
-    ("13.2", "in the order of size", stored_by_topk),
-    ("13.2", "places in the row, not in the run", stored_with_columns),
-    ("13.2", "positions counted from 1", lambda w: (stored_loop(w)[0], stored_loop(w)[1] + 1)),
-    ("13.2", "the largest values, not magnitudes", stored_signed),
-    ("13.2", "the larger half of a row", stored_half_rows),
+    ("13.1", "nothing passes at the ends themselves", gradient_strict),
+    ("13.1", "x is held against the ends, not its code", gradient_clamped_first),
+    ("13.1", "the scale is left in the gradient", gradient_of_codes),
+    ("13.2", "the codes alone", slope_detached),
+    ("13.2", "what is clipped does not pull", slope_masked),
+    ("13.2", "beyond the ends as inside", slope_unclipped),
+    ("13.2", "beyond the ends as inside", slope_saturated),
+    ("13.2", "the mean for the sum", lambda x, *rest: slope_of_package(x, *rest) / x.numel()),
     (
         "13.3",
-        "the inputs are not looked at",
-        lambda w, x: sparsity.magnitude(w, TWO_OF_FOUR).weight,
+        "a step on the scale, not on its logarithm",
+        lambda scale, grad, rate: scale - rate * grad,
     ),
-    ("13.3", "the norm is squared", lambda w, x: w * mask_of(w.abs() * (x.T @ x).diagonal())),
-    ("13.3", "the sign decides", lambda w, x: w * mask_of(w * x.norm(dim=0))),
-    ("13.3", "runs along the outputs", wanda_down_the_outputs),
-    ("13.4", "KL averaged over the vocabulary too", loss_by_pytorch_mean),
-    ("13.4", "KL the wrong way round", loss_turned),
-    ("13.4", "T^2 is forgotten", loss_no_square),
-    ("13.4", "the text is softened as well", loss_all_softened),
+    ("13.3", "", lambda scale, grad, rate: (scale - rate * grad).clamp(min=1e-8)),
     (
-        "13.4",
-        "alpha the wrong way round",
-        lambda s, t, y, T, a: loss_by_functions(s, t, y, T, 1 - a),
+        "13.3",
+        "the slope by s for the slope by log s",
+        lambda scale, grad, rate: (scale.log() - rate * grad).exp(),
     ),
-    ("13.5", "the mask is chosen anew at each step", heal_straight_through),
-    ("13.5", "the mask is chosen anew at each step", heal_and_prune_again),
-    ("13.5", "the zeros fill up again", heal_everything),
+    ("13.3", "uphill", lambda scale, grad, rate: step_by_autograd(scale, -grad, rate)),
+    (
+        "13.3",
+        "the logarithm is returned",
+        lambda scale, grad, rate: scale.log() - rate * scale * grad,
+    ),
+    ("13.4", "the codes are not saturated", ternary_unsaturated),
+    ("13.4", "the largest magnitude for the mean", ternary_amax),
+    ("13.4", "the mean of w, not of |w|", ternary_signed),
+    ("13.4", "cut at the scale, not at half of it", ternary_truncated),
+    ("13.4", "two levels", lambda w: (w.sign(), w.abs().mean())),
+    ("13.5", "the first digit is the highest", trits_big_endian),
+    ("13.5", "the last byte is filled up with zeros", trits_padded_by_codes),
+    ("13.5", "the rest is dropped", trits_cut),
+    ("13.5", "two bits a code", lambda codes: qcourse.pack(codes + 1, 2)),
 ]

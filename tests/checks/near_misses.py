@@ -76,7 +76,7 @@ def groups_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
     return quantize_groups
 
 
-# Sheet 03.
+# Sheet 04.
 
 
 def columns_stacked(x: Tensor, threshold: float) -> Tensor:
@@ -138,7 +138,7 @@ def plant_from_first(
     return gain * by, w / by
 
 
-# Sheet 04.
+# Sheet 05.
 
 
 def range_of_cat(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -202,7 +202,7 @@ def halving(errors: list[float]) -> int:
     return low
 
 
-# Sheet 05.
+# Sheet 06.
 
 
 def groups_of_two_or_more(
@@ -229,7 +229,7 @@ def sweep_groups(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tupl
     return codes, torch.stack(scales, dim=1)
 
 
-# Sheet 06.
+# Sheet 07.
 
 
 def keep_last(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
@@ -247,7 +247,7 @@ def keep_partition(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
     return mixed
 
 
-# Sheet 07.
+# Sheet 08.
 
 
 def hadamard_from_two(x: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ def hadamard_from_two(x: Tensor) -> Tensor:
     return x @ h / x.shape[-1] ** 0.5
 
 
-# Sheet 09.
+# Sheet 10.
 
 
 def fleet_by(rounded: Callable[[float], int]) -> Callable:
@@ -283,7 +283,7 @@ def fleet_counted(
     return replicas * nodes * node, replicas * single
 
 
-# Sheet 10.
+# Sheet 11.
 
 
 def decode_by(dtype: torch.dtype, zero: Callable[[int], int]) -> Callable:
@@ -364,7 +364,7 @@ def matvec_zero_is_8(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tenso
     return matvec(x, codes, scale, torch.where(zero_point == 0, 8, zero_point))
 
 
-# Sheet 11.
+# Sheet 12.
 
 
 def attend_by(mask_without_cache: bool) -> Callable:
@@ -387,7 +387,7 @@ def attend_from_newest(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache
     return attend_by(True)(q, k, v, k_cache, v_cache)
 
 
-# Sheet 13.
+# Sheet 14.
 
 
 def heal_by(mask_of: Callable[[Tensor], Tensor], least: int = 0) -> Callable:
@@ -423,54 +423,54 @@ NEAR_MISSES: list[tuple[str, str, Callable]] = [
     ("01.4", "halves rounded down", fake_by(half_down)),
     ("01.4", "halves rounded away from 0", fake_by(half_away)),
     *(("02.2", name, groups_by(rounding)) for name, rounding in ROUNDINGS.items()),
-    ("03.1", "an error where there is none", columns_stacked),
-    ("03.1", "the loudest where there is none", columns_or_loudest),
-    ("03.1", "never all", columns_but_not_all),
-    ("03.2", "an error where k is all channels", common_by_partition),
-    ("03.2", "any where none is in every layer", common_or_any),
-    ("03.2", "two layers at least", common_by_pairs),
-    ("03.3", "at the threshold, not beyond it", product_at_least),
-    ("03.4", "an error where no channel is chosen", plant_from_first),
-    ("04.1", "batches of one width", range_of_cat),
-    ("04.1", "batches of one width and at least two axes", range_of_rows),
-    ("04.1", "two batches at least", range_after_first),
-    ("04.2", "an error at the last rank", percentile_between),
-    ("04.3", "the first dip", clip_by(first_dip, ordered=False)),
-    ("04.3", "the last dip", clip_by(last_dip, ordered=False)),
-    ("04.3", "halving", clip_by(halving, ordered=False)),
-    ("04.3", "the dip of the smallest clips", clip_by(first_dip, ordered=True)),
-    ("04.3", "the dip of the largest clips", clip_by(last_dip, ordered=True)),
-    ("04.3", "halving in order", clip_by(halving, ordered=True)),
-    ("05.4", "groups of two at least", groups_of_two_or_more),
-    ("06.1", "all where count is 0", keep_last),
-    ("06.1", "an error where count is all", keep_partition),
-    ("07.3", "n is 2 at least", hadamard_from_two),
-    ("09.5", "one more where it fits exactly", fleet_by(lambda gpus: math.floor(gpus) + 1)),
-    ("09.5", "counted one too far where it fits exactly", fleet_counted),
-    ("10.1", "words of 64 bits", lambda codes: planes(codes).long()),
-    ("10.2", "registers of 64 bits", decode_by(torch.int64, lambda zero_point: zero_point)),
+    ("04.1", "an error where there is none", columns_stacked),
+    ("04.1", "the loudest where there is none", columns_or_loudest),
+    ("04.1", "never all", columns_but_not_all),
+    ("04.2", "an error where k is all channels", common_by_partition),
+    ("04.2", "any where none is in every layer", common_or_any),
+    ("04.2", "two layers at least", common_by_pairs),
+    ("04.3", "at the threshold, not beyond it", product_at_least),
+    ("04.4", "an error where no channel is chosen", plant_from_first),
+    ("05.1", "batches of one width", range_of_cat),
+    ("05.1", "batches of one width and at least two axes", range_of_rows),
+    ("05.1", "two batches at least", range_after_first),
+    ("05.2", "an error at the last rank", percentile_between),
+    ("05.3", "the first dip", clip_by(first_dip, ordered=False)),
+    ("05.3", "the last dip", clip_by(last_dip, ordered=False)),
+    ("05.3", "halving", clip_by(halving, ordered=False)),
+    ("05.3", "the dip of the smallest clips", clip_by(first_dip, ordered=True)),
+    ("05.3", "the dip of the largest clips", clip_by(last_dip, ordered=True)),
+    ("05.3", "halving in order", clip_by(halving, ordered=True)),
+    ("06.4", "groups of two at least", groups_of_two_or_more),
+    ("07.1", "all where count is 0", keep_last),
+    ("07.1", "an error where count is all", keep_partition),
+    ("08.3", "n is 2 at least", hadamard_from_two),
+    ("10.5", "one more where it fits exactly", fleet_by(lambda gpus: math.floor(gpus) + 1)),
+    ("10.5", "counted one too far where it fits exactly", fleet_counted),
+    ("11.1", "words of 64 bits", lambda codes: planes(codes).long()),
+    ("11.2", "registers of 64 bits", decode_by(torch.int64, lambda zero_point: zero_point)),
     (
-        "10.2",
+        "11.2",
         "a zero point of 0 taken for none",
         decode_by(torch.int32, lambda zero_point: zero_point or 8),
     ),
     (
-        "10.2",
+        "11.2",
         "a zero point of at most 14",
         decode_by(torch.int32, lambda zero_point: min(zero_point, 14)),
     ),
-    ("10.3", "one group or one row without its axis", dot_squeezed),
-    ("10.3", "one row without its axis", dot_squeezed_outputs),
-    ("10.3", "a zero point of 0 taken for none", dot_zero_is_8),
-    ("10.5", "groups begin with a byte of their own", matvec_by_group_bytes),
-    ("10.5", "the half of the byte by the place in the group", matvec_by_parity_in_group),
-    ("10.5", "one scale for both codes of a byte", matvec_by_byte_groups),
-    ("10.5", "a zero point of 0 taken for none", matvec_zero_is_8),
-    ("11.2", "no mask where the cache is empty", attend_by(mask_without_cache=False)),
-    ("11.2", "an error where the cache is empty", attend_from_newest),
-    ("13.5", "the larger half of a row", heal_by(mask_of_rows)),
-    ("13.5", "two of a row", heal_by(mask_of_first_run)),
-    ("13.5", "one step at least", heal_by(mask_of_runs, least=1)),
+    ("11.3", "one group or one row without its axis", dot_squeezed),
+    ("11.3", "one row without its axis", dot_squeezed_outputs),
+    ("11.3", "a zero point of 0 taken for none", dot_zero_is_8),
+    ("11.5", "groups begin with a byte of their own", matvec_by_group_bytes),
+    ("11.5", "the half of the byte by the place in the group", matvec_by_parity_in_group),
+    ("11.5", "one scale for both codes of a byte", matvec_by_byte_groups),
+    ("11.5", "a zero point of 0 taken for none", matvec_zero_is_8),
+    ("12.2", "no mask where the cache is empty", attend_by(mask_without_cache=False)),
+    ("12.2", "an error where the cache is empty", attend_from_newest),
+    ("14.5", "the larger half of a row", heal_by(mask_of_rows)),
+    ("14.5", "two of a row", heal_by(mask_of_first_run)),
+    ("14.5", "one step at least", heal_by(mask_of_runs, least=1)),
 ]
 
 
