@@ -21,13 +21,13 @@ def test_html_is_escaped() -> None:
     assert ": &lt;b&gt;float16's&lt;/b&gt;</div>" in shown
 
 
-def test_a_number_without_a_claim_is_told_which_there_are() -> None:
+def test_a_number_without_a_claim_is_refused_and_the_claims_are_listed() -> None:
     missing = next(number for number in range(1, max(CLAIMS) + 2) if number not in CLAIMS)
-    with pytest.raises(
-        ValueError, match=f"^number={missing} is no claim settled so far; these are: 1, 2,"
-    ) as caught:
+    message = f"^number={missing} must be the number of a claim: 1, 2,"
+    with pytest.raises(ValueError, match=message) as caught:
         settle(missing, "HOLDS", "")
-    assert [int(number) for number in re.findall(r"\d+", str(caught.value))] == [missing, *CLAIMS]
+    numbers = [int(number) for number in re.findall(r"\d+", str(caught.value))]
+    assert numbers == [missing, *CLAIMS]
 
 
 def test_an_unknown_verdict_is_refused() -> None:
