@@ -1,19 +1,11 @@
-"""Rotations: mix all channels of x, so that no channel stands out, and let the weights undo it.
+"""Rotations: mix all channels of x so that none stands out, and let the weights undo it.
 
-The idea: x w^T = (x Q)(w Q)^T for any Q with Q Q^T = I. An outlier of one channel becomes a small part of every
-channel, and a scale that all channels share then fits all of them. Half a rotation is worse than none: x and w go
-together.
+x w^T = (x Q)(w Q)^T for any Q with Q Q^T = I. Q spreads an outlier channel over all channels, so a
+shared scale fits. A random Q needs no data, unlike `smoothquant.py`; ``cayley_descent`` learns Q.
 
-The Q that costs least is a Hadamard matrix over sqrt(n) (``hadamard.py``), with signs drawn at random before it, so
-that no input is special to it. Where Q is to be better than chance, it is learned: ``cayley_descent`` walks downhill
-among orthogonal matrices, and never leaves them.
-
-Source: Ashkboos et al., "QuaRot" (NeurIPS 2024); Liu et al., "SpinQuant" (ICLR 2025), with the step of Li et al.,
-"Efficient Riemannian optimization on the Stiefel manifold via the Cayley transform" (ICLR 2020). They solve for the
-step by iteration, here it is solved exactly; and its length is given, not that of the gradient.
-
-How it differs from ``smoothquant.py``: there each channel is scaled for itself, by calibration; here channels are
-mixed, and no data is needed unless the rotation is learned.
+Source: Ashkboos et al., "QuaRot" (NeurIPS 2024); Liu et al., "SpinQuant" (ICLR 2025); the step of
+Li et al., "Efficient Riemannian optimization on the Stiefel manifold via the Cayley transform"
+(ICLR 2020), here solved exactly and with a given length.
 """
 
 import math
@@ -37,35 +29,27 @@ __all__ = [
 
 
 def random_signs(n: int, *, seed: int) -> Float[Tensor, " n"]:
-    """+1 or -1 for each channel, drawn with a generator of its own.
+    """Return n random values +1 or -1.
 
     >>> random_signs(6, seed=0).tolist()
     [-1.0, 1.0, 1.0, -1.0, 1.0, 1.0]
     """
-    return 2.0 * torch.randint(2, (n,), generator=torch.Generator().manual_seed(seed)) - 1
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(2, (n,), generator=generator)
+    return 2.0 * bits - 1
 
 
 def random_hadamard(n: int, *, seed: int) -> Float[Tensor, "n n"]:
-    """The orthogonal matrix diag(signs) H / sqrt(n); raises as `hadamard`.
-
-    >>> q = random_hadamard(20, seed=0)
-    >>> torch.allclose(q @ q.T, torch.eye(20), atol=1e-6)
-    True
-    """
-    return random_signs(n, seed=seed)[:, None] * hadamard(n) / math.sqrt(n)
+    """Return the orthogonal matrix diag(signs) H / sqrt(n); raises as `hadamard`."""
+    signs = random_signs(n, seed=seed)
+    return signs[:, None] * hadamard(n) / math.sqrt(n)
 
 
 class Rotation(nn.Module):
-    """x (signs H / sqrt(n)) along the last axis, as a layer that holds n signs and nothing else.
+    """Layer x -> x diag(signs) H / sqrt(n) along the last axis; seed=None makes all signs +1.
 
-    Args:
-        n: channels.
-        seed: of the signs; None for all +1.
-
-    Raises:
-        TypeError, ValueError: as `hadamard`.
-
-    >>> rotation, x = Rotation(8, seed=0), torch.arange(8.0)
+    >>> rotation = Rotation(8, seed=0)
+    >>> x = torch.arange(8.0)
     >>> torch.allclose(rotation.inverse(rotation(x)), x, atol=1e-5)
     True
     """
@@ -74,8 +58,10 @@ class Rotation(nn.Module):
 
     def __init__(self, n: int, *, seed: int | None = None) -> None:
         super().__init__()
-        check_size(n)  # refuses what it cannot do now, not at the first call
-        self.register_buffer("signs", torch.ones(n) if seed is None else random_signs(n, seed=seed))
+        # Refuse an impossible size now, not at the first call.
+        check_size(n)
+        signs = torch.ones(n) if seed is None else random_signs(n, seed=seed)
+        self.register_buffer("signs", signs)
 
     def forward(self, x: Float[Tensor, "*any n"]) -> Float[Tensor, "*any n"]:
         """Rotate x."""
@@ -86,7 +72,6 @@ class Rotation(nn.Module):
         return hadamard_transform(x, inverse=True) * self.signs.to(x)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
         return str(len(self.signs))
 
 
@@ -98,51 +83,50 @@ def cayley_descent(
     lr: float,
     momentum: float = 0.0,
 ) -> tuple[Float[Tensor, "n n"], list[float]]:
-    """Lower loss(r) among orthogonal r: r <- (I + A/2)^-1 (I - A/2) r with a skew A along the gradient.
-
-    With G the gradient at r, A = G r^T - r G^T is the turn that raises the loss most, brought to the Frobenius norm lr,
-    which falls linearly to lr / steps at the last step; where A is 0, r stays. A small turn by theta radians in a
-    single plane has the norm sqrt(2) theta. The Cayley transform of a skew matrix is orthogonal, so no step leaves the
-    rotations; r is kept in float64 on the way.
+    """Lower loss(r) over orthogonal r; return the last r, and the loss before each step.
 
     Args:
-        loss: from an (n, n) tensor to a single number that autograd can differentiate.
-        r: to start from, orthogonal to 1e-4; not changed.
-        steps: at least 1.
-        lr: the Frobenius norm of the first step's A, whatever the size of the gradient.
-        momentum: how much of the last turn's direction stays, from 0 to less than 1.
-
-    Returns:
-        r after all the steps, and the loss before each of them.
+        loss: maps (n, n) to a scalar that autograd can differentiate.
+        r: the start, orthogonal to 1e-4; not changed.
+        lr: Frobenius norm of the first step; it falls linearly to lr / steps.
+        momentum: share of the previous direction that is kept, 0 <= momentum < 1.
 
     Raises:
-        TypeError: r is no floating-point tensor.
-        ValueError: r is not square or not orthogonal; another argument out of its range; the loss or its gradient is
-            not finite.
+        TypeError, ValueError: r is not an orthogonal matrix of floats; another argument is out of
+            range; the loss or its gradient is not finite.
 
     >>> target = random_hadamard(4, seed=1)
-    >>> start = torch.eye(4)  # both are rotations proper: the descent never meets a mirror image
-    >>> r, losses = cayley_descent(lambda r: (r - target).square().sum(), start, steps=60, lr=0.3)
+    >>> distance = lambda r: (r - target).square().sum()
+    >>> r, losses = cayley_descent(distance, torch.eye(4), steps=60, lr=0.3)
     >>> losses[0] > 7, bool((r - target).norm() < 0.1)
     (True, True)
     """
     _check_descent(r, steps, lr, momentum)
-    dtype, r = r.dtype, r.detach().double()
-    turn, losses = torch.zeros_like(r), []
+    dtype = r.dtype
+    r = r.detach().double()
+    eye = torch.eye(len(r), dtype=r.dtype, device=r.device)
+    direction = torch.zeros_like(r)
+    losses = []
     for step in range(steps):
         value, gradient = _gradient(loss, r.to(dtype))
         losses.append(value)
-        turn = momentum * turn + (gradient @ r.T - r @ gradient.T)
-        size = float(turn.norm())
-        if size == 0:  # no direction to turn in
+
+        # Steepest ascent among rotations of r: the skew matrix G r^T - r G^T.
+        skew = gradient @ r.T - r @ gradient.T
+        direction = momentum * direction + skew
+        size = float(direction.norm())
+        if size == 0:  # a stationary point
             continue
-        half = lr * (1 - step / steps) / 2 * (turn / size)
-        eye = torch.eye(len(r), dtype=r.dtype, device=r.device)
+
+        # The Cayley step r <- (I + A/2)^-1 (I - A/2) r is orthogonal for any skew A.
+        length = lr * (1 - step / steps)
+        half = length / 2 * (direction / size)
         r = torch.linalg.solve(eye + half, (eye - half) @ r)
     return r.to(dtype), losses
 
 
 def _gradient(loss: Callable[[Tensor], Tensor], r: Tensor) -> tuple[float, Tensor]:
+    """Return loss(r) and its gradient in float64; raise ValueError unless both are finite."""
     with torch.enable_grad():
         r = r.clone().requires_grad_()
         value = loss(r)
@@ -153,19 +137,14 @@ def _gradient(loss: Callable[[Tensor], Tensor], r: Tensor) -> tuple[float, Tenso
 
 
 def check_orthogonal(r: Tensor, name: str) -> None:
-    """Raise TypeError unless r is a tensor of floats, ValueError unless it is square and r r^T = I to 1e-4.
-
-    >>> check_orthogonal(hadamard(4), "r")
-    Traceback (most recent call last):
-    ValueError: r must be orthogonal, r r^T = I to 1e-4, and is off by 3
-    """
+    """Raise TypeError unless r holds floats, ValueError unless r r^T = I to 1e-4."""
     check_floating(r, name)
     if r.ndim != 2 or r.shape[0] != r.shape[1]:
         raise ValueError(f"{name} of shape {tuple(r.shape)} must be square")
     exact = r.detach().double()
-    off = float(
-        (exact @ exact.T - torch.eye(len(r), dtype=exact.dtype, device=r.device)).abs().max()
-    )
+    eye = torch.eye(len(r), dtype=exact.dtype, device=r.device)
+    off = float((exact @ exact.T - eye).abs().max())
+    # `not <=` also refuses NaN.
     if not off <= 1e-4:
         raise ValueError(
             f"{name} must be orthogonal, {name} {name}^T = I to 1e-4, and is off by {off:.3g}"
@@ -176,5 +155,6 @@ def _check_descent(r: Tensor, steps: int, lr: float, momentum: float) -> None:
     check_orthogonal(r, "r")
     if steps < 1 or not 0 < lr < math.inf or not 0 <= momentum < 1:
         raise ValueError(
-            f"steps={steps}, lr={lr}, momentum={momentum}: steps must be at least 1, lr positive, momentum in [0, 1)"
+            f"steps={steps}, lr={lr}, momentum={momentum}: steps must be at least 1, lr positive,"
+            " momentum in [0, 1)"
         )
