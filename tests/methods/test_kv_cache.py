@@ -296,9 +296,9 @@ def test_formats_whose_scales_are_small_floats_take_tokens_as_they_come() -> Non
         for t in range(32):
             cache.update(0, x[:, :, t : t + 1], x[:, :, t : t + 1])
         assert torch.equal(
-            cache.layers[0][0].everything(), quantizer(x.mT.contiguous()).dequantize().mT
+            cache.layers[0][0].all_tokens(), quantizer(x.mT.contiguous()).dequantize().mT
         )
-        assert torch.equal(cache.layers[0][1].everything(), quantizer(x).dequantize())
+        assert torch.equal(cache.layers[0][1].all_tokens(), quantizer(x).dequantize())
 
 
 def test_where_a_deep_layer_refuses_those_above_it_have_grown() -> None:
