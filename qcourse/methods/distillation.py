@@ -1,16 +1,10 @@
-"""Distillation: a model learns another's whole opinion of what comes next, not only what did come.
+"""Distillation: train a model on the teacher's probabilities of all tokens, not only on the data.
 
-The idea: a text says which token came. A teacher says how likely each of thousands was, which is far more to learn from
-in a step. A model that was quantized or pruned has the best of teachers: itself, before. The loss is a mixture,
-
-    (1 - alpha) CE(student, token) + alpha T^2 KL(teacher || student),   both softmaxes of logits / T
-
-T above 1 makes the unlikely tokens count more. The gradient of the second part would fade as 1 / T^2, once through each
-softmax; T^2 keeps its scale, up to a constant that it tends to.
+A probability per vocabulary entry teaches far more per step than one token id. For a quantized or
+pruned model the teacher is the original model. T > 1 gives unlikely tokens more weight.
 
 Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015), section 2.
-
-How it differs from ``divergence.py``: there KL picks the clip of a histogram; here it is what a model is trained on.
+In `divergence.py` KL picks the clip of a histogram; here it is a training loss.
 """
 
 import math
@@ -29,16 +23,15 @@ def distillation_loss(
     temperature: float = 1.0,
     alpha: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """(1 - alpha) CE(student, targets) + alpha T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over tokens.
+    """Return (1 - alpha) CE(student, targets) + alpha T^2 KL(teacher || student), mean over tokens.
 
     Args:
-        student, teacher: logits (..., vocabulary); no gradient goes to the teacher. It may be None where alpha is 0.
-        targets: ids (...), which tokens came; None only where alpha is 1.
+        student, teacher: logits (..., vocabulary). No gradient goes to teacher; None needs alpha=0.
+        targets: token ids (...); None needs alpha=1.
         temperature: T, above 0.
-        alpha: the teacher's share, 0 to 1.
 
     Raises:
-        ValueError: temperature or alpha out of range; shapes that differ; what alpha asks for is missing.
+        ValueError: temperature or alpha is out of range; shapes differ; a needed tensor is None.
 
     >>> logits = torch.tensor([[2.0, 0.0]])
     >>> float(distillation_loss(logits, logits, temperature=4.0)) < 1e-6
@@ -49,32 +42,44 @@ def distillation_loss(
     check_mixture(temperature, alpha)
     loss = student.new_zeros((), dtype=torch.float32)
     if alpha < 1:
-        if targets is None or targets.shape != student.shape[:-1]:
-            got = None if targets is None else tuple(targets.shape)
-            raise ValueError(
-                f"targets of shape {got} must have the shape {tuple(student.shape[:-1])} where alpha < 1"
-            )
-        loss = loss + (1 - alpha) * F.cross_entropy(
-            student.flatten(0, -2).float(), targets.flatten().long()
-        )
+        loss = loss + (1 - alpha) * _cross_entropy(student, targets)
     if alpha > 0:
-        if teacher is None or teacher.shape != student.shape:
-            got = None if teacher is None else tuple(teacher.shape)
-            raise ValueError(
-                f"teacher of shape {got} must have student's, {tuple(student.shape)}, where alpha > 0"
-            )
-        log_p, log_q = (
-            (each.float() / temperature).log_softmax(-1) for each in (teacher.detach(), student)
-        )
-        kl = (
-            (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0).sum(-1)
-        )  # p log p tends to 0 with p
-        loss = loss + alpha * temperature**2 * kl.mean()
+        # Each softmax has the slope 1 / T, so the gradient of the KL shrinks as 1 / T^2.
+        kl = _mean_kl(student, teacher, temperature)
+        loss = loss + alpha * temperature**2 * kl
     return loss
 
 
+def _cross_entropy(student: Tensor, targets: Tensor | None) -> Tensor:
+    """Return the mean of -log softmax(student)[target]."""
+    expected = student.shape[:-1]
+    if targets is None or targets.shape != expected:
+        got = None if targets is None else tuple(targets.shape)
+        raise ValueError(
+            f"targets of shape {got} must have the shape {tuple(expected)} where alpha < 1"
+        )
+    logits = student.flatten(0, -2).float()  # (tokens, vocabulary)
+    return F.cross_entropy(logits, targets.flatten().long())
+
+
+def _mean_kl(student: Tensor, teacher: Tensor | None, temperature: float) -> Tensor:
+    """Return the mean over tokens of KL(softmax(teacher / T) || softmax(student / T))."""
+    if teacher is None or teacher.shape != student.shape:
+        got = None if teacher is None else tuple(teacher.shape)
+        raise ValueError(
+            f"teacher of shape {got} must have student's, {tuple(student.shape)}, where alpha > 0"
+        )
+    log_p = (teacher.detach().float() / temperature).log_softmax(-1)
+    log_q = (student.float() / temperature).log_softmax(-1)
+
+    # sum p (log p - log q); p log p tends to 0 with p, and 0 * -inf would be NaN.
+    terms = log_p.exp() * (log_p - log_q)
+    terms = terms.masked_fill(log_p == -math.inf, 0)
+    return terms.sum(-1).mean()
+
+
 def check_mixture(temperature: float, alpha: float) -> None:
-    """Raise ValueError unless temperature is above 0 and finite, and alpha from 0 to 1."""
+    """Raise ValueError unless temperature is above 0 and finite, and alpha is from 0 to 1."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature!r} must be above 0 and finite")
     if not 0 <= alpha <= 1:
