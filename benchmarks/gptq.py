@@ -24,18 +24,18 @@ from torch import Tensor
 
 from qcourse import IntQuantizer, PerGroup
 from qcourse.methods.gptq import gptq
-from qcourse.methods.inverse_factor import Hessian, output_error
+from qcourse.methods.second_moment import SecondMoment, output_error
 
 DAMP = 0.01
 TARGET_S = {1024: 0.2, 4096: 2.2}
 
 
-def layer(size: int) -> tuple[Tensor, Hessian]:
+def layer(size: int) -> tuple[Tensor, SecondMoment]:
     """A weight (size, size) and the second moment of 2 size inputs to it."""
     generator = torch.Generator().manual_seed(size)
     mix = torch.randn(size // 4, size, generator=generator) / (size // 4) ** 0.5
     sizes = torch.randn(size, generator=generator).mul(0.5).exp()
-    hessian = Hessian()
+    hessian = SecondMoment()
     for _ in range(8):
         x = torch.randn(size // 4, size // 4, generator=generator) @ mix
         hessian.add((x + 0.3 * torch.randn(size // 4, size, generator=generator)) * sizes)

@@ -27,7 +27,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from qcourse.methods.clip import Rounding, shrunk
-from qcourse.methods.second_moment import BySecondMoment, Hessian
+from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_floating, check_matrix, check_quantizer, in_layer
 
@@ -93,7 +93,7 @@ class Awq(BySecondMoment):
                 f"grid={self.grid!r} must be a whole number (a Python int) of at least 1"
             )
 
-    def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, AWQResult]:
+    def quantize(self, weights: Mapping[str, Tensor], seen: SecondMoment) -> dict[str, AWQResult]:
         """One scale for all layers, the codes of each; ValueError, with its name, for a weight that cannot be."""
         for name, w in weights.items():
             with in_layer(name):
@@ -150,22 +150,22 @@ def awq(
     return _search({"": w}, seen, method)[""]
 
 
-def _search(weights: Mapping[str, Tensor], seen: Hessian, method: Awq) -> dict[str, AWQResult]:
+def _search(weights: Mapping[str, Tensor], seen: SecondMoment, method: Awq) -> dict[str, AWQResult]:
     """The alpha that is best for all weights together, then the clips of each."""
-    moment = seen.moment()
-    weights = {name: w.detach().to(moment.matrix.dtype) for name, w in weights.items()}
+    moment = seen.as_one_group()
+    weights = {name: w.detach().to(moment.stored.dtype) for name, w in weights.items()}
     unit = max(float(w.abs().max()) for w in weights.values()) or 1.0
     sizes = {name: float(moment.losses(w / unit).sum()) for name, w in weights.items()}
-    scales, trials = _scales(seen.magnitude, method.grid, moment.matrix.dtype), []
+    scales, trials = _scales(seen.magnitude, method.grid, moment.stored.dtype), []
     for s in scales:
-        rounding = Rounding(method.quantizer, moment.divided(s), s, unit)
+        rounding = Rounding(method.quantizer, moment.divided_by(s), s, unit)
         trials.append({name: rounding.losses(w) for name, w in weights.items()})
     totals = [sum(float(lost.sum()) for lost in trial.values()) for trial in trials]
     best = totals.index(min(totals))  # the first of equals: 0 where nothing is gained
     curve = torch.tensor(
         [_relative(total, sum(sizes.values())) for total in totals], dtype=torch.float64
     )
-    rounding = Rounding(method.quantizer, moment.divided(scales[best]), scales[best], unit)
+    rounding = Rounding(method.quantizer, moment.divided_by(scales[best]), scales[best], unit)
     results = {}
     for name, w in weights.items():
         q, shrink, lost = _quantized(w, rounding, trials[best][name], clip=method.clip)

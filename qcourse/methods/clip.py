@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from qcourse.methods.second_moment import Moment
+from qcourse.methods.group_moments import GroupMoments
 from qcourse.numerics.quantized import Quantizer
 
 SHRINKS = tuple(1 - i / 20 for i in range(10))
@@ -38,7 +38,7 @@ class Rounding:
 
     >>> from qcourse import IntQuantizer, PerGroup
     >>> quantizer = IntQuantizer(2, granularity=PerGroup(4))
-    >>> rounding = Rounding(quantizer, Moment(torch.eye(4)[None], squared=True), torch.ones(4), unit=1.0)
+    >>> rounding = Rounding(quantizer, GroupMoments(torch.eye(4)[None], is_gram=True), torch.ones(4), unit=1.0)
     >>> w = torch.tensor([[1.0, -0.6, 0.6, -0.6]])  # on a grid of -2, -1, 0, 1 times the scale
     >>> unclipped = rounding.losses(w)
     >>> shrink, lost = rounding.clipped(w, unclipped)
@@ -47,7 +47,7 @@ class Rounding:
     """
 
     quantizer: Quantizer
-    moment: Moment
+    moment: GroupMoments
     s: Float[Tensor, " in"]
     unit: float
 
@@ -63,7 +63,7 @@ class Rounding:
         What groups lose does not add up to what their row loses, since their errors may cancel: a row that loses more
         than `unclipped` is not clipped, or, where rows share parameters, no row is.
         """
-        blocks = replace(self, moment=self.moment.blocks((self._scales(w) or (1, 1))[1]))
+        blocks = replace(self, moment=self.moment.split((self._scales(w) or (1, 1))[1]))
         shrinks, losses = [], []
         for strip, before in zip(self._strips(w), self._strips(unclipped), strict=True):
             shrink = blocks._least(strip)
@@ -90,7 +90,7 @@ class Rounding:
             parameters = self.quantizer.fit(ws if shrink is None else shrunk(ws, shrink))
         except ValueError:  # a scale that its dtype cannot hold
             return torch.full(
-                (len(w), len(self.moment.matrix)), torch.inf, dtype=torch.float64, device=w.device
+                (len(w), len(self.moment.stored)), torch.inf, dtype=torch.float64, device=w.device
             )
         w_hat = self.quantizer.nearest(ws, parameters)[1]
         return self.moment.losses(w_hat.to(w.dtype).sub_(ws).div_(self.unit))

@@ -22,8 +22,9 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from qcourse.methods.column_sweep import FittedBefore, FittedOnTheWay, group_size, round_columns
-from qcourse.methods.inverse_factor import InverseFactor, check_damp, inverse_factor
-from qcourse.methods.second_moment import BySecondMoment, Hessian
+from qcourse.methods.hessian_checks import check_damp
+from qcourse.methods.inverse_factor import InverseFactor, inverse_factor
+from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.numerics.chunks import sum_of_squares, wide
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_matrix, check_quantizer, in_layer
@@ -59,7 +60,7 @@ class GPTQResult:
 
 def gptq(
     w: Shaped[Tensor, "..."],
-    hessian: Hessian | Shaped[Tensor, "..."],
+    hessian: SecondMoment | Shaped[Tensor, "..."],
     quantizer: Quantizer,
     *,
     block_size: int = 128,
@@ -150,7 +151,7 @@ class Gptq(BySecondMoment):
     >>> method, x = Gptq(IntQuantizer(4)), torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.0, 1.0]])
     >>> results = method.quantize({"layer": torch.tensor([[0.4, 0.4, 7.0]])}, method.observe(None, x))
     >>> results["layer"].quantized.codes.tolist(), results["layer"].note
-    ([[0, 1, 7]], '2 tokens for 3 inputs: damping decides what they leave open')
+    ([[0, 1, 7]], '2 tokens for 3 inputs: H is singular without damping')
     """
 
     quantizer: Quantizer
@@ -163,7 +164,7 @@ class Gptq(BySecondMoment):
         _check_options(self.quantizer, self.block_size)
         check_damp(self.damp)
 
-    def quantize(self, weights: Mapping[str, Tensor], seen: Hessian) -> dict[str, GPTQResult]:
+    def quantize(self, weights: Mapping[str, Tensor], seen: SecondMoment) -> dict[str, GPTQResult]:
         """``gptq`` for each layer; ValueError, with the layer's name, for what cannot be done."""
         dtype = (
             torch.float64 if torch.float64 in {w.dtype for w in weights.values()} else torch.float32

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from qcourse.methods.second_moment import BySecondMoment, Hessian
+from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.methods.sparsity import NM, Pruned, magnitude, sparsegpt, wanda
 from qcourse.numerics.granularity import PerGroup
 from qcourse.numerics.validation import in_layer
@@ -53,7 +53,7 @@ class Wanda(BySecondMoment):
 
     pattern: NM
 
-    def prune(self, w: Tensor, seen: Hessian) -> Pruned:
+    def prune(self, w: Tensor, seen: SecondMoment) -> Pruned:
         """One layer."""
         return wanda(w, seen, self.pattern)
 
@@ -65,7 +65,7 @@ class SparseGPT(BySecondMoment):
     pattern: NM
     damp: float = 0.01
 
-    def prune(self, w: Tensor, seen: Hessian) -> Pruned:
+    def prune(self, w: Tensor, seen: SecondMoment) -> Pruned:
         """One layer."""
         return sparsegpt(w, seen, self.pattern, damp=self.damp)
 

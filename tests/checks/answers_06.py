@@ -8,14 +8,15 @@ from torch import Tensor
 
 import qcourse
 from qcourse.methods.gptq import gptq
-from qcourse.methods.inverse_factor import Hessian, inverse_factor
+from qcourse.methods.inverse_factor import inverse_factor
+from qcourse.methods.second_moment import SecondMoment
 from qcourse.numerics.quantized import Parameters
 
 # Right answers.
 
 
 def damped_by_package(x: Tensor, damp: float) -> Tensor:
-    factor = inverse_factor(Hessian().add(x.double()), damp=damp, dtype=torch.float64)
+    factor = inverse_factor(SecondMoment().add(x.double()), damp=damp, dtype=torch.float64)
     # A dead input has 1 on its diagonal there, in units of the others' mean, so this holds where none is dead.
     dead = factor.dead
     damped = factor.unit * torch.linalg.inv(factor.upper.T @ factor.upper)

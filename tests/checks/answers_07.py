@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from qcourse.methods.awq import awq
-from qcourse.methods.second_moment import Hessian, Moment
+from qcourse.methods.group_moments import GroupMoments
+from qcourse.methods.second_moment import SecondMoment
 from qcourse.numerics.affine import IntQuantizer
 from qcourse.numerics.granularity import PerChannel, PerGroup
 from qcourse.recipes.block_probe import put
@@ -15,7 +16,7 @@ from qcourse.recipes.fold import fold
 
 
 def keep_of_package(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
-    loudest = Hessian().add(x).magnitude.argsort(descending=True)[:count]
+    loudest = SecondMoment().add(x).magnitude.argsort(descending=True)[:count]
     return torch.where(torch.isin(torch.arange(w.shape[1]), loudest), w, w_hat)
 
 
@@ -58,7 +59,7 @@ def fold_of_package(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[
 
 
 def error_of_package(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
-    moment = Moment(gram[None], squared=True)
+    moment = GroupMoments(gram[None], is_gram=True)
     return (moment.losses(w - w_hat).sum() / moment.losses(w).sum()).sqrt()
 
 
@@ -74,7 +75,7 @@ def shares_of_package(
     w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
 ) -> Tensor:
     quantizer = IntQuantizer(bits, granularity=PerGroup(group_size))
-    blocks = Moment((x.T @ x)[None], squared=True).blocks(w.shape[1] // group_size)
+    blocks = GroupMoments((x.T @ x)[None], is_gram=True).split(w.shape[1] // group_size)
     losses = torch.stack(
         [blocks.losses(quantizer.nearest(w, quantizer.fit(share * w))[1] - w) for share in shares]
     )

@@ -17,7 +17,7 @@ import qcourse.methods.gptq
 from qcourse import IntQuantizer, PerChannel, PerGroup, PerTensor
 from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.methods.gptq import Gptq, GPTQResult, gptq
-from qcourse.methods.inverse_factor import Hessian, output_error
+from qcourse.methods.second_moment import SecondMoment, output_error
 from qcourse.models.llama import random_llama
 from qcourse.models.llama_config import LlamaConfig
 from qcourse.numerics.granularity import Granularity
@@ -137,7 +137,10 @@ def test_the_size_of_a_block_changes_no_code(granularity: Granularity, act_order
 
 def test_float32_is_as_good_as_float64() -> None:
     w, x = normal(32, 256), inputs(1000, 256)
-    exact, quick = gptq(w, Hessian().add(x), INT4), gptq(w.float(), Hessian().add(x.float()), INT4)
+    exact, quick = (
+        gptq(w, SecondMoment().add(x), INT4),
+        gptq(w.float(), SecondMoment().add(x.float()), INT4),
+    )
     assert float((exact.quantized.codes != quick.quantized.codes).double().mean()) < 0.01
     assert quick.error == pytest.approx(exact.error, rel=0.01)
     assert quick.error == pytest.approx(loss(w, quick.quantized.dequantize(), moment(x)), rel=1e-4)
@@ -268,7 +271,8 @@ def test_the_unit_of_the_inputs_does_not_matter(power: int) -> None:
     w, x = normal(6, 40, dtype=torch.float32), inputs(100, 40).float()
     for tokens in (20, 100):
         one, other = (
-            gptq(w, Hessian().add(unit * x[:tokens]), IntQuantizer(4)) for unit in (1, 2.0**power)
+            gptq(w, SecondMoment().add(unit * x[:tokens]), IntQuantizer(4))
+            for unit in (1, 2.0**power)
         )
         assert torch.equal(one.quantized.codes, other.quantized.codes)
         assert other.error == pytest.approx(
@@ -289,7 +293,7 @@ def test_dead_inputs_get_the_code_of_zero_and_a_note() -> None:
     w[:, 2] = 100  # must not reach the scale either
     for quantizer in (INT4, replace(INT4, symmetric=False), replace(INT4, granularity=PerGroup(4))):
         for act_order in (False, True):
-            result = gptq(w, Hessian().add(x), quantizer, act_order=act_order)
+            result = gptq(w, SecondMoment().add(x), quantizer, act_order=act_order)
             assert not in_order_of_inputs(result)[:, [2, 5]].any()
             assert result.note == "2 of 16 inputs always 0, their weights set to 0"
             assert result.error == pytest.approx(
@@ -300,8 +304,8 @@ def test_dead_inputs_get_the_code_of_zero_and_a_note() -> None:
 
 def test_few_tokens_and_raised_damping_are_said() -> None:
     w, x = normal(4, 16), inputs(3, 16)
-    result = gptq(w, Hessian().add(x), INT4)
-    assert result.note == "3 tokens for 16 inputs: damping decides what they leave open"
+    result = gptq(w, SecondMoment().add(x), INT4)
+    assert result.note == "3 tokens for 16 inputs: H is singular without damping"
     assert result.error < loss(w, INT4(w).dequantize(), moment(x)) / 2
     raised = gptq(w.float(), moment(x.float()), INT4, damp=1e-12)
     assert raised.note == f"damping raised from 1e-12 to {raised.damp:.3g}"
@@ -483,7 +487,7 @@ def test_codes_are_codes_whatever_the_weights_and_inputs(
 ) -> None:
     w, x = (each.to(dtype) for each in layer)
     quantizer = IntQuantizer(bits, symmetric, PerGroup(w.shape[1]), scale_dtype=DOUBLE)
-    result = gptq(w, Hessian().add(x), quantizer, act_order=act_order)
+    result = gptq(w, SecondMoment().add(x), quantizer, act_order=act_order)
     codes = result.quantized.codes
     assert quantizer.qmin <= int(codes.min()) <= int(codes.max()) <= quantizer.qmax
     assert torch.isfinite(result.quantized.dequantize()).all()
@@ -502,7 +506,7 @@ def test_codes_in_groups_are_codes_whatever_the_weights_and_inputs(
         -30, 30, w.shape[1], dtype=DOUBLE
     )  # and weights of a row differ as floats can
     quantizer = IntQuantizer(4, symmetric, PerGroup(size), scale_dtype=DOUBLE)
-    result = gptq(w, Hessian().add(x), quantizer, act_order=act_order, static_groups=static)
+    result = gptq(w, SecondMoment().add(x), quantizer, act_order=act_order, static_groups=static)
     q = result.quantized
     assert quantizer.qmin <= int(q.codes.min()) <= int(q.codes.max()) <= quantizer.qmax
     assert 0 <= result.error < math.inf
@@ -630,7 +634,10 @@ def test_a_layer_acts_by_the_codes_in_the_order_they_come_in() -> None:
     linear.weight.copy_(normal(8, 64, seed=1))
     linear.bias.copy_(normal(8, seed=2))
     result = gptq(
-        linear.weight, Hessian().add(x), IntQuantizer(4, granularity=PerGroup(16)), act_order=True
+        linear.weight,
+        SecondMoment().add(x),
+        IntQuantizer(4, granularity=PerGroup(16)),
+        act_order=True,
     )
     layer = QuantizedLinear(result.quantized, linear.bias, input_order=result.input_order)
     lost = (layer(x) - linear(x)).double().square().sum(dim=1).mean()
@@ -723,6 +730,6 @@ def test_a_method_names_the_layer() -> None:
     with pytest.raises(
         ValueError, match=r"layer 'second': scale=.* cannot be held in scale_dtype=torch\.float16"
     ):
-        method.quantize(weights, Hessian().add(EYE))
+        method.quantize(weights, SecondMoment().add(EYE))
     with pytest.raises(ValueError, match="layer 'first, second': hessian is zero"):
-        method.quantize(weights, Hessian().add(0 * EYE))
+        method.quantize(weights, SecondMoment().add(0 * EYE))

@@ -6,13 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcourse.methods.inverse_factor import (
-    LEAF,
-    Hessian,
-    inverse_factor,
-    invert_triangle,
-    output_error,
-)
+from qcourse.methods.inverse_factor import LEAF, inverse_factor, invert_triangle
+from qcourse.methods.second_moment import SecondMoment, output_error
 
 DOUBLE = torch.float64
 
@@ -79,14 +74,14 @@ def test_dead_inputs_come_last_in_act_order() -> None:
 )  # squares beyond float32 at both ends
 def test_the_unit_of_the_inputs_does_not_matter(unit: float) -> None:
     x = normal(30, 6, dtype=torch.float32)
-    one, other = inverse_factor(Hessian().add(x)), inverse_factor(Hessian().add(x * unit))
+    one, other = inverse_factor(SecondMoment().add(x)), inverse_factor(SecondMoment().add(x * unit))
     torch.testing.assert_close(one.upper, other.upper, rtol=1e-4, atol=1e-4)
     assert other.unit == pytest.approx(one.unit * unit**2, rel=1e-4)
 
 
 def test_a_hessian_in_float64_is_worked_on_in_float64() -> None:
     h = moment(normal(30, 6))
-    for hessian in (h, Hessian().add(normal(30, 6))):
+    for hessian in (h, SecondMoment().add(normal(30, 6))):
         factor = inverse_factor(hessian, dtype=torch.float32)
         assert factor.upper.dtype == DOUBLE
         torch.testing.assert_close(factor.upper, inverse_factor(h, dtype=DOUBLE).upper)
@@ -95,7 +90,7 @@ def test_a_hessian_in_float64_is_worked_on_in_float64() -> None:
 
 def test_damping_that_rounding_swallows_is_raised_and_the_note_says_so() -> None:
     x = normal(4, 300, dtype=torch.float32)
-    h = Hessian().add(x).matrix
+    h = SecondMoment().add(x).matrix
     assert inverse_factor(h).note == ""
     factor = inverse_factor(h, damp=1e-11)
     assert 1e-10 < factor.damp < 1e-3
@@ -123,12 +118,12 @@ def test_a_second_moment_that_is_not_quite_one_is_damped_until_it_is() -> None:
 
 
 def test_few_tokens_are_named() -> None:
-    assert inverse_factor(Hessian().add(normal(6, 6))).note == ""
+    assert inverse_factor(SecondMoment().add(normal(6, 6))).note == ""
     factor = inverse_factor(
-        Hessian().add(normal(5, 6) * torch.tensor([1, 1, 0, 1, 1, 1], dtype=DOUBLE))
+        SecondMoment().add(normal(5, 6) * torch.tensor([1, 1, 0, 1, 1, 1], dtype=DOUBLE))
     )
     assert factor.note == (
-        "1 of 6 inputs always 0, their weights set to 0; 5 tokens for 6 inputs: damping decides what they leave open"
+        "1 of 6 inputs always 0, their weights set to 0; 5 tokens for 6 inputs: H is singular without damping"
     )
 
 
@@ -207,7 +202,7 @@ def test_an_input_whose_square_is_too_small_to_be_a_float_is_as_good_as_dead(
 def test_the_output_error_is_that_of_the_outputs() -> None:
     x, w, w_hat = normal(20, 6), normal(4, 6, seed=1), normal(4, 6, seed=2)
     expected = float(torch.linalg.norm(x @ (w - w_hat).T) / torch.linalg.norm(x @ w.T))
-    assert output_error(w, w_hat, Hessian().add(x)) == pytest.approx(expected)
+    assert output_error(w, w_hat, SecondMoment().add(x)) == pytest.approx(expected)
     assert output_error(w, w_hat, 3 * moment(x)) == pytest.approx(expected)
 
 
@@ -215,7 +210,7 @@ def test_the_output_error_is_that_of_the_outputs() -> None:
 def test_the_unit_of_the_inputs_changes_no_output_error(unit: float) -> None:
     x, w, w_hat = normal(20, 6).float(), normal(4, 6, seed=1), normal(4, 6, seed=2)
     expected = output_error(w, w_hat, moment(x))
-    assert output_error(w, w_hat, Hessian().add(unit * x)) == pytest.approx(expected, rel=1e-5)
+    assert output_error(w, w_hat, SecondMoment().add(unit * x)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_outputs_of_zero_have_no_relative_error() -> None:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from qcourse import PerGroup, quantize
 from qcourse.cost.memory import sparse_bytes_per_parameter
-from qcourse.methods.inverse_factor import output_error
-from qcourse.methods.second_moment import Hessian
+from qcourse.methods.second_moment import SecondMoment, output_error
 from qcourse.methods.sparse_storage import compress_sparse, position_bits, semi_structured
 from qcourse.methods.sparsity import NM, magnitude, sparsegpt, wanda
 
@@ -51,7 +50,7 @@ def test_magnitude_and_wanda_by_hand() -> None:
         [0, 0, -0.30000001192092896, 0.4000000059604645],
     ]
     x = torch.tensor([[1.0, 10.0, 1.0, 0.0], [1.0, -10.0, 1.0, 0.0]])
-    for h in (x.T @ x, Hessian().add(x)):
+    for h in (x.T @ x, SecondMoment().add(x)):
         pruned = wanda(w, h, NM(2, 4))
         assert pruned.mask.tolist() == [[True, True, False, False], [False, True, True, False]]
     lost = x @ (w - pruned.weight).T
