@@ -1,8 +1,8 @@
-"""Floor 4: exercises, checked. One file a sheet holds cases, references, tolerances, points and known mistakes.
+"""Exercises and their checks: one file per sheet holds cases, references and known mistakes.
 
-`check` is what a learner calls. It draws the cases, calls the function on copies of them (`answers.py`), has the
-answers judged (`judge.py`) and keeps the best result (`progress.py`). A grader goes the same way with another seed and
-the function in another process.
+A learner calls `check`. It draws the cases, calls the function on copies of them (`answers.py`),
+judges the answers (`judge.py`) and keeps the best result (`progress.py`). A grader does the same
+with another seed and the function in another process.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcourse.checks.judge import Verdict
 
-SEED = 0  # of the random cases of a self-check: the same at every run
+SEED = 0  # of the random cases of a self-check, the same in every run
 
 
 def check(exercise_id: Any, function: Any) -> "Verdict":
-    """Try a function on the cases of an exercise; the verdict shows itself as a cell's last line.
+    """Return the verdict on a function, tried on the cases of an exercise such as "01.2".
 
-    Args:
-        exercise_id: "01.2".
-        function: the learner's own. Whatever it does, the verdict says so: no error of it comes out of here.
+    An error in the function is part of the verdict and is not raised.
 
     Raises:
-        TypeError: exercise_id is no string, or function is no function.
+        TypeError: exercise_id is not a string, or function is not a function.
         ValueError: there is no such exercise.
 
     >>> check("01.1", lambda x, bits: x.abs().max() / (2 ** (bits - 1) - 1))
     01.1 passed, 1 of 1 point
     """
-    import torch  # here, because a grader that only asks which sheets there are must not wait for it
+    # Imported here because a grader that only lists the sheets must not wait for torch.
+    import torch
 
     from qcourse.checks.answers import capture
     from qcourse.checks.judge import judge
@@ -39,7 +38,9 @@ def check(exercise_id: Any, function: Any) -> "Verdict":
         raise TypeError(
             f"function={function!r} must be your function {exercise.function}: its name, not called"
         )
-    cases = exercise.cases(torch.Generator().manual_seed(SEED))
-    verdict = judge(exercise, cases, [capture(function, case.args) for case in cases])
+    generator = torch.Generator().manual_seed(SEED)
+    cases = exercise.cases(generator)
+    answers = [capture(function, case.args) for case in cases]
+    verdict = judge(exercise, cases, answers)
     record(verdict)
     return verdict

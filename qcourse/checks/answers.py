@@ -1,11 +1,10 @@
-"""What a learner's function gave back, as plain data, or what went wrong instead.
+"""What a learner's function gave back, as plain data, or the reason why it gave nothing usable.
 
-The idea: an answer is told apart by its exact type and turned into numbers, text, NumPy arrays and tuples of these
-before anything compares it. So a list, a NumPy array and a tensor are equally good, and an object that calls itself
-equal to everything gets nowhere: it is no answer. Nor is one that is far larger than any right answer.
+An answer is recognized by its exact type and turned into numbers, text, NumPy arrays and tuples of
+these before anything compares it. An object that calls itself equal to everything is refused, and
+so is an answer far larger than any right one.
 
-`judge.py` compares; this file never sees what is right. It needs torch and NumPy but nothing of qcourse, so that a
-process that holds no reference can carry it alone.
+`compare.py` compares. This file imports nothing of qcourse, so a sandbox can carry it alone.
 """
 
 import inspect
@@ -17,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-STUB = "not written yet"  # what a stub's NotImplementedError says
+STUB = "not written yet"  # the message of a stub's NotImplementedError
 LONGEST = 300  # characters kept of an error's message
 DEEPEST = 16  # lists within lists
-MOST = {
-    "lists": 2_000,
-    "arrays": 100_000,
-}  # values of an answer, those of all its lists, and of all its arrays
+
+MOST = {"lists": 2_000, "arrays": 100_000}  # values in all lists or arrays of an answer
+_NUMPY_SCALARS = frozenset(np.sctypeDict.values())
+_NUMPY_FLOATS = torch.float16, torch.float32, torch.float64
 
 
 class UnreadableError(TypeError):
-    """The function gave back something that stands for no numbers."""
+    """The function returned something that holds no numbers."""
 
 
 class ChangedArgumentError(Exception):
@@ -39,10 +38,9 @@ class Failure:
     """A call that gave no answer.
 
     Args:
-        kinds: the names of the exception's class and of its bases, ("ZeroDivisionError", "ArithmeticError", ...).
-        message: what it said.
-        line: the line of the learner's function that it came from, "" where there is none to show.
-        raised_in: the name of the function that raised it, which may be one that the learner's calls.
+        kinds: names of the exception's class and its bases, ("ZeroDivisionError", ...).
+        line: the line of the learner's function that raised it, "" if there is none to show.
+        raised_in: the name of the function that raised it, perhaps one that the learner's calls.
     """
 
     kinds: tuple[str, ...]
@@ -51,70 +49,62 @@ class Failure:
     raised_in: str = ""
 
     def is_stub(self, name: str) -> bool:
-        """Whether this is the untouched stub of the function called `name`."""
-        return (self.kinds[0], self.message, self.raised_in) == ("NotImplementedError", STUB, name)
+        """Return whether this is the untouched stub of the function called `name`."""
+        found = (self.kinds[0], self.message, self.raised_in)
+        return found == ("NotImplementedError", STUB, name)
 
 
 def capture(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """function(*args) as plain data, or the Failure it ended in; args are copied, so the caller's stay as they are.
+    """Return function(*args) as plain data, or the Failure that it ended in.
 
-    A function that changes an argument in place has failed, whatever it gives back: the caller may need it yet.
+    The function gets copies of args. If it changes one in place, the call has failed.
 
-    >>> capture(lambda x: x + 1, (torch.tensor([1, 2]),)).tolist()
-    [2, 3]
-    >>> capture(lambda x: 1 / x, (0,)).message
-    'division by zero'
     >>> capture(lambda x: x.add_(1), (torch.tensor([1, 2]),)).message
     'changed its argument x in place; work on a copy of it'
     """
-    given = tuple(map(_copied, args))
+    given = tuple(_copied(arg) for arg in args)
     answer = called(function, given)
-    changed = [
-        number for number, pair in enumerate(zip(args, given, strict=True)) if not _same(*pair)
-    ]
-    if changed and not isinstance(answer, Failure):
-        return changed_argument(function, changed[0])
+    if isinstance(answer, Failure):
+        return answer
+    for number, (before, after) in enumerate(zip(args, given, strict=True)):
+        if not _same(before, after):
+            return changed_argument(function, number)
     return answer
 
 
 def called(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """function(*args) as plain data, or the Failure it ended in; what it does to args is not looked at."""
+    """Return function(*args) as plain data, or a Failure; changes to args are not checked."""
     try:
         return plain(function(*args))
     except KeyboardInterrupt:  # the learner's own stop button
         raise
-    except (
-        BaseException
-    ) as error:  # exit() too: a learner's error ends the answer, not the notebook
+    except BaseException as error:  # exit() too: it must not end the notebook
         return _failure(error)
 
 
 def changed_argument(function: Callable[..., Any], number: int) -> Failure:
-    """The Failure of a call that wrote into its argument of this number, from 0; function tells the argument's name."""
-    message = f"changed its argument {_name(function, number)} in place; work on a copy of it"
+    """Return the Failure of a call that wrote into argument `number`, counted from 0."""
+    name = _argument_name(function, number)
+    message = f"changed its argument {name} in place; work on a copy of it"
     return Failure((ChangedArgumentError.__name__, Exception.__name__), message)
 
 
 def read(output: Any) -> Any:
-    """An answer as plain data, or the Failure that says why it is none; a Failure stays what it is."""
+    """Return an answer as plain data, or a Failure with the reason; a Failure is returned as is."""
     if type(output) is Failure:
         return output
     try:
         return plain(output)
-    except Exception as error:  # an object may raise anything while it is looked at
+    except Exception as error:  # any object may raise anything while it is read
         return _failure(error)
 
 
 def plain(value: Any) -> Any:
-    """The value as a bool, int, float, str, NumPy array, or a tuple of these.
-
-    A named tuple counts as a tuple, and an nn.Parameter as a tensor.
+    """Return the value as a bool, int, float, str, NumPy array, or a tuple of these.
 
     Raises:
-        UnreadableError: anything else, other subclasses of the above included, or too many values.
+        UnreadableError: for any other type, most subclasses included, and for too many values.
 
-    >>> plain([1, (2.5, True)])
-    (1, (2.5, True))
     >>> plain(torch.aminmax(torch.tensor([3, 1, 2])))
     (array(1), array(3))
     """
@@ -122,30 +112,34 @@ def plain(value: Any) -> Any:
 
 
 def _plain(value: Any, depth: int, left: dict[str, int]) -> Any:
-    """`plain`, with so many lists within lists and so many values left."""
-    kind = type(value)  # not isinstance, which an object may answer as it likes
-    if _is_one_of(kind, bool, float, str) or (kind is int and -(1 << 63) <= value < 1 << 64):
+    """Read a value with at most `depth` more levels of lists and `left` more values."""
+    # An object answers isinstance as it likes, so only its exact type counts.
+    kind = type(value)
+    fits_64_bits = kind is int and -(1 << 63) <= value < 1 << 64
+    if fits_64_bits or _is_one_of(kind, bool, float, str):
         return value
-    if kind is list:
-        return _plain_parts(list.__iter__(value), depth, left)
-    if issubclass(kind, tuple):  # a subclass may have an iterator of its own, that never ends
-        return _plain_parts(tuple.__iter__(value), depth, left)
+
+    # A subclass of tuple may define an iterator that never ends, so tuple's own is used.
+    own_iterator = list.__iter__ if kind is list else tuple.__iter__
+    if kind is list or issubclass(kind, tuple):
+        return _plain_parts(own_iterator(value), depth, left)
+
+    # The size is checked before anything is copied.
     if _is_one_of(kind, torch.Tensor, torch.nn.Parameter):
         _count_off("arrays", torch.Tensor.numel(value), left)
         value = _to_numpy(value)
     elif _is_one_of(kind, np.ndarray, *_NUMPY_SCALARS):
         _count_off("arrays", value.size, left)
     if type(value) is np.ndarray or _is_one_of(kind, *_NUMPY_SCALARS):
-        array = np.array(value)  # a copy: the function may go on writing into what it gave back
+        array = np.array(value)  # a copy, because the function may reuse its buffer
         if array.dtype.kind in "biuf":
             return array
-    raise UnreadableError(
-        f"returned {_described(kind)}; give back numbers, lists, NumPy arrays or plain tensors"
-    )
+    allowed = "give back numbers, lists, NumPy arrays or plain tensors"
+    raise UnreadableError(f"returned {_described(kind)}; {allowed}")
 
 
 def _is_one_of(kind: type, *kinds: type) -> bool:
-    """Whether the type is one of these; `in` would ask ==, which a type may answer as it likes."""
+    """Compare with `is`, because `in` calls ==, which a metaclass can override."""
     return any(kind is one for one in kinds)
 
 
@@ -166,69 +160,61 @@ def _count_off(where: str, count: int, left: dict[str, int]) -> None:
 
 
 def _described(kind: type) -> str:
-    """What a value of this type is, which stands for no numbers."""
     if kind is type(None):
         return "None (is a `return` missing?)"
-    return (
-        f"a {kind.__name__}"
-        if _is_one_of(kind, set, frozenset, dict)
-        else f"a value of type {kind.__name__}"
-    )
-
-
-_NUMPY_SCALARS = frozenset(np.sctypeDict.values())
+    if _is_one_of(kind, set, frozenset, dict):
+        return f"a {kind.__name__}"
+    return f"a value of type {kind.__name__}"
 
 
 def _to_numpy(value: torch.Tensor) -> np.ndarray:
     value = torch.Tensor.detach(value).cpu()
-    if value.is_floating_point() and value.dtype not in (
-        torch.float16,
-        torch.float32,
-        torch.float64,
-    ):
-        value = value.float()  # bfloat16 and the 8-bit floats, which NumPy does not have
+    # NumPy has neither bfloat16 nor the 8-bit floats.
+    if value.is_floating_point() and value.dtype not in _NUMPY_FLOATS:
+        value = value.float()
     return value.numpy()
 
 
 def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()
-    return tuple(map(_copied, value)) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return tuple(_copied(part) for part in value)
+    return value
 
 
 def _same(before: Any, after: Any) -> bool:
-    """Whether a copy of an argument still holds what the argument does; what was not copied is not looked at."""
+    """Return whether the copy of an argument still equals it; only tensors are compared."""
     if isinstance(before, tuple):
         return all(map(_same, before, after))
     if not isinstance(before, torch.Tensor):
         return True
     try:
         return np.array_equal(_to_numpy(before), _to_numpy(after), equal_nan=True)
-    except (RuntimeError, TypeError):  # it was made into something that NumPy cannot read
+    except (RuntimeError, TypeError):  # the call turned it into something NumPy cannot read
         return False
 
 
-def _name(function: Callable[..., Any], number: int) -> str:
-    """What the function calls its argument of that number, from 0."""
+def _argument_name(function: Callable[..., Any], number: int) -> str:
     try:
         return list(inspect.signature(function).parameters)[number]
-    except (TypeError, ValueError, IndexError):  # it does not say, or takes *args
+    except (TypeError, ValueError, IndexError):  # no signature, or *args
         return f"number {number + 1}"
 
 
 def _failure(error: BaseException) -> Failure:
-    said = traceback.TracebackException.from_exception(
-        error, limit=0
-    )  # also where its __str__ is broken
+    # TracebackException copes with an error whose __str__ itself raises.
+    said = str(traceback.TracebackException.from_exception(error, limit=0))
     kinds = tuple(kind.__name__ for kind in type(error).__mro__)
     line, raised_in = _place(error)
-    return Failure(kinds, str(said)[:LONGEST], line[:LONGEST], raised_in[:LONGEST])
+    return Failure(kinds, said[:LONGEST], line[:LONGEST], raised_in[:LONGEST])
 
 
 def _place(error: BaseException) -> tuple[str, str]:
-    """The innermost line of the file (or cell) that the learner's function is written in, and who raised the error."""
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__
-    ]
+    """Return the innermost line in the learner's own file or cell, and the function that raised."""
+    trace = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in trace if frame.filename != __file__]
+    if not frames:
+        return "", ""
     own = [frame for frame in frames if frame.filename == frames[0].filename]
-    return (f"line {own[-1].lineno}: {own[-1].line}", frames[-1].name) if own else ("", "")
+    return f"line {own[-1].lineno}: {own[-1].line}", frames[-1].name

@@ -1,4 +1,4 @@
-"""What the sheets share: draws from a generator, and the least arithmetic that a reference needs."""
+"""What the sheets share: cases, known mistakes, random draws, and the arithmetic of references."""
 
 from collections.abc import Callable, Collection, Iterable
 from itertools import combinations
@@ -14,32 +14,90 @@ from qcourse.checks.exercise import Case, Exercise, Mistake
 
 T = TypeVar("T")
 MOST_DRAWS = 10_000
+NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+# Cases and mistakes.
 
 
 def make_cases(
     by_hand: Iterable[Any], drawn: Iterable[Any], dtype: torch.dtype | None = None
 ) -> list[Case]:
-    """The cases of an exercise, the hand-made ones first, from the arguments of each: a tuple, or a single one.
+    """Return the cases of an exercise, hand-made ones first, from a tuple of arguments for each.
 
-    Args:
-        dtype: of the tensors that lists and arrays become; torch's choice where it is None.
+    A case of one argument needs no tuple. Lists and arrays become tensors of the given dtype.
 
     >>> make_cases([([1, 2], 4)], [torch.tensor(3)])
     [Case(args=(tensor([1, 2]), 4), by_hand=True), Case(args=(tensor(3),), by_hand=False)]
     """
-    marked = [(args, True) for args in by_hand]
-    marked += [(args, False) for args in drawn]
-    return [Case(_as_arguments(args, dtype), by_hand) for args, by_hand in marked]
+    cases = [Case(_as_arguments(args, dtype), by_hand=True) for args in by_hand]
+    cases += [Case(_as_arguments(args, dtype), by_hand=False) for args in drawn]
+    return cases
+
+
+def variants(name: str, advice: str, *functions: Callable[..., Any]) -> tuple[Mistake, ...]:
+    """Return one known mistake in the several ways that people write it."""
+    return tuple(Mistake(name, function, advice) for function in functions)
+
+
+def _as_arguments(args: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    converted = []
+    for arg in _parts(args):
+        # Lists within tuples stay as they are.
+        if isinstance(arg, list | np.ndarray | Tensor):
+            arg = torch.as_tensor(arg, dtype=dtype)
+        converted.append(arg)
+    return tuple(converted)
+
+
+def _parts(answer: Any) -> tuple[Any, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+# Random draws.
+
+
+def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Return uniform float32 numbers."""
+    return torch.empty(shape).uniform_(low, high, generator=generator)
+
+
+def whole(generator: Generator, low: int, high: int, *shape: int) -> Tensor:
+    """Return integers from low to high, both included."""
+    return torch.randint(low, high + 1, shape, generator=generator)
+
+
+def pick(generator: Generator, *choices: T) -> T:
+    """Return one of the choices."""
+    index = int(whole(generator, 0, len(choices) - 1))
+    return choices[index]
+
+
+# Arithmetic.
+
+
+def f64(x: Any) -> np.ndarray:
+    """Return a tensor or list in float64."""
+    return np.asarray(x, dtype=np.float64)
+
+
+def qmax(bits: int) -> int:
+    """Return the largest signed code.
+
+    >>> qmax(4)
+    7
+    """
+    return 2 ** (bits - 1) - 1
+
+
+# Draws that tell the known mistakes from the reference.
 
 
 def until_told(exercise: Exercise, draw: Callable[[], list[Any]]) -> list[Any]:
-    """What draw gives, drawn anew until each known mistake of the exercise answers one of these calls wrongly.
-
-    Args:
-        draw: gives the arguments of some calls.
+    """Return draw(), repeated until each known mistake gives a wrong answer to one of the calls.
 
     Raises:
-        RuntimeError: no draw of MOST_DRAWS tells them all, so the shapes that are drawn cannot.
+        RuntimeError: no draw of MOST_DRAWS did that, so shapes of this kind cannot.
     """
     for _ in range(MOST_DRAWS):
         drawn = draw()
@@ -53,59 +111,31 @@ def until_told(exercise: Exercise, draw: Callable[[], list[Any]]) -> list[Any]:
 
 
 def _is_told(exercise: Exercise, mistake: Mistake, cases: list[Case], expected: list[Any]) -> bool:
-    pairs = zip(cases, expected, strict=True)
-    answers = ((capture(mistake.function, case.args), right) for case, right in pairs)
-    return any(
-        difference(answer, right, 10 * exercise.tolerance) is not None for answer, right in answers
-    )
-
-
-def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
-    """Uniform float32 numbers."""
-    return torch.empty(shape).uniform_(low, high, generator=generator)
-
-
-def whole(generator: Generator, low: int, high: int, *shape: int) -> Tensor:
-    """Whole numbers from low to high, both included."""
-    return torch.randint(low, high + 1, shape, generator=generator)
-
-
-def pick(generator: Generator, *choices: T) -> T:
-    """One of the choices."""
-    return choices[int(whole(generator, 0, len(choices) - 1))]
-
-
-def f64(x: Any) -> np.ndarray:
-    """A tensor or list in float64."""
-    return np.asarray(x, dtype=np.float64)
-
-
-def qmax(bits: int) -> int:
-    """The largest signed code.
-
-    >>> qmax(4)
-    7
-    """
-    return 2 ** (bits - 1) - 1
+    # An answer just outside the tolerance would be judged by its last digits.
+    apart = 10 * exercise.tolerance
+    for case, right in zip(cases, expected, strict=True):
+        answer = capture(mistake.function, case.args)
+        if difference(answer, right, apart) is not None:
+            return True
+    return False
 
 
 def found(
     exercise: Exercise, args: tuple[Any, ...], besides: Collection[str] = ()
 ) -> list[tuple[str, np.ndarray]]:
-    """The numbers that the reference (named "") and the mistakes give, all of an answer in one row.
+    """Return the answers of the reference (named "") and the mistakes, each as a row of numbers.
 
     Args:
-        besides: names of mistakes that are left out.
+        besides: names of mistakes to leave out.
     """
-    functions = [
-        ("", exercise.reference),
-        *((mistake.name, mistake.function) for mistake in exercise.mistakes),
-    ]
-    return [
-        (name, np.hstack([*map(np.ravel, _parts(function(*args)))]))
-        for name, function in functions
-        if name not in besides
-    ]
+    functions = [("", exercise.reference)]
+    functions += [(mistake.name, mistake.function) for mistake in exercise.mistakes]
+    answers = []
+    for name, function in functions:
+        if name not in besides:
+            parts = [np.ravel(part) for part in _parts(function(*args))]
+            answers.append((name, np.hstack(parts)))
+    return answers
 
 
 def telling(
@@ -116,20 +146,27 @@ def telling(
     besides: Collection[str] = (),
     pairs: bool = True,
 ) -> bool:
-    """Whether on one case no mistake answers as the reference does.
+    """Return whether every mistake differs from the reference on these arguments.
 
     Args:
-        apart: by how much the numbers that differ must differ.
+        apart: the least difference, in the number that differs most.
         besides: names of mistakes that other cases tell.
-        pairs: whether mistakes of different names must answer differently as well.
+        pairs: also compare mistakes of different names with one another.
     """
     answers = found(exercise, args, besides)
-    compared = combinations(answers, 2) if pairs else ((answers[0], other) for other in answers[1:])
-    return all(one == other or np.abs(a - b).max() > apart for (one, a), (other, b) in compared)
+    compared = combinations(answers, 2)
+    if not pairs:
+        compared = ((answers[0], other) for other in answers[1:])
+    for (name, numbers), (other_name, other_numbers) in compared:
+        if name == other_name:
+            continue
+        if not np.abs(numbers - other_numbers).max() > apart:
+            return False
+    return True
 
 
 def telling_rows(told: np.ndarray, suits: np.ndarray, count: int) -> np.ndarray:
-    """So many of the rows that suit, which together tell every pair apart; none where such rows are not found.
+    """Return `count` suitable rows that together tell every pair apart; none if not found.
 
     Args:
         told: which pairs of answers each row tells apart (rows, pairs).
@@ -140,31 +177,19 @@ def telling_rows(told: np.ndarray, suits: np.ndarray, count: int) -> np.ndarray:
     """
     told = told & suits[:, None]
     order: list[int] = []
-    left = np.ones(told.shape[1], dtype=bool)  # pairs that no row of those taken tells
+
+    # Greedy cover: take the row that tells the most pairs not told so far.
+    left = np.ones(told.shape[1], dtype=bool)
     while left.any():
         gains = (told & left).sum(axis=1)
         best = int(gains.argmax())
         if not gains[best]:
-            return np.empty(0, dtype=np.int64)
+            return NO_ROWS
         order.append(best)
         left &= ~told[best]
+
+    # Any other suitable row may fill up the count.
     order += [row for row in np.flatnonzero(suits).tolist() if row not in order]
     taken = np.sort(order[:count])
-    return (
-        taken
-        if len(taken) == count and told[taken].any(axis=0).all()
-        else np.empty(0, dtype=np.int64)
-    )
-
-
-def _as_arguments(args: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
-    """The arguments of a call; lists and arrays become tensors, on the top level only."""
-    numbers = list | np.ndarray | Tensor
-    return tuple(
-        torch.as_tensor(arg, dtype=dtype) if isinstance(arg, numbers) else arg
-        for arg in _parts(args)
-    )
-
-
-def _parts(answer: Any) -> tuple[Any, ...]:
-    return answer if isinstance(answer, tuple) else (answer,)
+    enough = len(taken) == count
+    return taken if enough and told[taken].any(axis=0).all() else NO_ROWS

@@ -1,72 +1,59 @@
 """What an exercise is: inputs, a reference, a tolerance, points, and the mistakes people make.
 
-The idea: all there is to an exercise is a value in one file a sheet (`sheet_01.py`, ...), so whoever checks, a
-learner's own `check` or a grader in another process, needs only that file and `judge.py`. References are written anew,
-small and in float64: a check whose oracle is the code under test would pass everything.
+An exercise is a value in one file per sheet (`sheet_01.py`, ...). A learner's own `check` and a
+grader in another process both need only that file and `judge.py`. References are written anew,
+small and in float64: a check that used the code under test as its reference would pass everything.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # heavy, and here only a name: a grader asks for exercises' ids without it
+# torch is slow to import, and a grader that asks only for the ids of exercises does not need it.
+if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call.
+    """One call of the function."""
 
-    Args:
-        args: its arguments: tensors, numbers, strings, booleans, and tuples of these.
-        by_hand: whether the case stands in the source, where anyone can read it. Such cases explain; points come from
-            the others, which a generator draws.
-    """
-
+    # Tensors, numbers, strings, booleans, and tuples of these.
     args: tuple[Any, ...]
+
+    # Whether the case stands in the source, where anyone can read it. Such cases explain; points
+    # come only from the others, which are drawn from a generator.
     by_hand: bool = False
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A plausible wrong implementation. Where people write one mistake in several ways, each has an entry; the name is
-    the same.
+    """A plausible wrong implementation; several ways to write one mistake share its name."""
 
-    Args:
-        name: what is wrong, to follow "Looks like: ".
-        function: takes what the reference takes and goes wrong in this one way.
-        advice: what to look at, a sentence that does not give the code away.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    advice: str
+    name: str  # completes "Looks like: "
+    function: Callable[..., Any]  # takes the reference's arguments
+    advice: str  # a sentence that does not give the code away
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise.
+    """One exercise; the tests hold its cases, reference and mistakes against one another."""
 
-    Args:
-        id: "01.2": the sheet and the number on it.
-        title: a few words.
-        function: the name of the function to write.
-        points: what it is worth when all cases are right; `points.py` says what is earned before.
-        cases: draws the cases, the hand-made ones first, so that the first to fail is one that a person can follow.
-        reference: the right answer. An integer dtype where it gives one; uint8 or int32 where it gives that. Where it
-            raises an exception, one of that kind whose message holds the numbers that its own holds.
-        mistakes: the bank of known mistakes.
-        tolerance: how far a float may be off, relative to the expected value, or to a hundredth of the largest
-            expected value where that is more; 1e-6 where all that is expected is 0. Integers are exact.
-    """
-
-    id: str
+    id: str  # "01.2": the sheet and the number on it
     title: str
-    function: str
-    points: int
+    function: str  # the name of the function to write
+    points: int  # for all cases right; `points.py` says what fewer earn
+
+    # Draws the cases, hand-made ones first: a person can follow the first failing case.
     cases: "Callable[[torch.Generator], list[Case]]"
+
+    # The right answer. Its dtype matters if it is an integer one. If it raises an error, an answer
+    # raises one of that kind whose message holds the same numbers.
     reference: Callable[..., Any]
     mistakes: tuple[Mistake, ...]
+
+    # The allowed error of a float, relative to the expected value, or to a hundredth of the largest
+    # expected value if that is more. If all expected values are 0, 1e-6. Integers are exact.
     tolerance: float = 1e-5
 
 

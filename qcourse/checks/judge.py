@@ -1,11 +1,10 @@
-"""Right or wrong, and in which words: pure functions of what a learner's function gave back.
+"""Right or wrong, and in which words: a verdict from what a learner's function gave back.
 
-The idea: the judge gets answers, never the function, so it can sit in another process than the code it judges. It
-compares case by case with the reference; where a case fails it also asks the bank of known mistakes, and names the one
-that gives the same answer on every case.
+The judge gets answers, never the function, so it can run in another process than the code it
+judges. It compares each answer with the reference. If one differs, it also tries the known mistakes
+and names the one that gives the same answers on every case.
 
-`answers.py` makes plain data of what a function gave, `compare.py` compares it, `points.py` says what it earns and
-`words.py` writes it out.
+`answers.py` reads an answer, `compare.py` compares it, `points.py` says what it earns.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from html import escape
 from typing import Any
 
 from qcourse.checks.answers import Failure, capture, read
-from qcourse.checks.compare import difference
+from qcourse.checks.compare import Difference, difference
 from qcourse.checks.exercise import Case, Exercise
 from qcourse.checks.points import earned
 from qcourse.checks.words import call
@@ -22,6 +21,7 @@ from qcourse.checks.words import call
 PASSED = "passed"
 FAILED = "not yet"
 NOT_WRITTEN = "not written yet"
+COLORS = {PASSED: "#2e9e4f", FAILED: "#d0492f", NOT_WRITTEN: "#8a8a8a"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,11 +31,11 @@ class Verdict:
     Args:
         exercise_id: "01.2".
         status: PASSED, FAILED or NOT_WRITTEN.
-        points, max_points: what it earned of what it is worth.
-        cases_right, cases: how many cases came out right, of how many.
-        reason: the first failing case, without the expected value; "" where there is none.
+        points, max_points: what the answer earned, of how much.
+        cases_right, cases: how many cases were right, of how many.
+        reason: the first failing case without its expected value, or "".
         expected: the expected value of that case.
-        mistake, advice: the known mistake that it looks like; "" where none does.
+        mistake, advice: the known mistake that gives the same answers, or "".
     """
 
     exercise_id: str
@@ -51,88 +51,111 @@ class Verdict:
 
     @property
     def lines(self) -> list[str]:
-        """The verdict in words, a line a thought."""
+        """Return the verdict in words: result, first failing case, known mistake."""
         if self.status == NOT_WRITTEN:
             return [f"{self.exercise_id} {NOT_WRITTEN}"]
-        worth = "1 point" if self.max_points == 1 else f"{self.max_points} points"
-        first = f"{self.exercise_id} {self.status}, {self.points:g} of {worth}"
+        unit = "point" if self.max_points == 1 else "points"
+        result = f"{self.exercise_id} {self.status}, {self.points:g} of {self.max_points} {unit}"
         if self.status == PASSED:
-            return [first]
-        looks = [f"Looks like: {self.mistake}. {self.advice}"] if self.mistake else []
-        return [
-            f"{first} ({self.cases_right} of {self.cases} cases right)",
+            return [result]
+        lines = [
+            f"{result} ({self.cases_right} of {self.cases} cases right)",
             f"{self.reason}; expected {self.expected}",
-            *looks,
         ]
+        if self.mistake:
+            lines.append(f"Looks like: {self.mistake}. {self.advice}")
+        return lines
 
     def __repr__(self) -> str:
         return "\n".join(self.lines)
 
     def _repr_html_(self) -> str:
-        colour = {PASSED: "#2e9e4f", FAILED: "#d0492f"}.get(self.status, "#8a8a8a")
-        first, *rest = map(escape, self.lines)
-        body = "<br>".join([f'<b style="color: {colour}">{first}</b>', *rest])
-        return f'<div style="border-left: 4px solid {colour}; padding-left: 0.8em">{body}</div>'
+        color = COLORS[self.status]
+        first, *rest = [escape(line) for line in self.lines]
+        body = "<br>".join([f'<b style="color: {color}">{first}</b>', *rest])
+        return f'<div style="border-left: 4px solid {color}; padding-left: 0.8em">{body}</div>'
 
 
 def judge(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]) -> Verdict:
-    """The verdict over the outputs of all cases: answers and Failures, as `capture` gives them.
+    """Return the verdict over the outputs of all cases: answers and Failures, as from `capture`.
 
     Raises:
-        ValueError: not one output for each case, or no case.
+        ValueError: there is no case, or not one output for each case.
     """
     if not cases or len(cases) != len(outputs):
         raise ValueError(
-            f"outputs has {len(outputs)} answers for {len(cases)} cases; each of 1 or more needs one"
+            f"outputs has {len(outputs)} answers for {len(cases)} cases; "
+            "each of 1 or more needs one"
         )
     outputs = [read(output) for output in outputs]
     expected = [_made_by(exercise.reference, case, ValueError) for case in cases]
-    found = [difference(*pair, exercise.tolerance) for pair in zip(outputs, expected, strict=True)]
+    found = _differences(exercise, outputs, expected)
     right = [one is None for one in found]
     counts = (exercise.points, sum(right), len(cases))
-    if any(isinstance(output, Failure) and output.is_stub(exercise.function) for output in outputs):
+    if any(_is_stub(output, exercise.function) for output in outputs):
         return Verdict(exercise.id, NOT_WRITTEN, 0, *counts)
     points = earned(exercise.points, cases, expected, right)
     if all(right):
         return Verdict(exercise.id, PASSED, points, *counts)
-    known = (
-        _known_mistake(exercise, cases, outputs)
-        if _is_wrong_in_value(outputs, expected, exercise)
-        else ("", "")
-    )
-    case, first = next(
-        (case, one) for case, one in zip(cases, found, strict=True) if one is not None
-    )
-    reason = f"{call(exercise.function, case.args)} {first.got}"
+
+    # The first failing case is shown; hand-made cases, which a person can follow, come first.
+    number = right.index(False)
+    shown = call(exercise.function, cases[number].args)
+    first = found[number]
+    reason = f"{shown} {first.got}"
+    known = ("", "")
+    if _is_wrong_in_value(outputs, expected, exercise):
+        known = _known_mistake(exercise, cases, outputs)
     return Verdict(exercise.id, FAILED, points, *counts, reason, first.expected, *known)
 
 
+def _differences(
+    exercise: Exercise, outputs: Sequence[Any], expected: Sequence[Any]
+) -> list[Difference | None]:
+    pairs = zip(outputs, expected, strict=True)
+    return [difference(output, right, exercise.tolerance) for output, right in pairs]
+
+
+def _is_stub(output: Any, function: str) -> bool:
+    return isinstance(output, Failure) and output.is_stub(function)
+
+
 def _is_wrong_in_value(outputs: Sequence[Any], expected: Sequence[Any], exercise: Exercise) -> bool:
-    """Whether more than a dtype is wrong; a mistake that gives right numbers has not been made where only that is."""
-    return any(
-        difference(output, right, exercise.tolerance, kinds=isinstance(right, Failure)) is not None
-        for output, right in zip(outputs, expected, strict=True)
-    )
+    """Return whether more than a dtype is wrong; a dtype alone is not one of the known mistakes."""
+    for output, right in zip(outputs, expected, strict=True):
+        kinds = isinstance(right, Failure)
+        if difference(output, right, exercise.tolerance, kinds=kinds) is not None:
+            return True
+    return False
 
 
 def _known_mistake(
     exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]
 ) -> tuple[str, str]:
-    """The name and advice of the mistake that gives these outputs on every case; kinds of number aside."""
+    """Return name and advice of the mistake with these outputs on every case, or two ""."""
     for mistake in exercise.mistakes:
-        made = (_made_by(mistake.function, case, ValueError, RuntimeError) for case in cases)
-        pairs = zip(outputs, made, strict=True)
-        if all(
-            difference(output, wrong, exercise.tolerance, kinds=False) is None
-            for output, wrong in pairs
-        ):
+        if _gives(mistake.function, exercise.tolerance, cases, outputs):
             return mistake.name, mistake.advice
     return "", ""
 
 
+def _gives(
+    function: Callable[..., Any], tolerance: float, cases: Sequence[Case], outputs: Sequence[Any]
+) -> bool:
+    """Return whether the function gives these outputs, dtypes aside."""
+    for case, output in zip(cases, outputs, strict=True):
+        made = _made_by(function, case, ValueError, RuntimeError)
+        if difference(output, made, tolerance, kinds=False) is not None:
+            return False
+    return True
+
+
 def _made_by(function: Callable[..., Any], case: Case, *meant: type[Exception]) -> Any:
-    """What a reference or a mistake gives; an error that it does not mean is ours, and must not pass for an answer."""
+    """Return a reference's or mistake's answer; it may raise only the errors that are meant."""
     made = capture(function, case.args)
-    if isinstance(made, Failure) and made.kinds[0] not in (kind.__name__ for kind in meant):
+    allowed = [kind.__name__ for kind in meant]
+
+    # Any other error is a bug of the course and must not pass for an answer.
+    if isinstance(made, Failure) and made.kinds[0] not in allowed:
         raise RuntimeError(f"{function} went wrong on {case}: {made}")
     return made

@@ -1,10 +1,11 @@
 """The best result of each exercise, kept on this computer.
 
-The idea: one small JSON file, {"01.2": {"points": 3, "date": "2026-01-31"}}, read anew before each change, written
-aside and then renamed, so that a crash leaves either the old file or the new one. A file that cannot be read is set
-aside under another name, with a word; nothing is lost in silence.
+One small JSON file holds {"01.2": {"points": 3, "date": "2026-01-31"}}. It is read again before
+each change and replaced as a whole, so a crash leaves either the old file or the new one. A file
+that cannot be read is renamed with a warning; nothing is lost in silence.
 
-The file is progress.json in the user's data folder, or the one that the environment variable QCOURSE_PROGRESS names.
+The file is progress.json in the user's data folder, or the path in the environment variable
+QCOURSE_PROGRESS.
 """
 
 import json
@@ -21,17 +22,19 @@ from qcourse.machine import write_whole
 
 
 def progress_file() -> Path:
-    """Where progress is kept."""
-    named = os.environ.get("QCOURSE_PROGRESS")
-    return (
-        Path(named)
-        if named
-        else Path(platformdirs.user_data_dir("qcourse", appauthor=False), "progress.json")
-    )
+    """Return the path of the progress file."""
+    chosen = os.environ.get("QCOURSE_PROGRESS")
+    if chosen:
+        return Path(chosen)
+    folder = platformdirs.user_data_dir("qcourse", appauthor=False)
+    return Path(folder, "progress.json")
 
 
 def read_progress(path: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The best result of each exercise that was tried, {id: {"points", "date"}}; a damaged file is set aside."""
+    """Return the best result of each exercise tried, {id: {"points", "date"}}.
+
+    A damaged file is renamed, with a warning.
+    """
     path = path or progress_file()
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -44,48 +47,50 @@ def read_progress(path: Path | None = None) -> dict[str, dict[str, Any]]:
     aside = _free_name(path)
     path.replace(aside)
     warnings.warn(
-        f"{path} could not be read; it is kept as {aside.name} and progress starts anew",
+        f"{path} could not be read; it is kept as {aside.name} and progress starts from zero",
         stacklevel=2,
     )
     return {}
 
 
 def record(verdict: Verdict, path: Path | None = None) -> None:
-    """Keep the verdict where it is the exercise's best; a stub that was never touched is no try.
+    """Keep the verdict if it is the exercise's best so far; an untouched stub does not count.
 
-    Where the file cannot be written, a warning says so.
+    If the file cannot be written, warn.
     """
     path = path or progress_file()
     try:
-        if (
-            verdict.status == NOT_WRITTEN or Path.cwd().name == "solutions"
-        ):  # a solution sheet is nobody's progress
+        # Running a solution sheet says nothing about the learner.
+        is_solution = Path.cwd().name == "solutions"
+        if verdict.status == NOT_WRITTEN or is_solution:
             return
         results = read_progress(path)
         best = results.get(verdict.exercise_id)
         if best is None or verdict.points > best["points"]:
-            results[verdict.exercise_id] = {
-                "points": verdict.points,
-                "date": date.today().isoformat(),
-            }
+            today = date.today().isoformat()
+            results[verdict.exercise_id] = {"points": verdict.points, "date": today}
             write_whole(path, json.dumps(results, indent=1, sort_keys=True))
     except OSError as error:
         warnings.warn(f"progress was not saved: {error.strerror}: {path}", stacklevel=3)
 
 
 def _is_progress(found: Any) -> bool:
-    """Whether it is what `record` writes."""
-    return isinstance(found, dict) and all(
-        isinstance(result, dict)
-        and isinstance(result.get("points"), int | float)
-        and isinstance(result.get("date"), str)
-        for result in found.values()
-    )
+    return isinstance(found, dict) and all(map(_is_result, found.values()))
+
+
+def _is_result(result: Any) -> bool:
+    if not isinstance(result, dict):
+        return False
+    has_points = isinstance(result.get("points"), int | float)
+    has_date = isinstance(result.get("date"), str)
+    return has_points and has_date
 
 
 def _free_name(path: Path) -> Path:
-    """A name beside the file that nothing has yet."""
+    """Return the first unused path progress.damaged-1.json, progress.damaged-2.json, ..."""
     number = 1
-    while (free := path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")).exists():
+    while True:
+        free = path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")
+        if not free.exists():
+            return free
         number += 1
-    return free

@@ -1,7 +1,7 @@
-"""Arguments and answers written out for a learner: whole where they are small, their place where they are not.
+"""Arguments and answers as text: in full if they are small, else their size or the wrong entry.
 
-The idea: what is shown of a call can be pasted into a cell and tried. What is too large to be read is counted, not
-written, and never walked through to its end.
+A small call is shown so that it can be pasted into a cell and tried. Anything too large to read is
+counted, never walked through to its end.
 """
 
 import math
@@ -15,37 +15,42 @@ LONGEST = 100  # characters of a text
 
 
 def call(name: str, args: tuple[Any, ...]) -> str:
-    """The call, ready to paste where its arguments are small.
+    """Return the call as text, ready to paste if its arguments are small.
 
     >>> call("quantize", (torch.tensor([0.5, -0.41]), 0.25, 4))
     'quantize(torch.tensor([0.5, -0.41]), 0.25, 4)'
     """
-    return f"{name}({', '.join(map(_argument, args))})"
+    arguments = ", ".join(_argument(arg) for arg in args)
+    return f"{name}({arguments})"
 
 
 def show(value: Any) -> str:
-    """A plain answer, six digits a float.
+    """Return a plain answer as text, floats with six digits.
 
     >>> show((np.array([[1.0], [0.1 + 0.2]]), 3)), show(np.zeros((8, 8)))
     ('([[1.0], [0.3]], 3)', 'float64 numbers of shape (8, 8)')
     """
     if isinstance(value, tuple):
-        return f"({', '.join(map(show, value))})" if is_small(value) else f"{len(value)} values"
+        return f"({_listed(value)})" if is_small(value) else f"{len(value)} values"
     if isinstance(value, np.ndarray | np.generic):
-        return (
-            show(value.tolist())
-            if is_small(value)
-            else f"{value.dtype} numbers of shape {value.shape}"
-        )
+        if is_small(value):
+            return show(value.tolist())
+        return f"{value.dtype} numbers of shape {value.shape}"
     if isinstance(value, list):
-        return f"[{', '.join(map(show, value))}]"
+        return f"[{_listed(value)}]"
     if isinstance(value, str) and len(value) > LONGEST:
         return f"{value[:LONGEST]!r} and {len(value) - LONGEST} characters more"
-    return repr(float(f"{value:.6g}")) if isinstance(value, float) else repr(value)
+    if isinstance(value, float):
+        value = float(f"{value:.6g}")
+    return repr(value)
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(show(value) for value in values)
 
 
 def is_small(value: Any) -> bool:
-    """Whether an answer is written out: at most 24 values.
+    """Return whether an answer is written out: at most 24 values.
 
     >>> is_small(((1, 2), 3)), is_small(np.zeros((20_000_000, 0)))
     (True, False)
@@ -54,30 +59,35 @@ def is_small(value: Any) -> bool:
 
 
 def pinpoint(answer: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> tuple[str, str]:
-    """What came and what was expected: whole arrays where small, and the first place that is wrong.
+    """Return both arrays as text, or their first entries that differ, if they are large.
 
-    >>> pinpoint(np.eye(2), np.ones((2, 2)), np.eye(2) == 0)
-    ('returned [[1.0, 0.0], [0.0, 1.0]] (row 0, column 1: 0.0)', '[[1.0, 1.0], [1.0, 1.0]] (row 0, column 1: 1.0)')
+    >>> pinpoint(np.zeros(99), np.arange(99), np.arange(99) > 0)
+    ('returned 0.0 at [1] (98 of 99 values differ)', '1')
     """
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
-    first, wanted = show(answer[place]), show(expected[place])
-    matrix = answer.ndim == 2
-    index = f"row {place[0]}, column {place[1]}" if matrix else f"[{', '.join(map(str, place))}]"
+    is_matrix = answer.ndim == 2
+    got = show(answer[place])
+    wanted = show(expected[place])
+
+    # A row and a column for a matrix, else an index such as [0, 3, 1].
+    index = f"[{_listed(place)}]"
+    preposition = "at"
+    if is_matrix:
+        index = f"row {place[0]}, column {place[1]}"
+        preposition = "in"
     if answer.size > LARGEST:
-        where = f"{'in' if matrix else 'at'} {index}"
-        return f"returned {first} {where} ({wrong.sum()} of {wrong.size} values differ)", wanted
-    if matrix and answer.size > 1:
-        return (
-            f"returned {show(answer)} ({index}: {first})",
-            f"{show(expected)} ({index}: {wanted})",
-        )
-    return f"returned {show(answer)}", show(expected)
+        differ = f"{wrong.sum()} of {wrong.size} values differ"
+        return f"returned {got} {preposition} {index} ({differ})", wanted
+    whole = f"returned {show(answer)}"
+    if is_matrix and answer.size > 1:
+        return f"{whole} ({index}: {got})", f"{show(expected)} ({index}: {wanted})"
+    return whole, show(expected)
 
 
 def _count(value: Any, most: int) -> int:
-    """How many values there are to write, counted until they are more than `most`."""
+    """Return how many values would be written; stop counting beyond `most`."""
     if not isinstance(value, tuple):
-        # An array without values is written as its empty rows, of which there may be many.
+        # An array without values is written as its empty rows, and there may be many of them.
         return math.prod(size or 1 for size in np.shape(value))
     count = 0
     for part in value:
@@ -88,12 +98,21 @@ def _count(value: Any, most: int) -> int:
 
 
 def _argument(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        if not isinstance(value, tuple):
-            return show(value)
-        return f"({', '.join(map(_argument, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, torch.Tensor):
+        return _tensor(value)
+    if not isinstance(value, tuple):
+        return show(value)
+    parts = ", ".join(_argument(part) for part in value)
+    return f"({parts},)" if len(value) == 1 else f"({parts})"
+
+
+def _tensor(value: torch.Tensor) -> str:
     if value.numel() > LARGEST:
-        return f"<{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}>"
-    by_itself = torch.float32 if value.is_floating_point() or not value.numel() else torch.int64
-    dtype = "" if value.dtype == by_itself else f", dtype={value.dtype}"
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"<{dtype} of shape {tuple(value.shape)}>"
+
+    # The dtype is written only where torch.tensor would choose another one.
+    is_float = value.is_floating_point() or not value.numel()
+    default = torch.float32 if is_float else torch.int64
+    dtype = "" if value.dtype == default else f", dtype={value.dtype}"
     return f"torch.tensor({show(value.numpy())}{dtype})"

@@ -125,8 +125,8 @@ def test_html_is_the_same_and_escaped() -> None:
         (lambda x: exit(), "raised SystemExit"),
         (lambda x: (_ for _ in ()).throw(KeyError("k")), "raised KeyError: 'k'"),
         (lambda: 0, "raised TypeError"),
-        (lambda x: [[1], [2, 3]], "returned lists that make no array"),
-        (lambda x: [1, "2"], "returned lists that make no array"),
+        (lambda x: [[1], [2, 3]], "returned lists that do not form an array"),
+        (lambda x: [1, "2"], "returned lists that do not form an array"),
         (lambda x: x[None], "returned shape (1, 2); expected shape (2,)"),
         (lambda x: x > 0, "(bool); expected floats"),
         (lambda x: x + 0j, "returned a value of type Tensor"),
@@ -349,7 +349,7 @@ def test_a_refusal_in_other_words_is_one(message: str) -> None:
 def test_a_refusal_that_fits_many_cases_is_none(message: str) -> None:
     found = difference(Failure(("ValueError",), message), REFUSED, 0.0)
     assert found == Difference(
-        f"raised ValueError: {message}", "a ValueError that names 4 and 6, and few numbers besides"
+        f"raised ValueError: {message}", "a ValueError that names 4 and 6, and few other numbers"
     )
 
 
@@ -410,7 +410,7 @@ def test_a_difference_names_the_part_of_an_answer() -> None:
             Failure(("ValueError",), "size 10"),
             Failure(("ValueError",), "2 does not divide 5"),
             "raised ValueError: size 10",
-            "a ValueError that names 2 and 5, and few numbers besides",
+            "a ValueError that names 2 and 5, and few other numbers",
         ),
     ],
 )
