@@ -1,11 +1,8 @@
 """Hadamard matrices: entries +1 and -1, orthogonal rows, H H^T = n I.
 
-x H / sqrt(n) spreads each channel equally over all channels and keeps the norm of x. For n = a b
-the matrix is a Kronecker product, so the transform is one small matrix product per block.
-
-Sizes: 1, 2, q + 1 for prime powers q = 3 mod 4, 2 (q + 1) for q = 1 mod 4, and products of these.
-That covers common models (11,008 = 32 x 344, 344 = 7^3 + 1) and, below 200, all multiples of 4
-except 92, 116, 156, 172, 184 and 188.
+x H / sqrt(n) spreads each channel equally over all channels and keeps the norm of x. Sizes: 1, 2,
+q + 1 for prime powers q = 3 mod 4, 2 (q + 1) for q = 1 mod 4, and products of these. Below 200 only
+92, 116, 156, 172, 184 and 188 are missing; 11,008, a common width, is 32 x (7^3 + 1).
 
 Source: Sylvester (1867), products; Paley, "On orthogonal matrices" (1933), q + 1 and 2 (q + 1).
 `rotation.py` applies these matrices and learns other rotations.
