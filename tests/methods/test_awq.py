@@ -378,16 +378,16 @@ def test_what_is_kept_of_the_inputs_stays_small() -> None:
     seen = None
     for batch in normal(500, 32).split(10):
         seen = Awq(INT4).observe(seen, batch)
-        assert sum(map(len, seen.rows)) < 32
-        assert seen.gram is None or not seen.rows
+        assert sum(map(len, seen.batches)) < 32
+        assert seen.gram is None or not seen.batches
         batch.zero_()  # the model may use its memory again
     assert seen is not None
     x = normal(500, 32)
     torch.testing.assert_close(
-        seen.moment().matrix[0] / seen.factor**2, x.T @ x, rtol=1e-4, atol=1e-3
+        seen.as_one_group().stored[0] / seen.power_of_two**2, x.T @ x, rtol=1e-4, atol=1e-3
     )
-    first = seen.moment().matrix.clone()
-    assert torch.equal(seen.moment().matrix, first)  # to ask changes nothing
+    first = seen.as_one_group().stored.clone()
+    assert torch.equal(seen.as_one_group().stored, first)  # to ask changes nothing
 
 
 def test_layers_that_share_an_input_share_the_scale_that_is_best_for_all() -> None:
