@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from qcourse import cli
+from qcourse import cli, course_files
 from qcourse.checks.registry import load_sheet, sheet_ids
 
 
@@ -153,9 +153,8 @@ def test_lab_shows_the_course_around_the_current_folder_else_the_package_s_own(
 def test_lab_without_a_course_is_one_sentence(
     progress: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        cli, "__file__", str(progress.parent / "site-packages" / "qcourse" / "cli.py")
-    )
+    elsewhere = progress.parent / "site-packages" / "qcourse"
+    monkeypatch.setattr(course_files, "PACKAGE", elsewhere)
     assert cli.main(["lab"]) == 2
     assert (
         capsys.readouterr().err
