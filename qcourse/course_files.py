@@ -1,8 +1,8 @@
 """Where the course's files are, what the master of a sheet is, and what a grade depends on.
 
 The idea: a grade depends on a sheet's master notebook, on the checks, and on the code that runs
-them. Everything that asks "is this grade still valid?" or "which file is that?" asks here, so that
-a file can move and only this module changes.
+them. All questions of the kind "is this grade still valid?" or "which file is that?" are answered
+here, so that only this module changes when a file moves.
 """
 
 import hashlib
@@ -12,14 +12,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 FIRST_LESSON = "notebooks/00_start_here.ipynb"
 
-# The modules that a sandbox is given: all that a worker needs, and no right answer.
+# The modules that a sandbox is given: all that a worker needs, and no right answer. Each comes after
+# the modules that it imports.
 _IN_SANDBOX = (
     "checks.answers",
     "grading.sandbox.wire",
     "grading.sandbox.cell_names",
+    "grading.sandbox.call_filter",
     "grading.sandbox.confine",
     "grading.sandbox.worker",
     "grading.sandbox.template",
+    "lab.interpreter_bounds",
     "lab.tiny_triton",
 )
 
@@ -27,12 +30,13 @@ _IN_SANDBOX = (
 def find(pattern: str) -> Path:
     """Return the first file of the course that matches a pattern such as "exercises/01_*.ipynb".
 
-    It is looked for in the current folder, in those above, and beside the package.
+    The search covers the current folder, the folders above it, and the package's own.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no file matches.
     """
-    for folder in (Path.cwd(), *Path.cwd().parents, PACKAGE.parent):
+    here = Path.cwd()
+    for folder in (here, *here.parents, PACKAGE.parent):
         for path in sorted(folder.glob(pattern)):
             return path
     raise FileNotFoundError(f"There is no {pattern} here; run this in the course's folder.")
@@ -47,12 +51,12 @@ def master(sheet_id: str) -> Path:
     Raises:
         ValueError: the course's folder is not here.
     """
-    for folder in (PACKAGE.parent, Path.cwd(), *Path.cwd().parents):
-        for path in sorted((folder / "solutions").glob(f"{sheet_id}_*.ipynb")):
+    pattern = f"solutions/{sheet_id}_*.ipynb"
+    here = Path.cwd()
+    for folder in (PACKAGE.parent, here, *here.parents):
+        for path in sorted(folder.glob(pattern)):
             return path
-    raise ValueError(
-        f"There is no solutions/{sheet_id}_*.ipynb here; run this in the course's folder."
-    )
+    raise ValueError(f"There is no {pattern} here; run this in the course's folder.")
 
 
 def sandbox_sources() -> dict[str, str]:
@@ -67,8 +71,10 @@ def sandbox_sources() -> dict[str, str]:
 def sheet_version(sheet_id: str) -> str:
     """Return a hash of what decides the points of one sheet: its master, its check, the judge."""
     checks = PACKAGE / "checks"
+    own = [checks / f"sheet_{sheet_id}.py", master(sheet_id)]
+    # all sheets share these: how answers are run, compared and given points
     shared = [path for path in checks.glob("*.py") if not path.name.startswith("sheet_")]
-    return fingerprint([checks / f"sheet_{sheet_id}.py", master(sheet_id), *sorted(shared)])
+    return fingerprint([*own, *sorted(shared)])
 
 
 def grader_version(*versions: str) -> str:
@@ -83,4 +89,5 @@ def fingerprint(paths: Iterable[Path], *texts: str) -> str:
     """Return 16 hexadecimal digits that change with the content of a file, or with a text."""
     parts = [text.encode() for text in texts]
     parts += [path.read_bytes() for path in paths]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    digest = hashlib.sha256(b"\0".join(parts))
+    return digest.hexdigest()[:16]

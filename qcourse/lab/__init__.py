@@ -1,4 +1,4 @@
-"""Floor 6: what notebooks show. Figures, widgets and verdicts, each a function that tests call too."""
+"""Floor 6: figures, widgets and verdicts for notebooks, each a function that tests call too."""
 
 import lazy_loader
 

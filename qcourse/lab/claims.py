@@ -118,6 +118,7 @@ class Settled:
     finding: str
 
     def __repr__(self) -> str:
+        # for terminals and for the tests of notebooks
         claim = self.claim
         first = f"Claim {claim.number} ({claim.sources}): {claim.statement}"
         return f"{first}\n  {self.verdict}: {self.finding}"
@@ -125,6 +126,7 @@ class Settled:
     def _repr_html_(self) -> str:
         claim = self.claim
         color = VERDICTS[self.verdict]
+        # a statement such as "a < b" must not become a tag
         statement = escape(claim.statement, quote=False)
         finding = escape(self.finding, quote=False)
         return (
@@ -144,6 +146,7 @@ def _read_table(table: str) -> dict[int, Claim]:
         else:
             rows.append(line)
 
+    # a statement may itself hold two spaces, so split twice only
     claims = {}
     for row in rows:
         number, sources, statement = re.split(r" {2,}", row, maxsplit=2)

@@ -41,6 +41,7 @@ def new_figure(
     """
     size = (width, height)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
+    # plt.subplots returns one axes or an array; figure.axes is always a list
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
@@ -159,6 +160,7 @@ def _draw_bits(ax: Axes, code: int, format: FloatFormat) -> None:
         opacity = 0.9 if bit else 0.25
         ax.add_patch(Rectangle((i, 0), 0.92, 1, facecolor=color, alpha=opacity))
         ax.text(i + 0.46, 0.5, str(bit), ha="center", va="center", fontsize=15)
+        # label a field at its first bit
         if field not in fields[:i]:
             ax.text(i, 1.12, field, color=color, fontsize=9)
     ax.set(xlim=(-0.1, 8.1), ylim=(-0.05, 1.5), xticks=[], yticks=[])

@@ -1,9 +1,9 @@
 """How many GPU instructions each INT4 kernel needs per weight, counted without a GPU.
 
 The idea: Triton compiles for a GPU that is not present, and its package includes NVIDIA's
-disassembler. A kernel spends its time in the loop over K. The instructions of one iteration, divided
-by the weights that a thread decodes in it, are the cost per weight. A process that runs kernels in
-the interpreter cannot compile, so this file runs as a process of its own.
+disassembler. A kernel spends its time in the loop over K. The instructions of one iteration,
+divided by the weights that a thread decodes in it, are the cost per weight. A process that runs
+kernels in the interpreter cannot compile, so this file runs as a process of its own.
 
 Source: NVIDIA's CUDA binary utilities (cuobjdump); Triton's ahead-of-time compiler.
 
@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+# the kernels, and the tile that one program of each computes
 VERSIONS = ("naive", "planes", "tuned")
 BLOCK_N = 64
 BLOCK_M = 16
@@ -43,6 +44,7 @@ FIXED = {
     "SCALE_FIRST": False,
 }
 
+# the arguments that are pointers, in Triton's notation
 POINTERS = {
     "words_ptr": "*i32",
     "scale_ptr": "*fp16",
@@ -69,6 +71,7 @@ def instructions() -> dict[str, dict[str, float]] | str:
 
     Where this machine cannot compile, return the reason instead.
     """
+    # a fresh cache, so that the process compiles and does not look up
     environment = dict(os.environ)
     environment.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,6 +80,7 @@ def instructions() -> dict[str, dict[str, float]] | str:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return json.loads(done.stdout)
+    # the last line of a traceback names the error
     messages = done.stderr.strip().splitlines()
     return messages[-1] if messages else "the process was killed"
 
@@ -117,6 +121,7 @@ def _loops(disassembly: str) -> list[list[str]]:
         target = re.search(r"\bBRA\b.* 0x([0-9a-f]+)", branch)
         if target is None:
             continue
+        # a branch forward is an if, not a loop
         start = int(target[1], 16)
         if start < end:
             body = [lines[address] for address in lines if start <= address <= end]
@@ -148,6 +153,7 @@ def compiled(
     function = getattr(triton_int4, version)
     types = POINTERS | {"x_ptr": dtype, "y_ptr": dtype}
     if version == "tuned":
+        # this kernel reads its codes as 16-bit words
         types["words_ptr"] = "*i16"
 
     constants = {}

@@ -1,17 +1,19 @@
-"""The words of Triton that the course's own kernels use, spoken by torch: for systems that Triton is not made for.
+"""The part of Triton's language that the course's kernels use, run by torch instead of Triton.
 
-The idea: a kernel is a function that runs once for each program of a grid and touches memory by pointers, masks, loads
-and stores alone. So a pointer is a tensor and some places in it, a load is an index, a grid is a loop. That is enough
-to run a lesson's kernel on macOS and Windows, and to refuse what leaves its tensor, which a GPU does not.
+The idea: a kernel is a function that runs once per program of a grid and accesses memory through
+pointers, masks, loads and stores only. Here a pointer is a tensor and positions in it, a load is an
+index, and a grid is a loop. That runs a lesson's kernel on macOS and Windows. It also refuses an
+access outside the tensor, which a GPU does not.
 
-Source: Triton's language reference, for what each word means.
+Source: Triton's language reference.
 
-How it differs from Triton's interpreter (TRITON_INTERPRET=1): that knows the whole language, and is what a lesson uses
-wherever Triton is installed. It refuses nothing; `stay_inside` teaches it to.
+How it differs from Triton's interpreter (TRITON_INTERPRET=1): the interpreter knows the whole
+language, and a lesson uses it wherever Triton is installed. It checks no bounds; `stay_inside` of
+``interpreter_bounds.py`` adds that check.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
@@ -20,22 +22,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_place: tuple[tuple[int, ...], tuple[int, ...]] = (
-    (0, 0, 0),
-    (1, 1, 1),
-)  # this program in the grid, and the grid
+from qcourse.lab.interpreter_bounds import stay_inside as stay_inside
+
+
+@dataclass
+class _Launch:
+    """The program that runs now, and the size of its grid, along three axes."""
+
+    program: tuple[int, ...] = (0, 0, 0)
+    grid: tuple[int, ...] = (1, 1, 1)
+
+
+# what program_id and num_programs read
+_launch = _Launch()
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """Places in a tensor's memory, counted in its elements."""
+    """Positions in a tensor's memory, counted in elements."""
 
     memory: Tensor
     at: Any = 0
 
     @property
     def dtype(self) -> SimpleNamespace:
-        """As Triton has it: the dtype of a pointer, whose element_ty is that of the tensor."""
+        """The dtype of a pointer as Triton has it: its element_ty is the dtype of the tensor."""
         return SimpleNamespace(element_ty=self.memory.dtype)
 
     def __add__(self, more: Any) -> "Pointer":
@@ -44,22 +55,24 @@ class Pointer:
     __radd__ = __add__
 
     def inside(self, mask: Any) -> tuple[Tensor, Tensor]:
-        """Places and mask as tensors of one shape.
+        """Return positions and mask as tensors of one shape.
 
         Raises:
-            IndexError: a place that is not masked lies outside of the tensor.
+            IndexError: a position that the mask does not exclude is outside the tensor.
         """
         at, mask = torch.broadcast_tensors(torch.as_tensor(self.at), torch.as_tensor(mask))
-        if bool((wrong := mask & ((at < 0) | (at >= len(self.memory)))).any()):
-            raise IndexError(
-                f"place {int(at[wrong][0])} of a tensor of {len(self.memory)} elements: a mask is missing"
-            )
+        size = len(self.memory)
+        outside = (at < 0) | (at >= size)
+        wrong = mask & outside
+        if bool(wrong.any()):
+            first = int(at[wrong][0])
+            raise IndexError(f"place {first} of a tensor of {size} elements: a mask is missing")
         return at.long(), mask
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What `jit` makes of a function: kernel[grid](...) runs it once for each program.
+    """What `jit` makes of a function: kernel[grid](...) runs it once per program.
 
     >>> def double(x_ptr, y_ptr, N, BLOCK):
     ...     n = language.program_id(0) * BLOCK + language.arange(0, BLOCK)
@@ -76,146 +89,123 @@ class Kernel:
         return self.function(*args, **options)
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
-        """How to launch so many programs: a tuple of one to three numbers, or a function of the arguments by name."""
+        """Return a launcher over a grid: one to three numbers, or a function of the arguments."""
 
         def launch(*args: Any, num_warps: int = 4, num_stages: int = 1, **options: Any) -> None:
-            global _place
+            # Triton accepts arguments by position and by name
             given = inspect.signature(self.function).bind(*args, **options)
             given.apply_defaults()
-            meta = given.arguments
-            programs = tuple(grid(dict(meta)) if callable(grid) else grid)
-            programs += (1,) * (3 - len(programs))
-            meta.update(
-                {name: _pointer(arg) for name, arg in meta.items() if isinstance(arg, Tensor)}
-            )
-            for program in product(*map(range, programs)):
-                _place = program, programs
+            arguments = given.arguments
+            sizes = tuple(grid(dict(arguments)) if callable(grid) else grid)
+            missing = 3 - len(sizes)
+            _launch.grid = (*sizes, *[1] * missing)
+
+            # a kernel receives pointers in place of tensors
+            for name, argument in arguments.items():
+                if isinstance(argument, Tensor):
+                    arguments[name] = _pointer(argument)
+
+            ranges = [range(size) for size in _launch.grid]
+            for program in product(*ranges):
+                _launch.program = program
                 self.function(*given.args, **given.kwargs)
 
         return launch
 
 
 def _pointer(tensor: Tensor) -> Pointer:
-    """To its first element; whatever its strides, what follows is what lies behind it in memory."""
-    count = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    """Return a pointer to the first element of a tensor."""
+    storage = tensor.untyped_storage()
+    # from the tensor's first element to the end of the storage, whatever the strides
+    count = storage.nbytes() // tensor.element_size() - tensor.storage_offset()
     return Pointer(tensor.as_strided((count,), (1,)))
 
 
+def _program_id(axis: int) -> int:
+    return _launch.program[axis]
+
+
+def _num_programs(axis: int) -> int:
+    return _launch.grid[axis]
+
+
 def _arange(start: int, end: int) -> Tensor:
-    if (count := end - start) < 1 or count & (count - 1):
+    count = end - start
+    # a power of 2 has one bit set
+    if count < 1 or count & (count - 1):
         raise ValueError(f"arange({start}, {end}) has {count} numbers; it must be a power of 2")
     return torch.arange(start, end, dtype=torch.int32)
 
 
+def _zeros(shape: Any, dtype: Any) -> Tensor:
+    return _full(shape, 0, dtype)
+
+
+def _full(shape: Any, value: Any, dtype: Any) -> Tensor:
+    # the dtype of a pointer stands for the dtype of its elements
+    return torch.full(tuple(shape), value, dtype=getattr(dtype, "element_ty", dtype))
+
+
 def _load(pointer: Pointer, mask: Any = True, other: float = 0, **_: Any) -> Tensor:
     at, mask = pointer.inside(mask)
+    # read position 0 where masked, then put `other` there
     found = pointer.memory[torch.where(mask, at, 0)]
     return torch.where(mask, found, torch.as_tensor(other).to(found.dtype))
 
 
 def _store(pointer: Pointer, value: Any, mask: Any = True) -> None:
     at, mask = pointer.inside(mask)
+    # a scalar is stored at each position
     values = torch.as_tensor(value).to(pointer.memory.dtype).expand(at.shape)
     pointer.memory[at[mask]] = values[mask]
 
 
 def _dot(a: Tensor, b: Tensor, acc: Tensor | None = None, **_: Any) -> Tensor:
+    # tensor cores multiply float16 and accumulate in float32
     found = a.float() @ b.float()
     return found if acc is None else acc + found
 
 
-def _dtype(dtype: Any) -> torch.dtype:
-    return getattr(dtype, "element_ty", dtype)
+def _sum(x: Tensor, axis: int | None = None) -> Tensor:
+    return x.sum() if axis is None else x.sum(axis)
 
 
+def _minimum(x: Any, y: Any) -> Tensor:
+    return torch.minimum(torch.as_tensor(x), torch.as_tensor(y))
+
+
+def _maximum(x: Any, y: Any) -> Tensor:
+    return torch.maximum(torch.as_tensor(x), torch.as_tensor(y))
+
+
+def cdiv(x: int, div: int) -> int:
+    """Return x / div, rounded up."""
+    return -(-x // div)
+
+
+# the decorator is the class itself
 jit = Kernel
-cdiv: Callable[[int, int], int] = lambda x, div: -(-x // div)  # noqa: E731
 
+_names = ("float16", "float32", "int8", "uint8", "int16", "int32", "int64")
+_dtypes = {name: getattr(torch, name) for name in _names}
+
+# what a kernel calls `tl`
 language = SimpleNamespace(
     constexpr=object,
-    program_id=lambda axis: _place[0][axis],
-    num_programs=lambda axis: _place[1][axis],
+    program_id=_program_id,
+    num_programs=_num_programs,
     arange=_arange,
-    zeros=lambda shape, dtype: torch.zeros(tuple(shape), dtype=_dtype(dtype)),
-    full=lambda shape, value, dtype: torch.full(tuple(shape), value, dtype=_dtype(dtype)),
+    zeros=_zeros,
+    full=_full,
     load=_load,
     store=_store,
     dot=_dot,
-    sum=lambda x, axis=None: x.sum() if axis is None else x.sum(axis),
+    sum=_sum,
     where=torch.where,
-    minimum=lambda x, y: torch.minimum(torch.as_tensor(x), torch.as_tensor(y)),
-    maximum=lambda x, y: torch.maximum(torch.as_tensor(x), torch.as_tensor(y)),
+    minimum=_minimum,
+    maximum=_maximum,
     cdiv=cdiv,
     range=range,
     static_range=range,
-    **{
-        name: getattr(torch, name)
-        for name in ("float16", "float32", "int8", "uint8", "int16", "int32", "int64")
-    },
+    **_dtypes,
 )
-
-
-def stay_inside() -> None:
-    """Let Triton's interpreter, too, refuse a place outside of the tensors that a kernel was launched with.
-
-    Nothing happens where an interpreter is made otherwise than those that are known here.
-    """
-    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
-
-    spans: list[
-        tuple[int, int]
-    ] = []  # addresses of the kernel that runs: the first of a tensor, and the first behind
-
-    def remembering(prepare: Callable[..., Any]) -> Callable[..., Any]:
-        def prepared(*given: Any) -> Any:
-            args, options = prepare(*given)
-            spans[:] = map(_span, _tensors((*args, *options.values())))
-            return args, options
-
-        return prepared
-
-    def watched(touch: Callable[..., Any], mask: int) -> Callable[..., Any]:
-        def touched(builder: Any, at: Any, *more: Any, **options: Any) -> Any:
-            _check(at.data[more[mask].data.astype(bool)], spans)
-            return touch(builder, at, *more, **options)
-
-        return touched
-
-    words = {
-        "create_masked_load": 0,
-        "create_masked_store": 1,
-    }  # where the mask stands behind the pointers
-    known = hasattr(GridExecutor, "_init_args_hst") and all(
-        hasattr(InterpreterBuilder, word) for word in words
-    )
-    if known and not hasattr(GridExecutor, "stays_inside"):
-        GridExecutor._init_args_hst, GridExecutor.stays_inside = (
-            remembering(GridExecutor._init_args_hst),
-            True,
-        )
-        for word, mask in words.items():
-            setattr(InterpreterBuilder, word, watched(getattr(InterpreterBuilder, word), mask))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Those in a tuple of arguments, also where a tensor is seen as another dtype or by a descriptor."""
-    if isinstance(value, Tensor):
-        yield value
-    else:
-        for part in (
-            value if isinstance(value, tuple) else [value.base] if hasattr(value, "base") else []
-        ):
-            yield from _tensors(part)
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    memory = tensor.untyped_storage()
-    return memory.data_ptr(), memory.data_ptr() + memory.nbytes()
-
-
-def _check(addresses: Any, spans: list[tuple[int, int]]) -> None:
-    if not all(
-        any(start <= address < end for start, end in spans)
-        for address in set(addresses.ravel().tolist())
-    ):
-        raise IndexError("a place outside of every tensor: a mask is missing")

@@ -1,4 +1,4 @@
-"""Instructions are found in a disassembly, told apart by kind, and counted for the three kernels where that can be."""
+"""Instructions are found in a disassembly, sorted by kind, and counted for the three kernels."""
 
 import pytest
 
@@ -21,12 +21,8 @@ DISASSEMBLY = """
 def test_the_loop_is_the_one_that_loads() -> None:
     loop = loop_of(DISASSEMBLY)
     assert [each.split()[0] for each in loop] == ["LDG.E", "LOP3.LUT", "HFMA2.MMA", "BRA"]
-    assert [kind(each) for each in loop] == [
-        "memory",
-        "bits",
-        "float arithmetic",
-        "addresses and the rest",
-    ]
+    kinds = [kind(each) for each in loop]
+    assert kinds == ["memory", "bits", "float arithmetic", "addresses and the rest"]
 
 
 def test_no_loop_no_count() -> None:
@@ -40,9 +36,8 @@ def test_a_machine_that_cannot_compile_says_why(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_three_kernels_each_cheaper_than_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "TRITON_INTERPRET", "1"
-    )  # of this process: the one that compiles must not inherit it
+    # of this process: the one that compiles must not inherit it
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     pytest.importorskip("triton", reason="triton is not installed")
     counts = instructions()
     assert not isinstance(counts, str), counts

@@ -1,4 +1,4 @@
-"""Pictures and the widgets around them: what a control changes, and what is seen where widgets do not run."""
+"""Figures and their widgets: what a control changes, and what shows where widgets do not run."""
 
 import base64
 import math
@@ -11,17 +11,8 @@ from torch import Tensor, nn
 from qcourse.cost.decode import LLAMA_2_70B, decode_time
 from qcourse.cost.devices import DEVICES
 from qcourse.lab.figures import grid_figure
-from qcourse.lab.widgets import (
-    PictureBox,
-    click_the_bits,
-    float_readout,
-    grid_readout,
-    png,
-    step_parts,
-    step_readout,
-    time_a_step,
-    watch_the_grid,
-)
+from qcourse.lab.readouts import float_readout, grid_readout, step_parts, step_readout
+from qcourse.lab.widgets import PictureBox, click_the_bits, png, time_a_step, watch_the_grid
 from qcourse.numerics.minifloat import E2M1, E3M2, E4M3, E5M2, FloatFormat, code_values
 
 WEIGHTS = torch.linspace(-1, 1, 9)
@@ -95,9 +86,9 @@ def test_the_words_say_the_number_of_every_code(format: FloatFormat) -> None:
         if math.isfinite(value):
             left, right = words.split(" · ", 1)[1].split(" = ")
             assert float(right) == pytest.approx(value, rel=1e-5)
-            assert (
-                eval(left.replace("^", "**").replace("·", "*")) == value
-            )  # the formula, taken at its word
+            # the formula, evaluated
+            formula = left.replace("^", "**").replace("·", "*")
+            assert eval(formula) == value
         else:
             assert words.endswith("NaN" if math.isnan(value) else "infinity")
 
@@ -105,9 +96,10 @@ def test_the_words_say_the_number_of_every_code(format: FloatFormat) -> None:
 H100 = {"model": "Llama-2-70B", "device": "NVIDIA H100 SXM"}
 
 
-@pytest.mark.parametrize(
-    ("number", "value"), list(enumerate(["Llama-2-70B", 4, 64, 8192, "NVIDIA L4"]))
-)
+OTHER_CHOICES = ("Llama-2-70B", 4, 64, 8192, "NVIDIA L4")
+
+
+@pytest.mark.parametrize(("number", "value"), list(enumerate(OTHER_CHOICES)))
 def test_each_choice_changes_the_step(number: int, value: object) -> None:
     box = time_a_step(bits=16, batch=1, context=512)
     picture, readout = box.picture.value, box.readout.value
@@ -133,13 +125,14 @@ def test_the_longer_bar_is_the_time_of_the_step(
 
 
 def test_the_readout_names_what_is_waited_for_and_what_fits() -> None:
-    assert "bound by memory (weights 100%, cache 0%)" in step_readout(
-        bits=16, batch=1, context=128, **H100
-    )
-    assert "bound by its multipliers" in step_readout(bits=4, batch=1024, context=128, **H100)
-    # 2 operations for each of 68.7 billion weights, at 989e12 a second: 7,200 tokens, less what attention takes
-    assert " · 7,179 tokens a second · " in step_readout(bits=4, batch=1024, context=128, **H100)
-    assert step_readout(bits=16, batch=1, context=128, **H100).endswith(
-        "137.5 GB of 80 GB: it does not fit"
-    )
-    assert step_readout(bits=4, batch=1, context=128, **H100).endswith("35.5 GB of 80 GB")
+    float16 = step_readout(bits=16, batch=1, context=128, **H100)
+    assert "bound by memory (weights 100%, cache 0%)" in float16
+    assert float16.endswith("137.5 GB of 80 GB: it does not fit")
+
+    int4 = step_readout(bits=4, batch=1, context=128, **H100)
+    assert int4.endswith("35.5 GB of 80 GB")
+
+    # 2 operations per weight of 68.7 billion, at 989e12 per second: 7,200 tokens, minus attention's
+    large_batch = step_readout(bits=4, batch=1024, context=128, **H100)
+    assert "bound by its multipliers" in large_batch
+    assert " · 7,179 tokens a second · " in large_batch
