@@ -154,9 +154,9 @@ def telling(
         pairs: also compare mistakes of different names with one another.
     """
     answers = found(exercise, args, besides)
-    compared = combinations(answers, 2)
+    compared = list(combinations(answers, 2))
     if not pairs:
-        compared = ((answers[0], other) for other in answers[1:])
+        compared = [(answers[0], other) for other in answers[1:]]
     for (name, numbers), (other_name, other_numbers) in compared:
         if name == other_name:
             continue

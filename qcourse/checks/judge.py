@@ -99,10 +99,9 @@ def judge(exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any]) -> 
         return Verdict(exercise.id, PASSED, points, *counts)
 
     # The first failing case is shown; hand-made cases, which a person can follow, come first.
-    number = right.index(False)
-    shown = call(exercise.function, cases[number].args)
-    first = found[number]
-    reason = f"{shown} {first.got}"
+    failing = [(case, one) for case, one in zip(cases, found, strict=True) if one is not None]
+    case, first = failing[0]
+    reason = f"{call(exercise.function, case.args)} {first.got}"
     known = ("", "")
     if _is_wrong_in_value(outputs, expected, exercise):
         known = _known_mistake(exercise, cases, outputs)
