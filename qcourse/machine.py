@@ -1,8 +1,8 @@
-"""What any floor may ask of the machine that it runs on: its processor's name, the clock, a file written as a whole.
+"""What any floor may ask of the machine: the processor's name, the time, a file written in full.
 
-Source: none but the standard library; a rename within a folder is atomic (POSIX ``rename``).
+Source: the standard library; a rename within a folder is atomic (POSIX ``rename``).
 
-How it differs from ``cost/devices.py``: that says what a device can do.
+How it differs from ``cost/devices.py``: that lists what devices can do; this looks at this machine.
 """
 
 import os
@@ -17,15 +17,19 @@ from pathlib import Path
 
 @cache
 def processor() -> str:
-    """The processor's name, as the system tells it."""
+    """Return the processor's name as the system reports it."""
+    # Linux has the full name here; the standard library does not read it
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def least_time_s(work: Callable[[], object], repeats: int) -> float:
-    """The shortest of several calls in seconds, after one that is not counted."""
+    """Return the shortest time of several calls in seconds."""
+    # the first call also fills caches, so it is not counted
     work()
     times = []
     for _ in range(repeats):
@@ -37,10 +41,10 @@ def least_time_s(work: Callable[[], object], repeats: int) -> float:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a path to write to beside the file, and rename it once all is written.
+    """Give a path to write to beside the file, and rename it when all is written.
 
-    Whoever reads the file finds the old one or the new one, never half of it. Missing folders are
-    made. If the writing fails, the old file stays and nothing else does.
+    A reader of the file finds the old content or the new one, never a part of it. Missing folders
+    are created. If the block fails, the old file stays and the new one is deleted.
 
     Raises:
         OSError: the folder or the file cannot be written.
@@ -49,6 +53,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{secrets.token_hex(8)}.new")
     try:
         yield aside
+        # the content must be on disk before the name points to it
         with aside.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from qcourse import cli, course_files
+from qcourse import check_command, cli, course_files
 from qcourse.checks.registry import load_sheet, sheet_ids
 
 
@@ -29,21 +29,24 @@ def write_sheet(folder: Path, *sources: str) -> None:
 
 
 def test_help_needs_no_torch() -> None:
-    code = "import sys\nfrom qcourse.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [
+        "import sys",
+        "from qcourse.cli import main",
+        "try: main(['--help'])",
+        "finally: print('torch' in sys.modules)",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "qcourse check 01" in done.stdout
     assert done.stdout.endswith("False\n")
 
 
 def test_the_table_shows_every_exercise(progress: Path, capsys: pytest.CaptureFixture) -> None:
-    progress.write_text(
-        json.dumps(
-            {
-                "01.2": {"points": 3, "date": "2026-01-31"},
-                "01.3": {"points": 0, "date": "2026-02-01"},
-            }
-        )
-    )
+    earned = {
+        "01.2": {"points": 3, "date": "2026-01-31"},
+        "01.3": {"points": 0, "date": "2026-02-01"},
+    }
+    progress.write_text(json.dumps(earned))
     assert cli.main(["check"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     sheets = [load_sheet(sheet_id) for sheet_id in sheet_ids()]
@@ -83,7 +86,7 @@ def test_a_sheet_is_run_past_its_broken_cells(
 def test_a_cell_without_end_and_a_kernel_that_dies(
     progress: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "CELL_TIMEOUT_S", 2)
+    monkeypatch.setattr(check_command, "CELL_TIMEOUT_S", 2)
     write_sheet(progress.parent, "while True: pass", "1 / 0", "import os\nos._exit(1)", "2 / 0")
     assert cli.main(["check", "01"]) == 1
     words = capsys.readouterr().out.splitlines()[1:]
@@ -96,13 +99,13 @@ def test_a_cell_without_end_and_a_kernel_that_dies(
 
 
 def test_a_file_that_is_no_notebook(progress: Path, capsys: pytest.CaptureFixture) -> None:
-    (progress.parent / "exercises").mkdir()
+    path = progress.parent / "exercises" / "01_mine.ipynb"
+    path.parent.mkdir()
     for text in ("", "[]", "{}"):
-        (progress.parent / "exercises" / "01_mine.ipynb").write_text(text)
+        path.write_text(text)
         assert cli.main(["check", "01"]) == 2
-        assert capsys.readouterr().err.endswith(
-            "01_mine.ipynb is not a notebook that can be read.\n"
-        )
+        error = capsys.readouterr().err
+        assert error.endswith("01_mine.ipynb is not a notebook that can be read.\n")
 
 
 def test_an_unknown_sheet(capsys: pytest.CaptureFixture) -> None:
@@ -111,13 +114,13 @@ def test_an_unknown_sheet(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_what_is_found_where(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (
-        cli.find("pyproject.toml") == Path(cli.__file__).parent.parent / "pyproject.toml"
-    )  # the repository
+    # in the repository
+    root = Path(cli.__file__).parent.parent
+    assert cli.find("pyproject.toml") == root / "pyproject.toml"
+    # the current folder comes first
     write_sheet(progress.parent)
-    assert (
-        cli.find("exercises/01_*.ipynb").name == "01_mine.ipynb"
-    )  # the current folder comes first
+    assert cli.find("exercises/01_*.ipynb").name == "01_mine.ipynb"
+    # then the folders above it
     monkeypatch.chdir("exercises")
     assert cli.find("exercises/01_*.ipynb").name == "01_mine.ipynb"
     with pytest.raises(FileNotFoundError, match=r"no nothing/\* here"):
@@ -128,7 +131,12 @@ def test_what_is_found_where(progress: Path, monkeypatch: pytest.MonkeyPatch) ->
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What `qcourse lab` would have started JupyterLab with."""
     calls: list[tuple] = []
-    monkeypatch.setattr(cli, "serve", lambda root, **options: calls.append((root, options)) or 0)
+
+    def serve(root: Path, **options: object) -> int:
+        calls.append((root, options))
+        return 0
+
+    monkeypatch.setattr(cli, "serve", serve)
     return calls
 
 
@@ -156,10 +164,8 @@ def test_lab_without_a_course_is_one_sentence(
     elsewhere = progress.parent / "site-packages" / "qcourse"
     monkeypatch.setattr(course_files, "PACKAGE", elsewhere)
     assert cli.main(["lab"]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"There is no {cli.FIRST_LESSON} here; run this in the course's folder.\n"
-    )
+    said = capsys.readouterr().err
+    assert said == f"There is no {cli.FIRST_LESSON} here; run this in the course's folder.\n"
 
 
 def test_lab_without_jupyterlab_is_one_sentence(
@@ -167,10 +173,8 @@ def test_lab_without_jupyterlab_is_one_sentence(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["lab"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "jupyterlab is missing: install the course with pip install 'qcourse[lab]'.\n"
-    )
+    said = capsys.readouterr().err
+    assert said == "jupyterlab is missing: install the course with pip install 'qcourse[lab]'.\n"
 
 
 def test_unknown_arguments(capsys: pytest.CaptureFixture) -> None:
@@ -183,14 +187,16 @@ def test_a_missing_package_of_the_cluster_names_its_extra(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    monkeypatch.setitem(
-        cli.COMMANDS, "grade", lambda options: importlib.import_module("distributed")
-    )
+
+    def grade(options: object) -> int:
+        importlib.import_module("distributed")
+        return 0
+
+    monkeypatch.setitem(cli.COMMANDS, "grade", grade)
     assert cli.main(["grade", "submitted", "--scheduler", "tls://host:8786"]) == 2
     said = capsys.readouterr().err
-    assert (
-        said == "distributed is missing: install the course with pip install 'qcourse[cluster]'.\n"
-    )
+    expected = "distributed is missing: install the course with pip install 'qcourse[cluster]'.\n"
+    assert said == expected
 
 
 def test_a_missing_package_is_one_sentence(
@@ -199,7 +205,5 @@ def test_a_missing_package_is_one_sentence(
     write_sheet(progress.parent)
     monkeypatch.setitem(sys.modules, "nbformat", None)
     assert cli.main(["check", "01"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "nbformat is missing: install the course with pip install 'qcourse[lab]'.\n"
-    )
+    said = capsys.readouterr().err
+    assert said == "nbformat is missing: install the course with pip install 'qcourse[lab]'.\n"

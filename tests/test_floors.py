@@ -1,7 +1,7 @@
-"""The house stands: a floor of the package loads no floor above or beside it, and no library it may not use.
+"""A floor of the package loads no floor above or beside it, and no library that is barred there.
 
-Each floor is imported, every module of it, in a fresh process; what that process has loaded is the answer. A second
-test builds a small house that breaks each rule and sees it reported, so that the first one is known to be able to fail.
+The first test imports all modules of a floor in a fresh process and reads what the process has loaded.
+The second one builds a small package that breaks each rule, to prove that the first test can fail.
 """
 
 import json
@@ -27,6 +27,7 @@ FLOORS = {
     "recipes": 5,
     "lab": 6,
     "checks": 6,
+    "check_command": 7,
     "grading": 7,
     "cli": 8,
 }
@@ -54,14 +55,9 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def loaded_by(name: str, folder: Path = ROOT) -> set[str]:
-    """The modules that a fresh process holds after it has imported `name` and every module inside it."""
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, name],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The modules that a fresh process holds after it has imported `name` and all modules in it."""
+    command = [sys.executable, "-c", IMPORT_ALL, name]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"importing {name} failed:\n{done.stderr}"
     return set(json.loads(done.stdout))
 
@@ -69,19 +65,20 @@ def loaded_by(name: str, folder: Path = ROOT) -> set[str]:
 def broken_rules(
     house: str, floor: str, floors: dict[str, int], barred: dict[str, set[str]], folder: Path = ROOT
 ) -> list[str]:
-    """What the floor has loaded and should not have: other floors at its height or above, and barred libraries."""
+    """What the floor has loaded against the rules: floors not below it, and barred libraries."""
     loaded = loaded_by(f"{house}.{floor}", folder)
-    too_high = [
-        other for other, level in floors.items() if other != floor and level >= floors[floor]
-    ]
-    return sorted(loaded & ({f"{house}.{other}" for other in too_high} | barred.get(floor, set())))
+    forbidden = set(barred.get(floor, ()))
+    for other, level in floors.items():
+        if other != floor and level >= floors[floor]:
+            forbidden.add(f"{house}.{other}")
+    return sorted(loaded & forbidden)
 
 
 def parts() -> set[str]:
-    """What the package consists of so far, packages and single modules."""
-    return {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {
-        path.stem for path in PACKAGE.glob("[!_]*.py")
-    }
+    """The packages and single modules in the package."""
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    modules = {path.stem for path in PACKAGE.glob("[!_]*.py")}
+    return packages | modules
 
 
 @pytest.mark.parametrize("floor", sorted(parts() & set(FLOORS)))
@@ -94,13 +91,9 @@ def test_every_part_of_the_package_is_a_floor() -> None:
 
 
 def test_importing_the_package_loads_no_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, qcourse; print({'torch', 'numpy'} & set(sys.modules))"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    code = "import sys, qcourse; print({'torch', 'numpy'} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
