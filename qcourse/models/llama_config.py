@@ -1,30 +1,22 @@
-"""The sizes of a Llama, and the config.json that carries them between this code and transformers.
+"""The sizes of a Llama, read from and written to transformers' config.json.
 
-The idea: one frozen value holds all that the weights do not say. It keeps transformers' names, reads the files of
-versions 4 and 5 (which moved RoPE's options), and refuses a file whose options would make ``llama.py`` compute
-something else than transformers does.
+It reads the files of transformers 4 and 5, and refuses options that ``llama.py`` does not have.
 
 Source: transformers' LlamaConfig.
-
-How it differs from ``llama.py``: here is what a file says; there, what is computed.
+`llama.py` computes with these sizes.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-# Options that change the function, with the one value that llama.py implements.
+# Options that change the function, with the only value that llama.py implements.
 _ASSUMED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The sizes of a Llama, named as in transformers' config.json.
-
-    Raises:
-        ValueError: a size is below 1; hidden_size does not split into heads of even width, or the query heads not into
-            groups.
-    """
+    """The sizes of a Llama, named as in config.json; ValueError for sizes that do not fit."""
 
     vocab_size: int
     hidden_size: int
@@ -39,19 +31,19 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self)[:7]:
-            if getattr(self, field.name) < 1:
-                raise ValueError(
-                    f"{field.name} must be at least 1, got {getattr(self, field.name)}"
-                )
-        if self.hidden_size % (2 * self.num_attention_heads):
+            size = getattr(self, field.name)
+            if size < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {size}")
+        heads = self.num_attention_heads
+        if self.hidden_size % (2 * heads):
             raise ValueError(
-                "hidden_size must be a multiple of 2 x num_attention_heads, since RoPE turns pairs within a head,"
-                f" got {self.hidden_size} and {self.num_attention_heads} heads"
+                "hidden_size must be a multiple of 2 x num_attention_heads, since RoPE turns pairs"
+                f" within a head, got {self.hidden_size} and {heads} heads"
             )
-        if self.num_attention_heads % self.num_key_value_heads:
+        if heads % self.num_key_value_heads:
             raise ValueError(
                 "num_key_value_heads must divide num_attention_heads,"
-                f" got {self.num_key_value_heads} and {self.num_attention_heads}"
+                f" got {self.num_key_value_heads} and {heads}"
             )
 
     @property
@@ -61,49 +53,53 @@ class LlamaConfig:
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "LlamaConfig":
-        """Read the fields of a config.json, of transformers 4 or 5.
-
-        Args:
-            config: the file's content, or ``LlamaConfig.to_dict()`` of transformers.
-
-        Returns:
-            The sizes; where the file has none, transformers' defaults.
+        """Return the sizes in a config.json of transformers 4 or 5, with transformers' defaults.
 
         Raises:
-            ValueError: a size is missing, or it is no Llama, or one with an option that ``llama.py`` does not have
-                (biases, scaled RoPE, heads of a width of their own).
+            ValueError: a size is missing; the model is no Llama; or it has an option that
+                ``llama.py`` does not implement (biases, scaled RoPE, another head width).
 
         >>> tiny = LlamaConfig(64, 32, 48, 2, 4, 2)
         >>> LlamaConfig.from_transformers(tiny.to_transformers()) == tiny
         True
         """
+        # Version 5 keeps RoPE's options in a table of their own; null there means not given.
         rope = config.get("rope_parameters") or {}
-        scaling = config.get("rope_scaling") or rope
-        if scaling.get("rope_type", scaling.get("type", "default")) == "default":
-            scaling = None
-        config = {**config, "rope_scaling": scaling}
         found = {"num_key_value_heads": config.get("num_attention_heads"), **rope}
         found |= {name: value for name, value in config.items() if value is not None}
+        found["rope_scaling"] = _rope_scaling(config.get("rope_scaling") or rope)
+
+        # The first six sizes have no default.
         missing = [field.name for field in fields(cls)[:6] if found.get(field.name) is None]
         if missing:
-            raise ValueError(f"config must have {' and '.join(missing)}, got only {sorted(config)}")
-        ours = cls(
-            **{field.name: found[field.name] for field in fields(cls) if field.name in found}
-        )
-        for name, value in {"model_type": "llama", "head_dim": ours.head_dim, **_ASSUMED}.items():
+            needed = " and ".join(missing)
+            raise ValueError(f"config must have {needed}, got only {sorted(config)}")
+        sizes = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+        ours = cls(**sizes)
+
+        # Every option that is given must have the value that llama.py implements.
+        implemented = {"model_type": "llama", "head_dim": ours.head_dim, **_ASSUMED}
+        for name, value in implemented.items():
             if found.get(name, value) != value:
                 raise ValueError(
-                    f"config must have {name} = {value!r}, as this Llama computes, got {found[name]!r}"
+                    f"config must have {name} = {value!r}, as this Llama computes,"
+                    f" got {found[name]!r}"
                 )
         return ours
 
     def to_transformers(self) -> dict[str, Any]:
-        """Give the fields of a config.json that transformers 4 and 5 read as LlamaForCausalLM's."""
-        rope = {"rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"}}
+        """Return a config.json that transformers 4 and 5 read as that of a LlamaForCausalLM."""
+        rope = {"rope_theta": self.rope_theta, "rope_type": "default"}
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             **_ASSUMED,
             **asdict(self),
-            **rope,
+            "rope_parameters": rope,
         }
+
+
+def _rope_scaling(options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the options of a scaled RoPE, None for the default RoPE."""
+    kind = options.get("rope_type", options.get("type", "default"))
+    return None if kind == "default" else options
