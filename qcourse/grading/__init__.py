@@ -1,5 +1,6 @@
-"""Floor 5: grades for a class.
+"""Grades for a class.
 
-`intake.py` reads what was handed in, `host.py` runs it apart, `grade_submission.py` gives points. `gradebook.py`, `feedback.py`
-and `export.py` keep and show them; `grade_class.py` is the whole run, and `cluster.py` spreads it.
+`intake.py` finds what was handed in, `sandbox/` runs it, `grade_submission.py` gives the points,
+and `recorder.py` keeps them in `book/`. `grade_class.py` is the whole run; `processes.py` and
+`dask_cluster.py` are the two places where submissions are graded.
 """

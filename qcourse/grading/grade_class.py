@@ -1,12 +1,12 @@
-"""A whole run: what was handed in is read, graded, kept, entered in the gradebook and explained to the students.
+"""A whole run: read what was handed in, grade it, keep it, enter it, and explain it to students.
 
-The idea: everything that can be wrong before the first grade (no folder, no sandbox, a database that refuses) is found
-before it, in one sentence. From then on each grade is kept as it comes, so that whenever the run is cut short, the next
-one goes on where it was; what was graded before and has not changed since is not graded again. A disk or a database
-that refuses on the way stops the run, and the report says so.
+The idea: everything that can be wrong before the first grade (no folder, no sandbox, a database
+that refuses) is found before it, in one sentence. From then on each grade is kept as it comes, so
+a run that is cut short is continued by the next. What was graded before and has not changed is not
+graded again. A disk or database that refuses halfway stops the run, and the summary says so.
 
-The parts do not know of each other: `intake.py` reads, `cluster.py` grades somewhere, `recorder.py` keeps what comes,
-`report.py` sums up. This file is the order they come in.
+The parts do not know each other: `intake.py` reads, `processes.py` or `dask_cluster.py` grades,
+`recorder.py` keeps what comes, `summary.py` sums up. This file is the order they come in.
 """
 
 from collections.abc import Generator, Iterable
@@ -16,29 +16,27 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from qcourse.grading import cluster, intake
+from qcourse.grading import dask_cluster, intake, jobs, processes
 from qcourse.grading.book.gradebook import default_url, open_gradebook
 from qcourse.grading.book.results import Results, private_files
-from qcourse.grading.cluster import Done, Job
 from qcourse.grading.grades import BUBBLEWRAP, NONE, Limits
 from qcourse.grading.recorder import Recorder
-from qcourse.grading.summary import RunSummary, totals, totals_of
+from qcourse.grading.summary import RunSummary, Totals, totals, totals_of
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to grade.
+    """How to grade a class.
 
     Args:
         submitted: the folder with STUDENT/SHEET.ipynb.
         into: the folder of the results.
         sheet: "01" for this sheet alone; None for all.
         url: of the gradebook; None for SQLite in `into`.
-        workers: processes on this machine; None for one a core.
-        scheduler: tls://HOST:PORT of a Dask scheduler, instead.
-        unsafe: without a sandbox.
-        regrade: also what was graded before.
-        limits: what a submission may use.
+        workers: processes on this machine; None for one per core.
+        scheduler: tls://HOST:PORT of a Dask scheduler, instead of processes.
+        unsafe: grade without a sandbox.
+        regrade: grade again what was graded before.
     """
 
     submitted: Path
@@ -53,19 +51,20 @@ class Settings:
 
     @property
     def backend(self) -> str:
-        """What grades are marked with."""
+        """The sandbox that grades are marked with."""
         return NONE if self.unsafe else BUBBLEWRAP
 
 
 def grade_class(settings: Settings) -> RunSummary:
-    """Grade what is new or changed in a folder of submissions, and bring the gradebook and the feedback up to date.
+    """Grade what is new or changed, and bring the gradebook and the feedback up to date.
 
     Raises:
-        ValueError: no such sheet, a gradebook or a scheduler that is none.
-        OSError: nothing was graded: no such folder, no sandbox, a database or a disk that refuses, another run at work.
+        ValueError: the sheet, the gradebook's address or the scheduler's is not one.
+        OSError: nothing was graded (no folder, no sandbox, another run, a disk that refuses).
     """
     found, problems = intake.find_submissions(settings.submitted, settings.sheet)
-    results, url = Results(settings.into), settings.url or default_url(settings.into)
+    results = Results(settings.into)
+    url = settings.url or default_url(settings.into)
     recorder: Recorder | None = None
     try:
         with (
@@ -74,25 +73,40 @@ def grade_class(settings: Settings) -> RunSummary:
             open_gradebook(url) as book,
         ):
             recorder = Recorder(results, run, book, settings.backend, settings.limits)
-            recorder.open(
-                {one.sheet for one in found} | {one.sheet for one in problems if one.sheet}
-            )
-            new = recorder.sort(found)
-            if new and not settings.scheduler:
-                cluster.check_sandbox(settings.backend)
-            for problem in problems:
-                recorder.refuse(problem, problem.reason)
-            _grade(recorder, new, settings)
-            held = totals(recorder.explain())
+            held = _grade_and_record(recorder, found, problems, settings)
     except OSError as error:
         if recorder is None or not recorder.graded:
             raise
-        return _report(recorder, totals_of((*recorder.kept, *recorder.graded)), stopped=str(error))
-    return _report(recorder, held)
+        # The gradebook may be out of reach, so the table shows what this run itself knows.
+        known = totals_of((*recorder.kept, *recorder.graded))
+        return _summary(recorder, known, stopped=str(error))
+    return _summary(recorder, held)
+
+
+def _grade_and_record(
+    recorder: Recorder,
+    found: list[intake.Found],
+    problems: list[intake.Problem],
+    settings: Settings,
+) -> Totals:
+    """Do every step of a run with an open gradebook; return what the gradebook then holds."""
+    graded_sheets = {one.sheet for one in found}
+    problem_sheets = {one.sheet for one in problems if one.sheet}
+    recorder.open(graded_sheets | problem_sheets)
+
+    # A sandbox that does not start is found here, before any submission gets 0 points for it.
+    new = recorder.sort(found)
+    if new and not settings.scheduler:
+        jobs.check_sandbox(settings.backend)
+
+    for problem in problems:
+        recorder.refuse(problem, problem.reason)
+    _grade(recorder, new, settings)
+    return totals(recorder.explain())
 
 
 def _grade(recorder: Recorder, new: list[intake.Found], settings: Settings) -> None:
-    """Have the submissions graded somewhere, and keep each grade as it comes.
+    """Have the submissions graded, and keep each grade as it comes.
 
     Raises:
         OSError: a disk, a database or the sandbox refuses.
@@ -101,29 +115,33 @@ def _grade(recorder: Recorder, new: list[intake.Found], settings: Settings) -> N
     with tqdm(total=len(new), unit="", disable=None) as bar:
         try:
             for done in outcomes:
+                # If the sandbox starts again, the submission ended it; if not, the run ends.
                 if done.sandbox_lost and not settings.scheduler:
-                    cluster.check_sandbox(
-                        settings.backend
-                    )  # if that works, the submission is what ended it
+                    jobs.check_sandbox(settings.backend)
                 recorder.keep(done)
                 bar.update()
+        # This ends the processes, also if keeping a grade failed.
         finally:
-            outcomes.close()  # ends the processes, also where keeping a grade went wrong
+            outcomes.close()
 
 
-def _outcomes(jobs: Iterable[Job], count: int, settings: Settings) -> Generator[Done]:
-    work = partial(cluster.grade_job, limits=settings.limits, backend=settings.backend)
+def _outcomes(waiting: Iterable[jobs.Job], count: int, settings: Settings) -> Generator[jobs.Done]:
+    work = partial(jobs.grade_job, limits=settings.limits, backend=settings.backend)
     if settings.scheduler:
-        return cluster.on_scheduler(jobs, work, settings.scheduler)
-    most = min(cluster.cores(), max(1, count)) if settings.workers is None else settings.workers
-    return cluster.on_this_machine(jobs, work, most)
+        return dask_cluster.on_scheduler(waiting, work, settings.scheduler)
+    workers = settings.workers
+    # One process per core, but no more than there are submissions.
+    if workers is None:
+        workers = min(processes.cores(), max(1, count))
+    return processes.on_this_machine(waiting, work, workers)
 
 
-def _report(recorder: Recorder, held: dict, *, stopped: str = "") -> RunSummary:
+def _summary(recorder: Recorder, held: Totals, *, stopped: str = "") -> RunSummary:
+    lines = sorted(problem.line for problem in recorder.problems)
     return RunSummary(
         graded=tuple(recorder.graded),
         kept=tuple(recorder.kept),
         held=held,
-        problems=tuple(sorted(one.line for one in recorder.problems)),
+        problems=tuple(lines),
         stopped=stopped,
     )

@@ -1,10 +1,10 @@
-"""A submission graded: cases drawn from a seed, answers from the sandbox, and the judge of the checks over them.
+"""Grade one submission: cases drawn from a seed, answers from the sandbox, points from the checks.
 
-The idea: grading is `qcourse.checks.judge` over the answers of another process, with fresh cases. The points follow
-from the same rule as in the learner's own check (`checks/points.py`), and the words are the same, less the expected
-values.
+The idea: grading is `qcourse.checks.judge` over the answers of another process, with fresh cases.
+The points follow the same rule as the learner's own check (`checks/points.py`), and the words are
+the same, without the expected values.
 
-It knows no database; `attempt.py` says how cells are run.
+`sandbox/attempt.py` runs the cells; this file knows no gradebook.
 """
 
 import atexit
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -31,53 +31,36 @@ from qcourse.grading.sandbox.host import Sandbox
 from qcourse.grading.sandbox.mounts import LIBRARIES, SandboxError
 
 LONGEST = 600  # characters of a reason
-_templates: dict[
-    tuple[int, str], Sandbox
-] = {}  # by process too: a copy of this one must not use its socket
+NOT_JUDGED = "could not be judged; your teacher has been told"
+# By process id too: a forked copy of this process must not use this one's socket.
+_sandboxes: dict[tuple[int, str], Sandbox] = {}
 _one_at_a_time = threading.Lock()
 
 
 def grade_submission(
     submission: Submission, *, seed: int, limits: Limits | None = None, backend: str = BUBBLEWRAP
 ) -> SubmissionGrade:
-    """Points and reasons for one submission; where the sandbox is lost on the way, it is graded once more in a new one.
+    """Return points and reasons for one submission.
 
     Args:
-        seed: of the cases, 0 to 2^63 - 1. Draw it anew for each run: whoever knows it can know the cases.
-        limits: what the submission may use.
+        seed: of the cases, 0 to 2^63 - 1; drawn anew for each run, because it gives the cases away.
         backend: "bubblewrap" or "none".
 
     Raises:
-        SandboxError: there is no sandbox to be had, or it was lost twice.
+        SandboxError: no sandbox can be started, or it was lost twice.
     """
     limits = limits or Limits()
     generator = torch.Generator().manual_seed(seed)
     sheet = load_sheet(submission.sheet[:2])
     cases = {exercise: exercise.cases(generator) for exercise in sheet.exercises}
     with _one_at_a_time:
-        try:
-            outputs = _outputs(submission, cases, limits, backend)
-        except SandboxError:  # lost on the way, for want of memory perhaps
-            _forget(backend)
-            outputs = _outputs(submission, cases, limits, backend)
-    grades, problems = [], []
-    for exercise in cases:
-        try:
-            grades.append(grade_exercise(exercise, cases[exercise], outputs.get(exercise.id)))
-        except Exception as error:  # a fault of ours: it must neither cost the rest of the sheet nor pass in silence
-            grades.append(
-                ExerciseGrade(
-                    exercise.id,
-                    0.0,
-                    exercise.points,
-                    "could not be judged; your teacher has been told",
-                )
-            )
-            problems.append(f"{exercise.id}: the judge itself failed: {_printable(repr(error))}")
+        outputs = _outputs(submission, cases, limits, backend)
+
+    grades, problems = _judged(cases, outputs)
     return SubmissionGrade(
         student=submission.student,
         sheet=submission.sheet,
-        exercises=tuple(grades),
+        exercises=grades,
         submission_sha256=submission.sha256,
         seed=seed,
         backend=backend,
@@ -91,20 +74,19 @@ def grade_submission(
 def grade_exercise(
     exercise: Exercise, cases: Sequence[Case], outputs: Sequence[Any] | None
 ) -> ExerciseGrade:
-    """The points of one exercise, as `checks/points.py` has it; outputs=None where it has no cell."""
+    """Return the points of one exercise; outputs=None if the notebook has no cell for it."""
     if outputs is None:
-        return ExerciseGrade(
-            exercise.id, 0.0, exercise.points, f"no cell defines {exercise.function}"
-        )
+        missing = f"no cell defines {exercise.function}"
+        return ExerciseGrade(exercise.id, 0.0, exercise.points, missing)
     verdict = judge(exercise, cases, outputs)
     if verdict.status == PASSED:
         return ExerciseGrade(exercise.id, float(exercise.points), exercise.points)
     if verdict.status == NOT_WRITTEN:
         return ExerciseGrade(exercise.id, 0.0, exercise.points, NOT_WRITTEN)
-    looks = f". Looks like: {verdict.mistake}. {verdict.advice}" if verdict.mistake else ""
-    reason = (
-        f"{verdict.cases_right} of {verdict.cases} cases right; {_printable(verdict.reason)}{looks}"
-    )
+    right = f"{verdict.cases_right} of {verdict.cases} cases right"
+    reason = f"{right}; {_one_line(verdict.reason)}"
+    if verdict.mistake:
+        reason += f". Looks like: {verdict.mistake}. {verdict.advice}"
     return ExerciseGrade(exercise.id, float(verdict.points), exercise.points, reason)
 
 
@@ -115,48 +97,79 @@ def check_backend(backend: str) -> None:
         SandboxError: that fails; one sentence says why and what to do.
     """
     with _one_at_a_time:
-        _template(backend).worker(Limits()).close()
+        _sandbox(backend).worker(Limits()).close()
 
 
 @cache
 def environment() -> str:
-    """A hash of what a grade hangs on besides the submission and the seed: versions, the checks, the sheets."""
+    """Return a hash of what a grade depends on besides submission and seed: versions, checks."""
     versions = {name: importlib.metadata.version(name) for name in (*LIBRARIES, "qcourse")}
     return grader_version(platform.python_version(), platform.machine(), repr(versions))
+
+
+@atexit.register
+def close() -> None:
+    """End the sandboxes of this process; the next grade starts a new one."""
+    own = [key for key in _sandboxes if key[0] == os.getpid()]
+    for key in own:
+        _sandboxes.pop(key).close()
+
+
+def _judged(
+    cases: Mapping[Exercise, Sequence[Case]], outputs: Mapping[str, Sequence[Any]]
+) -> tuple[tuple[ExerciseGrade, ...], list[str]]:
+    """Return the grade of each exercise, and a line for each that could not be judged."""
+    grades: list[ExerciseGrade] = []
+    problems: list[str] = []
+    for exercise, its_cases in cases.items():
+        try:
+            grade = grade_exercise(exercise, its_cases, outputs.get(exercise.id))
+        # A fault of ours must not cost the rest of the sheet, and must not pass in silence.
+        except Exception as error:
+            grade = ExerciseGrade(exercise.id, 0.0, exercise.points, NOT_JUDGED)
+            problems.append(f"{exercise.id}: the judge itself failed: {_one_line(repr(error))}")
+        grades.append(grade)
+    return tuple(grades), problems
 
 
 def _outputs(
     submission: Submission, cases: Mapping[Exercise, Sequence[Case]], limits: Limits, backend: str
 ) -> dict[str, list[Any]]:
-    """The answers of each exercise, from workers of this process's template."""
-    template = _template(backend)
+    """Return the answers of each exercise; if the sandbox is lost, try once more in a new one."""
+    try:
+        return _outputs_of_one_try(submission, cases, limits, backend)
+    except SandboxError:
+        # The outermost process may still run, although those inside are lost (for want of memory).
+        _forget(backend)
+        return _outputs_of_one_try(submission, cases, limits, backend)
+
+
+def _outputs_of_one_try(
+    submission: Submission, cases: Mapping[Exercise, Sequence[Case]], limits: Limits, backend: str
+) -> dict[str, list[Any]]:
+    start_worker = partial(_sandbox(backend).worker, limits)
     given = given_cells(submission.sheet[:2])
-    return Attempt(lambda: template.worker(limits), given, submission.cells, limits).outputs(cases)
+    attempt = Attempt(start_worker, given, submission.cells, limits)
+    return attempt.outputs(cases)
 
 
-def _template(backend: str) -> Sandbox:
-    """The one template of this process, started where there is none."""
-    key = os.getpid(), backend
-    if key not in _templates:
-        _templates[key] = Sandbox(backend)
-    return _templates[key]
+def _sandbox(backend: str) -> Sandbox:
+    """Return the one sandbox of this process, started if there is none."""
+    key = (os.getpid(), backend)
+    if key not in _sandboxes:
+        _sandboxes[key] = Sandbox(backend)
+    return _sandboxes[key]
 
 
 def _forget(backend: str) -> None:
-    """End the template, so that the next is a new one: its parts may be lost while the outermost still runs."""
-    lost = _templates.pop((os.getpid(), backend), None)
+    """End the sandbox, so that the next is a new one."""
+    lost = _sandboxes.pop((os.getpid(), backend), None)
     if lost is not None:
         lost.close()
 
 
-@atexit.register
-def close() -> None:
-    """End the templates of this process; the next grade starts one anew."""
-    for key in [key for key in _templates if key[0] == os.getpid()]:
-        _templates.pop(key).close()
-
-
-def _printable(text: str) -> str:
-    """The text in one line, and not too long: a student's function may have put anything into it."""
-    kept = "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST])
-    return f"{kept} ..." if len(text) > LONGEST else kept
+def _one_line(text: str) -> str:
+    """Return the text in one line of bounded length; a student's function may have written it."""
+    letters = [letter if letter.isprintable() else " " for letter in text[:LONGEST]]
+    line = "".join(letters)
+    return f"{line} ..." if len(text) > LONGEST else line

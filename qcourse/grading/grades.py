@@ -1,9 +1,9 @@
 """What travels between the parts of the grader: a submission in, a grade out, both plain values.
 
-The idea: intake makes a `Submission`, the judge makes a `SubmissionGrade` of it, and only the gradebook knows where
-that is kept. A grade is JSON as it stands: that is what other processes send back and what the results folder holds.
+The idea: `intake.py` makes a `Submission` and `grade_submission.py` makes a `SubmissionGrade` of
+it. A grade is JSON's own types, so other processes can send it back and files can hold it.
 
-`host.py` runs what is in a submission and `grade_submission.py` gives the points; this file runs and judges nothing.
+This file runs nothing and keeps nothing.
 """
 
 import json
@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-BUBBLEWRAP, NONE = BACKENDS = ("bubblewrap", "none")
+BUBBLEWRAP = "bubblewrap"
+NONE = "none"
+BACKENDS = (BUBBLEWRAP, NONE)
+GRADER_S = 60.0  # of our own work: Python's and the sandbox's start, finding names, judging
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Limits:
 
     Args:
         case_s: wall time of one case, and of running one cell.
-        exercise_s: wall time of one exercise: its cells and all of its cases; also its processor time.
+        exercise_s: wall time of one exercise, its cells and cases; also its processor time.
         memory_mib: memory of the worker beyond Python and torch themselves.
         file_mib: all files that it writes together; they are in memory.
         reply_mib: one answer, as it is sent.
@@ -41,13 +44,10 @@ class Limits:
                 raise ValueError(f"{name}={value!r} must be above 0")
 
     def submission_s(self, exercises: int) -> float:
-        """The wall time after which a submission of this many exercises is given up, whatever it is at.
-
-        Twice, because a submission is graded once more where the sandbox was lost. The rest is for what is ours: the
-        start of Python and of the sandbox, finding each cell's names, and judging.
-        """
-        ours_s = 60.0
-        return 2 * exercises * (self.exercise_s + self.case_s) + ours_s
+        """Return the wall time after which a submission of this many exercises is given up."""
+        # Twice, because a submission is graded once more if the sandbox was lost.
+        once_s = exercises * (self.exercise_s + self.case_s)
+        return 2 * once_s + GRADER_S
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class Submission:
     Args:
         student: the name of the folder it came in.
         sheet: "01_quantizer", the name of the sheet's file.
-        path: where it was read from.
-        cells: exercise id -> the source of its solution cell; what the notebook lacks is missing here.
+        cells: exercise id -> source of its solution cell; only what the notebook has.
         sha256: of the file's bytes.
     """
 
@@ -71,9 +70,9 @@ class Submission:
 
 @dataclass(frozen=True)
 class ExerciseGrade:
-    """The points of one exercise and why; `reason` is for the student and holds no expected value.
+    """The points of one exercise; `reason` is for the student and holds no expected value.
 
-    >>> ExerciseGrade("01.1", 0.5, 1, "symmetric_scale(torch.tensor([-3.0, 1.0, 0.5]), 8) returned 1").points
+    >>> ExerciseGrade("01.1", 0.5, 1, "symmetric_scale(...) returned 1").points
     0.5
     """
 
@@ -94,14 +93,13 @@ class SubmissionGrade:
     """One graded submission, and all that is needed to grade it again in the same way.
 
     Args:
-        student, sheet, submission_sha256: as in `Submission`.
         exercises: in the sheet's order.
         seed: the cases were drawn with it.
         backend: "bubblewrap" or "none".
         limits: as in `Limits`.
         environment: a hash of the versions that graded it and of the checks themselves.
         graded_at: UTC, ISO 8601.
-        problem: why it could not be graded, one sentence; None where it was.
+        problem: why it could not be graded, one sentence; None if it was.
     """
 
     student: str
@@ -126,40 +124,30 @@ class SubmissionGrade:
         return sum(exercise.max_points for exercise in self.exercises)
 
     def to_dict(self) -> dict[str, Any]:
-        """The grade as JSON's own types."""
-        return json.loads(self.to_json())
+        """Return the grade as JSON's own types.
 
-    def to_json(self) -> str:
-        """The grade as text.
-
-        >>> grade = SubmissionGrade("ada", "01_quantizer", (ExerciseGrade("01.1", 1, 1),), "ab12", 7, "bubblewrap")
-        >>> SubmissionGrade.from_json(grade.to_json()) == grade
+        >>> exercises = (ExerciseGrade("01.1", 1, 1),)
+        >>> grade = SubmissionGrade("ada", "01_quantizer", exercises, "ab12", 7, "bubblewrap")
+        >>> SubmissionGrade.from_dict(grade.to_dict()) == grade
         True
         """
-        return json.dumps(asdict(self), indent=1, sort_keys=True)
+        # Through text and back: tuples become lists, and what JSON cannot hold raises here.
+        text = json.dumps(asdict(self), sort_keys=True)
+        return json.loads(text)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "SubmissionGrade":
-        """The grade that `to_dict` wrote.
+        """Return the grade that `to_dict` wrote.
 
         Raises:
             ValueError: it is something else.
+
+        >>> SubmissionGrade.from_dict({})
+        Traceback (most recent call last):
+        ValueError: found={} is not a grade: 'exercises'
         """
         try:
             exercises = tuple(ExerciseGrade(**exercise) for exercise in found["exercises"])
             return cls(**{**found, "exercises": exercises})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"found={str(found)[:80]} is no grade: {error}") from error
-
-    @classmethod
-    def from_json(cls, text: str) -> "SubmissionGrade":
-        """The grade that `to_json` wrote.
-
-        Raises:
-            ValueError: it is something else.
-
-        >>> SubmissionGrade.from_json("{}")
-        Traceback (most recent call last):
-        ValueError: found={} is no grade: 'exercises'
-        """
-        return cls.from_dict(json.loads(text))
+            raise ValueError(f"found={str(found)[:80]} is not a grade: {error}") from error

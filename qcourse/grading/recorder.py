@@ -1,18 +1,14 @@
-"""Where grades are kept while a run goes on: on disk, in the gradebook, and as lines of what went wrong.
+"""Where grades are kept while a run goes on: on disk, in the gradebook, and as lines of problems.
 
-The idea: a grade goes to disk first, then into the gradebook, then it is marked as entered; a run that is killed in
-between leaves something that the next one can tell and put right. Whatever has no grade is entered with 0 points and
-the reason, and marked for a person to look at, so that nobody is missing.
+The idea: a grade goes to disk first, then into the gradebook, then it is marked as entered, so the
+run after one that was killed can complete it. A submission without a grade is entered with 0
+points, the reason, and a mark for review. An error of one submission costs no other its grade;
+`errors.py` names the errors that end the run.
 
-Here is the boundary between one submission and the run: whatever one submission causes becomes a line and 0 points,
-and the run goes on. Only a disk or a database that refuses ends it (`STOPS`), because the next grade would fare no
-better.
-
-`grade_class.py` decides what comes when; `results.py` and `gradebook.py` do the writing.
+`grade_class.py` decides the order; `book/` does the writing.
 """
 
 import csv
-import errno
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,40 +28,31 @@ from qcourse.grading.book.formgrader import (
 from qcourse.grading.book.gradebook import gradebook_name, record, register
 from qcourse.grading.book.results import Results, Run, Stored, write_changed
 from qcourse.grading.book.scores import Held, Score, graded_points, scores, without
-from qcourse.grading.cluster import Done, Job
+from qcourse.grading.errors import first_line, stops
 from qcourse.grading.feedback import write_feedback
 from qcourse.grading.grades import NONE, ExerciseGrade, Limits, Submission, SubmissionGrade
+from qcourse.grading.jobs import Done, Job
+from qcourse.grading.student_names import name_problem, printable
 from qcourse.grading.submitted_notebook import IntakeError, read_file
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
     from nbgrader.api import Gradebook
 
-LONGEST = 200  # characters of an error
-TOLD = "could not be graded; your teacher has been told"  # what a student reads of a fault that is not the student's
-OF_ONE_NAME = {
-    errno.ENAMETOOLONG,
-    errno.EINVAL,
-    errno.EILSEQ,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ELOOP,
-}
+TOLD = "could not be graded; your teacher has been told"  # of a fault that is not the student's
 
 
 class Recorder:
-    """What a run keeps grades with: the results on disk, the gradebook, and the lines of what went wrong."""
+    """Keeps grades on disk and in the gradebook, and the lines of what went wrong."""
 
     def __init__(
         self, results: Results, run: Run, book: "Gradebook", backend: str, limits: Limits
     ) -> None:
-        self.results, self.run, self.book, self.backend, self.limits = (
-            results,
-            run,
-            book,
-            backend,
-            limits,
-        )
+        self.results = results
+        self.run = run
+        self.book = book
+        self.backend = backend
+        self.limits = limits
         self.name = gradebook_name(book.engine.url)
         self.problems: list[intake.Problem] = []
         self.graded: list[SubmissionGrade] = []
@@ -75,7 +62,7 @@ class Recorder:
         self.versions: dict[str, str] = {}
 
     def open(self, sheets: set[str]) -> None:
-        """Have the sheets in the gradebook, and the folder ready for the formgrader."""
+        """Enter the sheets in the gradebook, and prepare the folder for the formgrader."""
         self.versions = {sheet: sheet_version(sheet[:2]) for sheet in sheets}
         self.masters = {sheet: blank_master(master(sheet[:2])) for sheet in sorted(sheets)}
         for sheet, notebook in self.masters.items():
@@ -83,7 +70,7 @@ class Recorder:
         write_course(self.results.folder, self.masters)
 
     def sort(self, found: Sequence[intake.Found]) -> list[intake.Found]:
-        """What is to be graded; the grades that stand are in the gradebook afterwards."""
+        """Return what has to be graded; enter grades that stand, if the gradebook lacks them."""
         new: list[intake.Found] = []
         current: list[tuple[intake.Found, Stored]] = []
         for one in found:
@@ -92,20 +79,22 @@ class Recorder:
                 current.append((one, stored))
             else:
                 new.append(one)
+
+        # A gradebook can lack a grade that is on disk: it may be another one, or have been lost.
         self.kept = [stored.grade for _, stored in current]
         self.held = graded_points(self.book)
         lost = {(grade.student, grade.sheet) for grade in without(self.held, self.kept)}
         for one, stored in current:
             if self.name not in stored.recorded or (one.student, one.sheet) in lost:
-                with self._of_one(one):
+                with self._boundary(one):
                     self._enter(one, stored)
         return new
 
     def jobs(self, found: Sequence[intake.Found]) -> Iterator[Job]:
-        """The submissions, read one at a time; what cannot be read is refused."""
+        """Yield the submissions, read one at a time; refuse what cannot be read."""
         for one in found:
             job: Job | None = None
-            with self._of_one(one):
+            with self._boundary(one):
                 submission = intake.read_submission(one)
                 wall_s = self.limits.submission_s(len(submission.cells))
                 job = Job(submission, self.run.seed(one.sheet), wall_s)
@@ -113,42 +102,41 @@ class Recorder:
                 yield job
 
     def keep(self, done: Done) -> None:
-        """Keep a grade on disk and in the gradebook; where there is none, enter why."""
+        """Keep a grade on disk and in the gradebook; if there is none, enter why."""
         submission = done.job.submission
         if done.grade is None:
             self.refuse(submission, done.problem, TOLD)
             return
-        with self._of_one(submission):
+        with self._boundary(submission):
             grade = SubmissionGrade.from_dict(done.grade)
+            # A process could have answered for another submission.
             if (grade.submission_sha256, grade.seed) != (submission.sha256, done.job.seed):
                 raise ValueError(f"grade={grade.student}/{grade.sheet} is not of {submission.path}")
             write_marked(self.results.folder, submission, grade, self.masters[grade.sheet])
             self._enter(submission, Stored(grade, self.versions[grade.sheet]))
             self.graded.append(grade)
             if grade.problem:
-                self._say(submission, grade.problem)
+                self._note(submission, grade.problem)
 
     def refuse(
         self, one: intake.Found | intake.Problem | Submission, reason: str, told: str = ""
     ) -> None:
-        """Say why a submission has no grade; where it is clear whose and of which sheet, enter 0 points for review.
+        """Note why a submission has no grade; if student and sheet are known, enter 0 points.
 
         Args:
             reason: what the teacher reads.
-            told: what the student reads, where it is something else.
+            told: what the student reads, if it is something else.
         """
-        self._say(one, reason)
-        if intake.name_problem(one.student):
+        self._note(one, reason)
+        if name_problem(one.student):
             return
         if not one.sheet:
             self.book.update_or_create_student(one.student)
             return
-        submission = (
-            one
-            if isinstance(one, Submission)
-            else Submission(one.student, one.sheet, one.path, {}, "")
-        )
-        grade = _nothing(submission, told or reason, self.backend)
+        submission = one
+        if not isinstance(submission, Submission):
+            submission = Submission(one.student, one.sheet, one.path, {}, "")
+        grade = _zero_grade(submission, told or reason, self.backend)
         try:
             if without(self.held, [grade]):
                 write_marked(self.results.folder, submission, grade, self.masters[one.sheet])
@@ -157,24 +145,27 @@ class Recorder:
             if stops(error):
                 raise
             self.book.db.rollback()
-            self._say(one, f"is not in the gradebook either ({_said(error)})")
+            self._note(one, f"is not in the gradebook either ({first_line(error)})")
 
     def explain(self) -> list[Score]:
-        """Write the students' pages of the sheets of this run, and the list of problems; what the gradebook says."""
-        found = [score for sheet in self.masters for score in scores(self.book, sheet)]
+        """Write the students' pages and the list of problems; return this run's scores."""
+        found: list[Score] = []
+        for sheet in self.masters:
+            found += scores(self.book, sheet)
         write_feedback(self.results.folder, found)
+
+        rows = [["student", "file", "reason"]]
+        for one in self.problems:
+            cells = (one.student, one.path.name, one.reason)
+            rows.append([printable(text) for text in cells])
         table = io.StringIO(newline="")
-        rows = [(one.student, one.path.name, one.reason) for one in self.problems]
-        printable = [[intake.printable(text) for text in row] for row in rows]
-        csv.writer(table, lineterminator="\n").writerows(
-            [("student", "file", "reason"), *printable]
-        )
+        csv.writer(table, lineterminator="\n").writerows(rows)
         write_changed(self.results.folder / "problems.csv", table.getvalue())
         return found
 
     @contextmanager
-    def _of_one(self, one: intake.Found | Submission) -> Iterator[None]:
-        """Whatever goes wrong inside costs this submission its grade, and no other."""
+    def _boundary(self, one: intake.Found | Submission) -> Iterator[None]:
+        """Let an error inside cost this submission its grade, and no other."""
         try:
             yield
         except IntakeError as error:
@@ -183,22 +174,22 @@ class Recorder:
             if stops(error):
                 raise
             self.book.db.rollback()
-            self.refuse(one, f"could not be graded ({_said(error)})", TOLD)
+            self.refuse(one, f"could not be graded ({first_line(error)})", TOLD)
 
-    def _say(self, one: intake.Found | intake.Problem | Submission, reason: str) -> None:
-        self.problems.append(intake.Problem(one.student, one.sheet, one.path, reason))
+    def _note(self, one: intake.Found | intake.Problem | Submission, reason: str) -> None:
+        problem = intake.Problem(one.student, one.sheet, one.path, reason)
+        self.problems.append(problem)
 
     def _stands(self, found: intake.Found, stored: Stored) -> bool:
-        """Whether a grade is of this very file, by the check as it is now, and nobody wants another."""
+        """Return whether a grade is of this very file, by the check as it is, and still wanted."""
         grade = stored.grade
-        safe = grade.backend != NONE or self.backend == NONE
-        again = self.run.regrade and grade.seed != self.run.seed(found.sheet)
-        if (
-            grade.problem is not None
-            or not safe
-            or again
-            or stored.version != self.versions[found.sheet]
-        ):
+        if grade.problem is not None or stored.version != self.versions[found.sheet]:
+            return False
+        # A grade made without a sandbox does not count in a run with one.
+        if grade.backend == NONE and self.backend != NONE:
+            return False
+        # This run's seed marks the grades that a regrading run has already made anew.
+        if self.run.regrade and grade.seed != self.run.seed(found.sheet):
             return False
         try:
             return intake.fingerprint(read_file(found.path)) == grade.submission_sha256
@@ -206,36 +197,25 @@ class Recorder:
             return False
 
     def _enter(self, one: intake.Found | Submission, stored: Stored) -> None:
-        """On disk first: a database can be brought up to date from there."""
+        # On disk first: a gradebook can be brought up to date from there.
         self.results.save(stored)
         carry_over(self.results.folder, one.student, one.sheet, one.path)
         record(self.book, stored.grade, handed_in=handed_in(one.path))
-        self.results.save(replace(stored, recorded=(*stored.recorded, self.name)))
+        recorded = (*stored.recorded, self.name)
+        self.results.save(replace(stored, recorded=recorded))
 
 
-def stops(error: BaseException | None) -> bool:
-    """Whether an error is the machine's, or was raised over one, so that it would meet every other submission too."""
-    from sqlalchemy.exc import OperationalError
-
-    if error is None:
-        return False
-    under = error.__cause__ or error.__context__
-    if isinstance(error, OSError) and (error.errno is not None or under is None):
-        return error.errno not in OF_ONE_NAME
-    return isinstance(error, OperationalError) or stops(under)
-
-
-def _said(error: Exception) -> str:
-    """The kind of an error, and its first line."""
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:LONGEST]}"
-
-
-def _nothing(submission: Submission, reason: str, backend: str) -> SubmissionGrade:
-    exercises = load_sheet(submission.sheet[:2]).exercises
-    zeros = tuple(
-        ExerciseGrade(one.id, 0, one.points, intake.printable(reason)) for one in exercises
-    )
+def _zero_grade(submission: Submission, reason: str, backend: str) -> SubmissionGrade:
+    """Return the grade of a submission that was not graded, which marks it for review."""
+    exercises: list[ExerciseGrade] = []
+    for exercise in load_sheet(submission.sheet[:2]).exercises:
+        exercises.append(ExerciseGrade(exercise.id, 0, exercise.points, printable(reason)))
     return SubmissionGrade(
-        submission.student, submission.sheet, zeros, submission.sha256, 0, backend, problem=reason
+        student=submission.student,
+        sheet=submission.sheet,
+        exercises=tuple(exercises),
+        submission_sha256=submission.sha256,
+        seed=0,
+        backend=backend,
+        problem=reason,
     )

@@ -1,7 +1,10 @@
 """What a run says at its end: a line per student, what each sheet came to, and what went wrong.
 
-The idea: the table shows what the gradebook holds now, points set by hand and zeros included, so that it agrees with
-the exports. Only where a run was stopped half-way does it show the grades that the run itself knows of.
+The idea: the table shows what the gradebook holds now, with points set by hand and zeros, so it
+agrees with the exports. Only if a run was stopped halfway does it show the grades that the run
+itself knows.
+
+`book/export.py` writes the tables for other systems.
 """
 
 from collections.abc import Iterable
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 from qcourse.grading.book.scores import Score
 from qcourse.grading.grades import SubmissionGrade
 
-NOTHING = "-"  # in the table, where nothing was handed in
+NOTHING = "-"  # in the table, if nothing was handed in
 REVIEW = "*"  # beside points that a person should look at
 
 
@@ -23,7 +26,8 @@ class Total:
     review: bool = False
 
     def __str__(self) -> str:
-        return f"{self.points:.2f}".rstrip("0").rstrip(".") + REVIEW * self.review
+        number = f"{self.points:.2f}".rstrip("0").rstrip(".")
+        return number + REVIEW if self.review else number
 
 
 Totals = dict[tuple[str, str], Total]  # by student and sheet
@@ -37,7 +41,7 @@ class RunSummary:
         graded, kept: the grades of this run, and of former ones.
         held: what the gradebook holds now, by student and sheet.
         problems: a line for each submission that could not be graded.
-        stopped: why the run was stopped half-way; "" where it was not.
+        stopped: why the run was stopped halfway; "" if it was not.
     """
 
     graded: tuple[SubmissionGrade, ...]
@@ -48,7 +52,7 @@ class RunSummary:
 
     @property
     def exit_status(self) -> int:
-        """0 where every submission was graded, 1 where some could not be, 3 where the run was stopped half-way."""
+        """0 if every submission was graded, 1 if some could not be, 3 if the run was stopped."""
         if self.stopped:
             return 3
         return 1 if self.problems else 0
@@ -57,69 +61,83 @@ class RunSummary:
         lines = [*_table(self.held), *self._counts()]
         if any(total.review for total in self.held.values()):
             lines.append(f"{REVIEW} to be looked at by a person")
+
+        # Grades made by different versions may not be comparable.
         environments = {grade.environment for grade in (*self.graded, *self.kept)}
         if len(environments) > 1:
             lines.append(
-                f"{len(environments)} sets of versions have graded these: pass --regrade to have one."
+                f"{len(environments)} sets of versions have graded these: "
+                "pass --regrade to have one."
             )
         if self.problems:
-            lines += ["", f"Not graded, or not wholly ({len(self.problems)}):", *self.problems]
+            heading = f"Not graded, or not wholly ({len(self.problems)}):"
+            lines += ["", heading, *self.problems]
         if self.stopped:
             lines += ["", f"Stopped half-way: {self.stopped}"]
         return "\n".join(lines)
 
     def _counts(self) -> list[str]:
-        sheets = sorted({grade.sheet for grade in (*self.graded, *self.kept)})
-        return [
-            f"{sheet}: {_count(self.graded, sheet)} graded now, {_count(self.kept, sheet)} graded before"
-            for sheet in sheets
-        ]
+        """Return a line per sheet: how many were graded now, and how many before."""
+        lines: list[str] = []
+        for sheet in sorted({grade.sheet for grade in (*self.graded, *self.kept)}):
+            now = _count(self.graded, sheet)
+            before = _count(self.kept, sheet)
+            lines.append(f"{sheet}: {now} graded now, {before} graded before")
+        return lines
 
 
 def totals(scores: Iterable[Score]) -> Totals:
-    """The sums over the exercises of each student and sheet."""
+    """Return the sums over the exercises of each student and sheet."""
     found: Totals = {}
     for score in scores:
-        key = score.student, score.sheet
+        key = (score.student, score.sheet)
         before = found.get(key, Total(0.0, 0.0))
         found[key] = Total(
-            before.points + score.points,
-            before.max_points + score.max_points,
-            before.review or score.review,
+            points=before.points + score.points,
+            max_points=before.max_points + score.max_points,
+            review=before.review or score.review,
         )
     return found
 
 
 def totals_of(grades: Iterable[SubmissionGrade]) -> Totals:
-    """The same for grades that may not be in the gradebook."""
-    return {
-        (one.student, one.sheet): Total(one.points, one.max_points, one.problem is not None)
-        for one in grades
-    }
+    """Return the same for grades that may not be in the gradebook."""
+    found: Totals = {}
+    for grade in grades:
+        needs_review = grade.problem is not None
+        total = Total(grade.points, grade.max_points, needs_review)
+        found[grade.student, grade.sheet] = total
+    return found
 
 
 def _table(held: Totals) -> list[str]:
-    """A line per student and a column per sheet; then the mean of those who handed in, and what a sheet is worth."""
+    """Return a line per student with a column per sheet, then the means and the maximum points."""
     students = sorted({student for student, _ in held})
     sheets = sorted({sheet for _, sheet in held})
     width = max(map(len, (*students, "mean")), default=0) + 2
 
-    def row(name: str, cells: Iterable[str]) -> str:
-        return f"{name:{width}}" + "".join(f"{cell:>9}" for cell in cells)
+    means: list[str] = []
+    worths: list[str] = []
+    for sheet in sheets:
+        own = [total for key, total in held.items() if key[1] == sheet]
+        # The mean is over the students who handed this sheet in.
+        mean = sum(total.points for total in own) / len(own)
+        worth = Total(own[0].max_points, 0.0)
+        means.append(f"{mean:.2f}")
+        worths.append(str(worth))
 
-    of_sheet = {
-        sheet: [total for (_, its), total in held.items() if its == sheet] for sheet in sheets
-    }
-    means = [sum(one.points for one in totals) / len(totals) for totals in of_sheet.values()]
-    return [
-        row("student", (sheet[:2] for sheet in sheets)),
-        *(
-            row(student, (str(held.get((student, sheet), NOTHING)) for sheet in sheets))
-            for student in students
-        ),
-        row("mean", (f"{mean:.2f}" for mean in means)),
-        row("of", (str(Total(totals[0].max_points, 0.0)) for totals in of_sheet.values())),
-    ]
+    lines = [_row("student", [sheet[:2] for sheet in sheets], width)]
+    for student in students:
+        cells = [str(held.get((student, sheet), NOTHING)) for sheet in sheets]
+        lines.append(_row(student, cells, width))
+    lines.append(_row("mean", means, width))
+    lines.append(_row("of", worths, width))
+    return lines
+
+
+def _row(name: str, cells: Iterable[str], width: int) -> str:
+    columns = [f"{cell:>9}" for cell in cells]
+    return f"{name:{width}}" + "".join(columns)
 
 
 def _count(grades: Iterable[SubmissionGrade], sheet: str) -> int:

@@ -1,12 +1,14 @@
-"""What students may hand in, to get points unearned or by accident: each as the cell of exercise 01.2.
+"""What students may hand in to get unearned points, or by accident: a cell of exercise 01.2 each.
 
-A source may hold places for paths and a port, as {ROOT}; test_attacks.py fills them in. `points` is what exercise
-01.2 must earn, `naive` what the grader that runs assertions in the student's process does with it.
+A source may hold places for paths and a port, as {ROOT}; test_attacks.py fills them in. `points` is
+what exercise 01.2 must earn, `naive` what the grader that runs assertions in the student's process
+does with it.
 """
 
 from dataclasses import dataclass
 
-FULL, NOTHING = "full marks", "no grade for the whole submission"
+FULL = "full marks"
+NOTHING = "no grade for the whole submission"
 RIGHT = """
 def quantize(x, scale, bits):
     qmax = 2 ** (bits - 1) - 1
@@ -26,7 +28,7 @@ class Attack:
         name: what it is.
         source: the cell.
         points: of 3 that it must earn.
-        naive: what the naive grader makes of it; "" where it goes wrong in a way that only the test can see.
+        naive: what the naive grader makes of it; "" if only the test can see what goes wrong.
         by_pickle: the naive grader fetches answers as pickles.
     """
 
@@ -158,7 +160,9 @@ def quantize(x, scale, bits):
     ),
     Attack(
         "sleep without end, in a thread that holds on",
-        "import time, threading\nthreading.Thread(target=time.sleep, args=(1000,)).start()\ntime.sleep(1000)",
+        "import time, threading\n"
+        "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        "time.sleep(1000)",
         naive=NOTHING,
     ),
     Attack("a memory bomb", f"hoard = bytearray(300 << 20)\n{RIGHT}"),
@@ -180,7 +184,8 @@ for _ in range(30):
     ),
     Attack(
         "programs are started",
-        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'pass'], check=True)\n{RIGHT}",
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-c', 'pass'], check=True)\n{RIGHT}",
     ),
     Attack(
         "a thread bomb",

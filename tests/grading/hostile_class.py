@@ -1,7 +1,7 @@
-"""A class of forty on disk: thirty submissions that try to stop the grading, by intent or by accident, and ten honest.
+"""A class of forty on disk: thirty submissions that try to stop the grading, and ten honest ones.
 
-Each row hands in one sheet and says what it must earn. Those that are cells stand in the place of exercise 01.2, with
-the course's own solutions around them, so that what they do to the other exercises shows.
+Each row hands in one sheet and says what it must earn. Rows that are cells replace exercise 01.2,
+with the course's own solutions around them, so that their effect on the other exercises shows.
 """
 
 import json
@@ -18,7 +18,7 @@ from standins import ROOT, SHEET, WORTH
 from qcourse.checks.registry import find_exercise
 
 FULL = float(sum(WORTH.values()))
-OTHERS = FULL - WORTH["01.2"]  # what is left where 01.2 earns nothing
+OTHERS = FULL - WORTH["01.2"]  # what is left if 01.2 earns nothing
 CHANNEL = """
 import os, socket, stat
 def is_socket(number):
@@ -31,7 +31,7 @@ channel = socket.socket(fileno=os.dup(next(number for number in range(3, 64) if 
 
 
 def table_of_hand_made(exercise_id: str) -> str:
-    """A cell that knows the answers of the hand-made cases, which anyone can read, and nothing else."""
+    """A cell that knows only the answers of the hand-made cases, which anyone can read."""
     exercise = find_exercise(exercise_id)
     cases = [case for case in exercise.cases(torch.Generator().manual_seed(0)) if case.by_hand]
     table = {repr(case.args): exercise.reference(*case.args).tolist() for case in cases}
@@ -67,7 +67,8 @@ def quantize(x, scale, bits):
         f"""{CHANNEL}
 import base64
 def npy(header):
-    return base64.b64encode(b"\\x93NUMPY\\x01\\x00" + len(header).to_bytes(2, "little") + header.encode()).decode()
+    data = b"\\x93NUMPY\\x01\\x00" + len(header).to_bytes(2, "little") + header.encode()
+    return base64.b64encode(data).decode()
 def quantize(x, scale, bits):
     for number in range(1, 40):
         forged = {{"number": number, "output": ["array", npy("{{1:1,'a':2}}")], "args": []}}
@@ -115,8 +116,10 @@ def quantize(x, scale, bits):
         OTHERS,
     ),
 }
-EMPTY_ROWS = "def affine_parameters(x, bits):\n    return torch.empty(20_000_000, 0)"  # of 01.3, which 01.4 calls
-FROM_BEFORE = [  # of attacks.py, those that are quick
+# A cell of 01.3, which 01.4 calls.
+EMPTY_ROWS = "def affine_parameters(x, bits):\n    return torch.empty(20_000_000, 0)"
+# The quick ones of attacks.py.
+QUICK = [
     "an object equal to everything",
     "the hidden tests are imported from disk",
     "the test framework is patched",
@@ -131,7 +134,7 @@ FROM_BEFORE = [  # of attacks.py, those that are quick
 CELLS |= {
     attack.name: (attack.source, OTHERS + attack.points)
     for attack in ATTACKS
-    if attack.name in FROM_BEFORE
+    if attack.name in QUICK
 }
 
 
@@ -187,7 +190,7 @@ class Row:
     Args:
         student: the folder's name.
         make: fills the folder.
-        points: what the sheet must earn; None where nothing can be entered.
+        points: what the sheet must earn.
         problem: whether the report has a line for it.
     """
 
@@ -198,7 +201,7 @@ class Row:
 
 
 def handing_in(source: str, exercise: str = "01.2") -> Callable[[Path], None]:
-    """What hands in the sheet with one answer replaced."""
+    """A function that hands in the sheet with one answer replaced."""
 
     def make(folder: Path) -> None:
         (folder / f"{SHEET}.ipynb").write_text(with_cell(source, exercise), encoding="utf-8")

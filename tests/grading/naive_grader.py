@@ -1,8 +1,8 @@
-"""A grader as graders are often written, for attacks to succeed on: hidden assertions in the student's process.
+"""A grader as graders are often written, for attacks to succeed on.
 
-It is honest work of its kind: a fresh process a submission, a time limit, the hidden tests in a cell of their own
-behind the student's. What it gets wrong is only where it runs them. Each attack in test_attacks.py must be shown to
-get past it.
+It runs hidden assertions in the student's process, and is careful otherwise: a fresh process per
+submission, a time limit, the hidden tests in a cell of their own after the student's. Its only
+error is where it runs them. Each attack in test_attacks.py must be shown to get past it.
 
 One process imports torch and IPython once; each request, a JSON line, is graded in a fork of it.
 """
@@ -38,33 +38,32 @@ def cases() -> list[Any]:
 
 
 def grade(request: dict[str, Any], hidden: list[Any], report: int) -> None:
-    """Run the cells, then the hidden tests, all in this process; write the points to the descriptor `report`."""
+    """Run the cells, then the hidden tests, in this process; write the points to `report`."""
     from IPython.core.interactiveshell import InteractiveShell
 
     os.chdir(request["folder"])
     sys.path.insert(0, request["folder"])
     sys.modules.pop("numpy")  # a fresh kernel would not have it yet
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         shell = InteractiveShell.instance()
         shell.user_ns["HIDDEN"] = hidden
         for source in request["cells"]:
             shell.run_cell(source, store_history=False)
-        if request[
-            "by_pickle"
-        ]:  # another kind of it: the answers go to the grader's process, as pickles
+        # Another kind of this grader: the answers go to its process, as pickles.
+        if request["by_pickle"]:
             answers = [shell.user_ns["quantize"](*args) for args, _ in hidden]
             os.write(report, pickle.dumps(answers))
             return
         said = err.getvalue()
         right = shell.run_cell(HIDDEN, store_history=False).success and not said
-    os.write(
-        report, json.dumps({"points": 3.0 * right, "output": len(out.getvalue())}).encode() + b"\n"
-    )
+    result = {"points": 3.0 * right, "output": len(out.getvalue())}
+    os.write(report, json.dumps(result).encode() + b"\n")
 
 
 def answer(request: dict[str, Any], hidden: list[Any]) -> dict[str, Any] | None:
-    """The result of one submission, None where there is none in time."""
+    """The result of one submission, None if there is none in time."""
     receiving, report = os.pipe()
     pid = os.fork()
     if pid == 0:

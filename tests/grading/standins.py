@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qcourse.grading.cluster import Done, Job, Work
 from qcourse.grading.grades import ExerciseGrade, Limits, Submission, SubmissionGrade
+from qcourse.grading.jobs import Done, Job, Work
 from qcourse.grading.sandbox.mounts import SandboxError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -99,3 +99,12 @@ def jobs(*what: str, wall_s: float = 600.0) -> list[Job]:
         Job(submission(f"s{number}", {"do": one}), number, wall_s)
         for number, one in enumerate(what)
     ]
+
+
+def by_student(outcomes: Iterator[Done]) -> dict[str, Done]:
+    """The outcomes, of which there must be one per student."""
+    found: dict[str, Done] = {}
+    for one in outcomes:
+        assert one.job.submission.student not in found
+        found[one.job.submission.student] = one
+    return found

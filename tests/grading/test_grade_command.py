@@ -16,27 +16,26 @@ import standins
 from standins import SHEET, WORTH, write_notebook
 
 from qcourse import cli
-from qcourse.grading import cluster, recorder
+from qcourse.grading import jobs, processes, recorder
 from qcourse.grading.book.gradebook import default_url, open_gradebook
 from qcourse.grading.book.scores import Score, scores
-from qcourse.grading.cluster import Done
 from qcourse.grading.grades import Limits, Submission
+from qcourse.grading.jobs import Done, Job, Work
 
 FILE = f"{SHEET}.ipynb"
-POOL, JOB, CHECK = (
-    cluster.on_this_machine,
-    cluster.grade_job,
-    cluster.check_sandbox,
-)  # the real ones
+# The real ones, which most tests here replace.
+ON_THIS_MACHINE = processes.on_this_machine
+GRADE_JOB = jobs.grade_job
+CHECK_SANDBOX = jobs.check_sandbox
 RIGHT = dict.fromkeys(WORTH, "# right")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A class of two, ada who has all and bob who has one exercise right, graded by a stand-in."""
-    monkeypatch.setattr(cluster, "grade_job", standins.grade_by_words)
-    monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
-    monkeypatch.setattr(cluster, "check_sandbox", lambda backend: None)
+    monkeypatch.setattr(jobs, "grade_job", standins.grade_by_words)
+    monkeypatch.setattr(processes, "on_this_machine", standins.in_this_process)
+    monkeypatch.setattr(jobs, "check_sandbox", lambda backend: None)
     hand_in(tmp_path, "ada", RIGHT)
     hand_in(tmp_path, "bob", {"01.2": "# right"})
     return tmp_path
@@ -214,18 +213,18 @@ def test_a_run_cut_short_goes_on_as_it_was(
     for student in ("cy", "dan", "eve"):
         hand_in(folder, student, RIGHT)
 
-    def stopped(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
-        yield from standins.in_this_process(islice(jobs, 2), work, workers)
+    def stopped(waiting: Iterator, work: Work, workers: int) -> Iterator[Done]:
+        yield from standins.in_this_process(islice(waiting, 2), work, workers)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cluster, "on_this_machine", stopped)
+    monkeypatch.setattr(processes, "on_this_machine", stopped)
     assert grade(folder, *options) == 130
     assert "What was graded is kept" in capsys.readouterr().err
     begun = {
         student: seed for student, seed in seeds(folder).items() if before.get(student) != seed
     }
     assert len(begun) == 2
-    monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
+    monkeypatch.setattr(processes, "on_this_machine", standins.in_this_process)
     assert grade(folder) == 0
     assert f"{SHEET}: 3 graded now, 2 graded before" in capsys.readouterr().out
     assert set(seeds(folder).values()) == set(begun.values())
@@ -235,14 +234,14 @@ def test_a_run_cut_short_goes_on_as_it_was(
 def test_regrade_after_a_run_cut_short_grades_all_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
-        yield from standins.in_this_process(islice(jobs, 1), work, workers)
+    def stopped(waiting: Iterator, work: Work, workers: int) -> Iterator[Done]:
+        yield from standins.in_this_process(islice(waiting, 1), work, workers)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cluster, "on_this_machine", stopped)
+    monkeypatch.setattr(processes, "on_this_machine", stopped)
     assert grade(folder) == 130
     first = seeds(folder)
-    monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
+    monkeypatch.setattr(processes, "on_this_machine", standins.in_this_process)
     assert grade(folder, "--regrade") == 0
     assert len(seeds(folder)) == 2
     assert not set(first.values()) & set(seeds(folder).values())
@@ -258,8 +257,8 @@ def test_a_gradebook_that_lags_is_brought_up_to_date(
     assert grade(folder) == 2
     assert len(seeds(folder)) == 1
     monkeypatch.undo()
-    monkeypatch.setattr(cluster, "grade_job", standins.grade_by_words)
-    monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
+    monkeypatch.setattr(jobs, "grade_job", standins.grade_by_words)
+    monkeypatch.setattr(processes, "on_this_machine", standins.in_this_process)
     kept = seeds(folder)
     assert grade(folder) == 0
     assert totals(folder) == {"ada": 12, "bob": 3}
@@ -306,14 +305,14 @@ def test_the_mark_for_review_survives_a_run_cut_short(
 ) -> None:
     """The new notebook has the same points for the same reasons, so only what lies on disk tells that it was graded."""
 
-    def without_words(job: cluster.Job, *, limits: Limits, backend: str) -> dict:
+    def without_words(job: Job, *, limits: Limits, backend: str) -> dict:
         found = standins.grade_by_words(job, limits=limits, backend=backend)
         return {**found, "exercises": [{**one, "reason": ""} for one in found["exercises"]]}
 
     def refused(*_: object, **__: object) -> None:
         raise OSError("The gradebook refuses")
 
-    monkeypatch.setattr(cluster, "grade_job", without_words)
+    monkeypatch.setattr(jobs, "grade_job", without_words)
     assert grade(folder) == 0
     with open_gradebook(default_url(folder / "graded")) as book:
         one = book.find_grade("01-1-check", SHEET, SHEET, "bob")
@@ -347,7 +346,7 @@ def test_what_cannot_be_graded_is_a_line_each_and_marked_for_review(
         ["bob", FILE],
     ]
     page = (folder / "graded" / "feedback" / "bob" / SHEET / f"{SHEET}.html").read_text()
-    assert page.count("is not JSON, so it is no notebook; hand it in again") == 1
+    assert page.count("is not JSON, so it is not a notebook; hand it in again") == 1
     assert cli.main(["export", str(folder / "graded"), "--format", "moodle"]) == 0
     assert '"eve","","","",""' in capsys.readouterr().out
     assert all(
@@ -378,16 +377,16 @@ def test_a_name_that_no_gradebook_keeps_is_a_line_and_no_more(
 def test_a_job_without_a_grade_is_tried_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def lost(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
-        first, second = jobs
+    def lost(waiting: Iterator, work: Work, workers: int) -> Iterator[Done]:
+        first, second = waiting
         yield Done(first, work(first))
         yield Done(second, None, "the process that graded it died, twice")
 
-    monkeypatch.setattr(cluster, "on_this_machine", lost)
+    monkeypatch.setattr(processes, "on_this_machine", lost)
     assert grade(folder) == 1
     assert f"bob/{FILE}: the process that graded it died, twice" in capsys.readouterr().out
     assert {one.comment for one in held(folder) if one.student == "bob"} == {recorder.TOLD}
-    monkeypatch.setattr(cluster, "on_this_machine", standins.in_this_process)
+    monkeypatch.setattr(processes, "on_this_machine", standins.in_this_process)
     assert grade(folder) == 0
     assert totals(folder) == {"ada": 12, "bob": 3}
 
@@ -395,12 +394,12 @@ def test_a_job_without_a_grade_is_tried_again(
 def test_a_grade_of_something_else_is_no_grade(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def swapped(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
-        first, second = jobs
+    def swapped(waiting: Iterator, work: Work, workers: int) -> Iterator[Done]:
+        first, second = waiting
         yield Done(first, work(second))
         yield Done(second, work(second))
 
-    monkeypatch.setattr(cluster, "on_this_machine", swapped)
+    monkeypatch.setattr(processes, "on_this_machine", swapped)
     assert grade(folder) == 1
     out = capsys.readouterr().out
     assert f"ada/{FILE}: could not be graded (ValueError: grade=bob/01_quantizer is not of " in out
@@ -422,7 +421,7 @@ def test_what_was_graded_without_a_sandbox_is_graded_again_with_one(folder: Path
 def test_no_workers_are_none(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(cluster, "on_this_machine", POOL)
+    monkeypatch.setattr(processes, "on_this_machine", ON_THIS_MACHINE)
     assert grade(folder, "--workers", "0") == 2
     assert capsys.readouterr().err == "workers=0 must be 1 or more\n"
 
@@ -437,7 +436,7 @@ def test_no_workers_are_none(
             "teacher:***@127.0.0.1:1/grades refuses: ",
         ),
         (["--scheduler", "tcp://127.0.0.1:8786"], "must be tls://HOST:PORT"),
-        (["--db", "grades"], "--db is no address of a database"),
+        (["--db", "grades"], "--db is not the address of a database"),
     ],
 )
 def test_what_stops_a_run_is_one_line(
@@ -486,11 +485,11 @@ def test_a_full_disk_keeps_what_was_written(
 def test_two_runs_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def meanwhile(jobs: Iterator, work: cluster.Work, workers: int) -> Iterator[Done]:
+    def meanwhile(waiting: Iterator, work: Work, workers: int) -> Iterator[Done]:
         assert grade(folder) == 2
-        yield from standins.in_this_process(jobs, work, workers)
+        yield from standins.in_this_process(waiting, work, workers)
 
-    monkeypatch.setattr(cluster, "on_this_machine", meanwhile)
+    monkeypatch.setattr(processes, "on_this_machine", meanwhile)
     assert grade(folder) == 0
     assert (
         capsys.readouterr().err
@@ -556,9 +555,9 @@ def test_the_database_named_by_the_environment(
 def test_without_a_sandbox_nothing_is_graded(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(cluster, "grade_job", JOB)
-    monkeypatch.setattr(cluster, "on_this_machine", POOL)
-    monkeypatch.setattr(cluster, "check_sandbox", CHECK)
+    monkeypatch.setattr(jobs, "grade_job", GRADE_JOB)
+    monkeypatch.setattr(processes, "on_this_machine", ON_THIS_MACHINE)
+    monkeypatch.setattr(jobs, "check_sandbox", CHECK_SANDBOX)
     monkeypatch.setenv("PATH", "/nowhere")
     assert grade(folder, "--workers", "1") == 2
     said = capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_a_grade_says_what_it_was_made_with() -> None:
     assert (grade.submission_sha256, grade.limits["case_s"]) == (submission.sha256, 1.0)
     assert len(grade.environment) == 16
     assert grade.graded_at.endswith("+00:00")
-    assert SubmissionGrade.from_json(grade.to_json()) == grade
+    assert SubmissionGrade.from_dict(grade.to_dict()) == grade
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
@@ -329,7 +329,7 @@ def test_odd_answers_are_judged_and_told_in_a_line(name: str) -> None:
     assert reason.startswith("0 of 6 cases right; symmetric_scale(")
     assert reason.isprintable()
     assert len(reason) < 800
-    assert SubmissionGrade.from_json(grade.to_json()) == grade
+    assert SubmissionGrade.from_dict(grade.to_dict()) == grade
 
 
 def test_a_fault_of_the_judge_costs_one_exercise_and_is_told(
@@ -389,7 +389,7 @@ def test_a_sandbox_that_is_lost_is_started_anew() -> None:
 
 
 def template_of(backend: str) -> Sandbox:
-    (template,) = (one for (_, its), one in grading._templates.items() if its == backend)
+    (template,) = (one for (_, its), one in grading._sandboxes.items() if its == backend)
     return template
 
 

@@ -271,8 +271,8 @@ def writing(data: bytes) -> Callable[[Path], Any]:
     ("make", "message"),
     [
         (lambda path: path.symlink_to("/etc/passwd"), "cannot be opened"),
-        (lambda path: path.mkdir(), "is no regular file"),
-        (fifo, "is no regular file"),
+        (lambda path: path.mkdir(), "is not a regular file"),
+        (fifo, "is not a regular file"),
         (lambda path: path.touch(), "is empty"),
         (sparse, "is 200 MiB, more than 8; clear its outputs"),
         (writing(b" " * (MOST_BYTES + 1)), "more than 8"),

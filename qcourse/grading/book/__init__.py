@@ -1,1 +1,1 @@
-"""Where grades are kept: files of results, the gradebook of nbgrader, and the tables that other systems read."""
+"""Where grades are kept: result files, nbgrader's gradebook, and tables for other systems."""

@@ -1,14 +1,12 @@
 """Grades as a table that other systems read: plain CSV, Canvas, Moodle.
 
-The idea: the gradebook says what counts, manual scores included, and each format is a function from that to rows; the
-module `csv` does the quoting. nbgrader's own exporter joins fields with commas, so that a name with a comma in it
-shifts a student's grade into another column.
+The idea: the gradebook says what counts, manual scores included, and each format is a function
+from that to rows. The module `csv` quotes the fields; nbgrader's own exporter joins them with
+commas, so a comma in a name shifts a grade into another column. A text that a spreadsheet would
+take for a formula (=, +, -, @ first) gets an apostrophe before it.
 
-A text that a spreadsheet would take for a formula (=, +, -, @ first) gets an apostrophe before it, which shows it as it
-is.
-
-Sources: Canvas, "How do I import grades in the Gradebook?", and its lib/gradebook_importer.rb; Moodle, "Grade import",
-CSV file, and its core_text::trim_utf8_bom.
+Sources: Canvas, "How do I import grades in the Gradebook?", and its lib/gradebook_importer.rb;
+Moodle, "Grade import", CSV file, and its core_text::trim_utf8_bom.
 """
 
 import csv
@@ -24,12 +22,28 @@ if TYPE_CHECKING:
 
 BYTE_ORDER_MARK = "\ufeff"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+CSV_HEADER = [
+    "student",
+    "last_name",
+    "first_name",
+    "email",
+    "sheet",
+    "exercise",
+    "points",
+    "max_points",
+    "auto_points",
+    "manual",
+    "review",
+]
+CANVAS_HEADER = ["Student", "ID", "SIS User ID", "SIS Login ID", "Section"]
+CANVAS_WORTH = ["    Points Possible", "", "", "", ""]
+MOODLE_HEADER = ["username", "firstname", "lastname", "email"]
 Table = list[list[str]]
 
 
 @dataclass(frozen=True)
 class Person:
-    """A student as the gradebook knows them; names are empty where nobody has entered them."""
+    """A student as the gradebook has them; a name is empty if it was not entered."""
 
     id: str
     first_name: str
@@ -39,31 +53,33 @@ class Person:
 
     @property
     def listed(self) -> str:
-        """Last name first, or the id where there is no name."""
-        return ", ".join(filter(None, (self.last_name, self.first_name))) or self.id
+        """Last name first, or the id if there is no name."""
+        names = [name for name in (self.last_name, self.first_name) if name]
+        return ", ".join(names) or self.id
 
 
 def people(book: "Gradebook") -> list[Person]:
-    """Everyone in the gradebook, by id."""
-    found = [
-        Person(
-            one.id,
-            one.first_name or "",
-            one.last_name or "",
-            one.email or "",
-            one.lms_user_id or "",
+    """Return all students in the gradebook, by id."""
+    found: list[Person] = []
+    for student in book.students:
+        # nbgrader holds None for what was not entered.
+        person = Person(
+            id=student.id,
+            first_name=student.first_name or "",
+            last_name=student.last_name or "",
+            email=student.email or "",
+            lms_user_id=student.lms_user_id or "",
         )
-        for one in book.students
-    ]
+        found.append(person)
     return sorted(found, key=lambda person: person.id)
 
 
 def export(kind: str, everyone: Iterable[Person], scores: Iterable[Score]) -> str:
-    r"""The text of a file of this kind.
+    r"""Return the text of a file of this kind.
 
     Args:
         kind: "csv", "canvas" or "moodle".
-        everyone: whom to list; who has no score gets empty fields.
+        everyone: the students to list; one without a score gets empty fields.
         scores: of the sheets to list.
 
     Raises:
@@ -76,87 +92,70 @@ def export(kind: str, everyone: Iterable[Person], scores: Iterable[Score]) -> st
     """
     if kind not in FORMATS:
         raise ValueError(f"format={kind!r} is unknown; the formats are {', '.join(FORMATS)}")
+    make_table = FORMATS[kind]
     text = io.StringIO()
-    rows = FORMATS[kind](list(everyone), list(scores))
-    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(
-        [map(_plain, row) for row in rows]
-    )
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+    for row in make_table(list(everyone), list(scores)):
+        writer.writerow([_plain(cell) for cell in row])
     return text.getvalue()
 
 
 def as_file(kind: str, text: str) -> str:
-    """The text as it is written to a file: with the mark that tells Excel that it is UTF-8.
-
-    Moodle takes that mark away. Canvas would read it as a part of the first field, and then refuse the quote after it.
-    """
-    return text if kind == "canvas" else f"{BYTE_ORDER_MARK}{text}"
+    """Return the text as it is written to a file: with the mark that tells Excel it is UTF-8."""
+    # Moodle removes the mark; Canvas would read it as a part of the first field.
+    if kind == "canvas":
+        return text
+    return f"{BYTE_ORDER_MARK}{text}"
 
 
 def _csv(everyone: list[Person], scores: list[Score]) -> Table:
-    """A row an exercise: what was graded, what counts, and who decided."""
-    known = {person.id: person for person in everyone}
-    header = [
-        "student",
-        "last_name",
-        "first_name",
-        "email",
-        "sheet",
-        "exercise",
-        "points",
-        "max_points",
-        "auto_points",
-    ]
-    rows = [
-        [
-            *(
-                one.student,
-                known[one.student].last_name,
-                known[one.student].first_name,
-                known[one.student].email,
-            ),
-            *(one.sheet, one.exercise, _number(one.points), _number(one.max_points)),
-            *(
-                "" if one.auto_points is None else _number(one.auto_points),
-                _yes(one.manual),
-                _yes(one.review),
-            ),
-        ]
-        for one in scores
-        if one.student in known
-    ]
-    return [[*header, "manual", "review"], *rows]
+    """Return a row per exercise: what was graded, what counts, and who decided."""
+    by_id = {person.id: person for person in everyone}
+    table = [CSV_HEADER]
+    for score in scores:
+        if score.student not in by_id:
+            continue
+        person = by_id[score.student]
+        auto_points = "" if score.auto_points is None else _number(score.auto_points)
+        table.append(
+            [
+                score.student,
+                person.last_name,
+                person.first_name,
+                person.email,
+                score.sheet,
+                score.exercise,
+                _number(score.points),
+                _number(score.max_points),
+                auto_points,
+                _yes(score.manual),
+                _yes(score.review),
+            ]
+        )
+    return table
 
 
 def _canvas(everyone: list[Person], scores: list[Score]) -> Table:
-    """A row a student, a column a sheet; the second row says what each sheet is worth."""
-    earned, worth = _sums(scores)
-    header = ["Student", "ID", "SIS User ID", "SIS Login ID", "Section"]
-    rows = [
-        [person.listed, person.lms_user_id, "", person.id, "", *_earned(earned, person, worth)]
-        for person in everyone
-    ]
-    return [
-        [*header, *worth],
-        ["    Points Possible", "", "", "", "", *map(_number, worth.values())],
-        *rows,
-    ]
+    """Return a row per student, a column per sheet; the second row holds each sheet's worth."""
+    earned = _earned(scores)
+    worth = _worth(scores)
+    worth_cells = [_number(points) for points in worth.values()]
+    table = [[*CANVAS_HEADER, *worth], [*CANVAS_WORTH, *worth_cells]]
+    for person in everyone:
+        points = _points_cells(earned, person, worth)
+        table.append([person.listed, person.lms_user_id, "", person.id, "", *points])
+    return table
 
 
 def _moodle(everyone: list[Person], scores: list[Score]) -> Table:
-    """A row a student, a column a sheet; Moodle maps users by username or email when it imports."""
-    earned, worth = _sums(scores)
-    header = ["username", "firstname", "lastname", "email"]
-    rows = [
-        [
-            person.id,
-            person.first_name,
-            person.last_name,
-            person.email,
-            *_earned(earned, person, worth),
-        ]
-        for person in everyone
-    ]
-    return [[*header, *worth], *rows]
+    """Return a row per student, a column per sheet; Moodle maps users by username or email."""
+    earned = _earned(scores)
+    worth = _worth(scores)
+    table = [[*MOODLE_HEADER, *worth]]
+    for person in everyone:
+        points = _points_cells(earned, person, worth)
+        table.append([person.id, person.first_name, person.last_name, person.email, *points])
+    return table
 
 
 FORMATS: dict[str, Callable[[list[Person], list[Score]], Table]] = {
@@ -166,28 +165,36 @@ FORMATS: dict[str, Callable[[list[Person], list[Score]], Table]] = {
 }
 
 
-def _sums(scores: list[Score]) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-    """Points by student and sheet, and what each sheet is worth."""
+def _earned(scores: list[Score]) -> dict[tuple[str, str], float]:
+    """Return the points by student and sheet."""
     earned: dict[tuple[str, str], float] = {}
-    worth: dict[str, dict[str, float]] = {}
-    for one in scores:
-        earned[one.student, one.sheet] = earned.get((one.student, one.sheet), 0.0) + one.points
-        worth.setdefault(one.sheet, {})[one.exercise] = one.max_points
-    return earned, {sheet: sum(exercises.values()) for sheet, exercises in worth.items()}
+    for score in scores:
+        key = (score.student, score.sheet)
+        earned[key] = earned.get(key, 0.0) + score.points
+    return earned
 
 
-def _earned(
+def _worth(scores: list[Score]) -> dict[str, float]:
+    """Return the points that each sheet is worth."""
+    exercises: dict[str, dict[str, float]] = {}
+    for score in scores:
+        exercises.setdefault(score.sheet, {})[score.exercise] = score.max_points
+    return {sheet: sum(points.values()) for sheet, points in exercises.items()}
+
+
+def _points_cells(
     earned: dict[tuple[str, str], float], person: Person, sheets: Iterable[str]
 ) -> list[str]:
-    """A student's points by sheet; empty where nothing was handed in, which is not the same as 0."""
-    return [
-        _number(earned[person.id, sheet]) if (person.id, sheet) in earned else ""
-        for sheet in sheets
-    ]
+    """Return a student's points by sheet; empty if nothing was handed in, which is not 0."""
+    cells: list[str] = []
+    for sheet in sheets:
+        points = earned.get((person.id, sheet))
+        cells.append("" if points is None else _number(points))
+    return cells
 
 
 def _number(value: float) -> str:
-    """At most four digits after the point, and none that say nothing: 3, 0.5, 0.6667."""
+    """Return at most four digits after the point, without trailing zeros: 3, 0.5, 0.6667."""
     return f"{value:.4f}".rstrip("0").rstrip(".")
 
 

@@ -1,10 +1,11 @@
-"""What a run leaves on disk: one small file a graded submission, and the secret that its seeds come from.
+"""What a run leaves on disk: one small file per graded submission, and the secret of its seeds.
 
-The idea: a grade is kept the moment it is known, written aside and then renamed, so that a run that is killed loses at
-most what was being graded. A run's seeds follow from a secret that is stored before the first grade, and a run that was
-cut short goes on with it: what it then adds is what it would have given anyway. The next run draws another.
+The idea: a grade is kept the moment it is known, written to another name and then renamed, so a
+run that is killed loses at most what was being graded. The seeds follow from a secret that is
+stored before the first grade, so a run that was cut short is continued with the same cases. The
+next run draws a new secret.
 
-`gradebook.py` is brought up to date from these files; it can be lost and built again, manual scores aside.
+The gradebook can be rebuilt from these files, except for points set by hand (`gradebook.py`).
 """
 
 import hashlib
@@ -27,26 +28,26 @@ class Run:
 
     Args:
         secret: what its seeds come from; no student can know it beforehand.
-        regrade: whether it grades again what a former run has graded.
+        regrade: whether to grade again what a former run has graded.
     """
 
     secret: str
     regrade: bool = False
 
     def seed(self, sheet: str) -> int:
-        """The seed of a sheet's cases: the same for everybody in one run, so that all are asked the same."""
-        digest = hashlib.sha256(f"{self.secret} {sheet}".encode()).digest()
+        """Return the seed of a sheet's cases; all students of one run get the same cases."""
+        text = f"{self.secret} {sheet}"
+        digest = hashlib.sha256(text.encode()).digest()
         return int.from_bytes(digest[:6], "big")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A grade as it lies on disk.
+    """A grade on disk.
 
     Args:
-        grade: the grade.
         version: of the sheet and its check, when it was graded.
-        recorded: the gradebooks that hold it, by name.
+        recorded: the names of the gradebooks that hold it.
     """
 
     grade: SubmissionGrade
@@ -62,7 +63,7 @@ class Results:
 
     @contextmanager
     def run(self, *, regrade: bool = False) -> Iterator[Run]:
-        """The run that was cut short, else a new one; over when the block ends without an error.
+        """Return the run that was cut short, else a new one; it ends with the block.
 
         Raises:
             OSError: another run is at work on this folder.
@@ -73,44 +74,38 @@ class Results:
             found = _read(path)
             if not _is_run(found) or found["finished"]:
                 found = {"secret": secrets.token_hex(16), "regrade": False, "finished": False}
+            # With a new secret, what the run cut short has graded is graded again, too.
             elif regrade and not found["regrade"]:
-                found["secret"] = secrets.token_hex(
-                    16
-                )  # what the run cut short has graded is to be graded again, too
+                found["secret"] = secrets.token_hex(16)
             found["regrade"] = found["regrade"] or regrade
             write(path, json.dumps(found))
             yield Run(found["secret"], found["regrade"])
+            # An error in the block leaves the run unfinished.
             write(path, json.dumps({**found, "finished": True}))
 
     def path(self, student: str, sheet: str) -> Path:
-        """The file of a student's grade for a sheet."""
+        """Return the file of a student's grade for a sheet."""
         return self.folder / "results" / student / f"{sheet}.json"
 
     def load(self, student: str, sheet: str) -> Stored | None:
-        """What was graded before; None where nothing was, or where the file is not one that `save` wrote."""
+        """Return what was graded before; None without a file that `save` wrote."""
         found = _read(self.path(student, sheet))
         try:
             grade = SubmissionGrade.from_dict(found["grade"])
-            return Stored(grade, str(found["version"]), tuple(map(str, found["recorded"])))
+            recorded = [str(name) for name in found["recorded"]]
+            return Stored(grade, str(found["version"]), tuple(recorded))
         except (TypeError, KeyError, ValueError):
             return None
 
     def save(self, stored: Stored) -> None:
         """Keep a grade."""
-        text = {
+        grade = stored.grade
+        content = {
             "version": stored.version,
             "recorded": stored.recorded,
-            "grade": stored.grade.to_dict(),
+            "grade": grade.to_dict(),
         }
-        write(self.path(stored.grade.student, stored.grade.sheet), json.dumps(text, indent=1))
-
-    def all(self) -> list[SubmissionGrade]:
-        """Every grade there is, by sheet and student."""
-        paths = (self.folder / "results").glob("*/*.json")
-        found = [
-            stored.grade for path in paths if (stored := self.load(path.parent.name, path.stem))
-        ]
-        return sorted(found, key=lambda grade: (grade.sheet, grade.student))
+        write(self.path(grade.student, grade.sheet), json.dumps(content, indent=1))
 
 
 def write(path: Path, text: str) -> None:
@@ -130,7 +125,7 @@ def write(path: Path, text: str) -> None:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Files and folders that are made inside may be read by their owner alone."""
+    """Let only their owner read the files and folders that the block makes."""
     before = os.umask(0o077)
     try:
         yield
@@ -139,7 +134,7 @@ def private_files() -> Iterator[None]:
 
 
 def write_changed(path: Path, text: str) -> bool:
-    """Write a file where it does not hold this text already; whether it did not.
+    """Write a file unless it holds this text already; return whether it was written.
 
     Raises:
         OSError: as in `write`.
@@ -151,7 +146,7 @@ def write_changed(path: Path, text: str) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """The JSON in a file; None where there is none."""
+    """Return the JSON in a file; None if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -159,18 +154,19 @@ def _read(path: Path) -> Any:
 
 
 def _is_run(found: Any) -> bool:
+    if not isinstance(found, dict):
+        return False
     kinds = {"secret": str, "regrade": bool, "finished": bool}
-    return isinstance(found, dict) and all(
-        isinstance(found.get(name), kind) for name, kind in kinds.items()
-    )
+    return all(isinstance(found.get(name), kind) for name, kind in kinds.items())
 
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Two runs on one folder would grade and record the same submissions twice."""
+    """Raise OSError if another run is at work on this folder."""
+    # Two runs would grade and record the same submissions twice.
     try:
         import fcntl
-    except ImportError:  # Windows, where nothing is graded but by --unsafe
+    except ImportError:  # Windows, where nothing is graded but with --unsafe
         yield
         return
     with open(folder / "lock", "w") as file:

@@ -1,1 +1,1 @@
-"""How a student's code is held: a read-only system, a confined worker per exercise, and a closed wire format."""
+"""How student code is held: a read-only system, a confined worker per exercise, a closed format."""

@@ -1,11 +1,12 @@
-"""All answers of one submission: each exercise in a worker of its own, with only the cells that its cell needs.
+"""All answers of one submission: each exercise in its own worker, with the cells that it needs.
 
-The idea: in a notebook all cells share one namespace, so one cell could spoil another exercise, at once or later from
-a thread. Here each exercise gets a fresh worker, which runs the cells that define the names it uses and then its own,
-and is asked for the cases. A copy of a warm Python costs a few hundredths of a second, so nothing is gained by sharing
-one. Each exercise also has time of its own, by the clock.
+The idea: in a notebook all cells share one namespace, so one cell could spoil another exercise, at
+once or later from a thread. Here each exercise gets a fresh worker, which runs the cells that
+define the names it uses, then its own cell, and is then asked for the cases. A copy of a warm
+Python takes a few hundredths of a second, so sharing one would save nothing. Each exercise has its
+own time limit, too.
 
-`host.py` is asked for workers; `grade_submission.py` gets the answers.
+`host.py` gives the workers; `grade_submission.py` gets the answers.
 """
 
 import time
@@ -23,13 +24,12 @@ from qcourse.grading.sandbox.mounts import SandboxError
 
 @dataclass
 class Attempt:
-    """One submission's run.
+    """One run of a submission.
 
     Args:
         start: gives a fresh worker.
         given: the sheet's own cells.
         cells: exercise id -> source.
-        limits: on one case and on one exercise.
     """
 
     start: Callable[[], Worker]
@@ -38,28 +38,41 @@ class Attempt:
     limits: Limits
 
     def outputs(self, cases: Mapping[Exercise, Sequence[Case]]) -> dict[str, list[Any]]:
-        """The answers of each exercise that has a cell: one for each case, a Failure where there is none."""
-        return {
-            exercise.id: self._exercise(exercise, its_cases)
-            for exercise, its_cases in cases.items()
-            if exercise.id in self.cells
-        }
+        """Return one answer per case, or a Failure, for each exercise that has a cell."""
+        found: dict[str, list[Any]] = {}
+        for exercise, its_cases in cases.items():
+            if exercise.id in self.cells:
+                found[exercise.id] = self._exercise(exercise, its_cases)
+        return found
 
     def needed(self, exercise_id: str) -> list[str]:
-        """The exercises whose cells define what this one's cell uses, this one last."""
+        """Return the exercises whose cells define what this one's cell uses, this one last."""
         chosen = [exercise_id]
-        wanted = self._names[exercise_id][0]
+        wanted, _ = self._names[exercise_id]
         earlier = [other for other in self.cells if other < exercise_id]
-        while more := [
-            one for one in earlier if one not in chosen and wanted & self._names[one][1]
-        ]:
+        # A chosen cell may use names of further cells, so repeat until nothing is added.
+        while True:
+            more = self._that_define(wanted, earlier, chosen)
+            if not more:
+                return sorted(chosen)
             chosen += more
-            wanted = wanted.union(*(self._names[one][0] for one in more))
-        return sorted(chosen)
+            for other in more:
+                used, _ = self._names[other]
+                wanted = wanted | used
+
+    def _that_define(
+        self, wanted: set[str], earlier: Sequence[str], chosen: Sequence[str]
+    ) -> list[str]:
+        found: list[str] = []
+        for other in earlier:
+            _, defined = self._names[other]
+            if other not in chosen and wanted & defined:
+                found.append(other)
+        return found
 
     @cached_property
     def _names(self) -> dict[str, tuple[set[str], set[str]]]:
-        """What each cell uses and defines; nothing where not even that can be found out."""
+        """The names that each cell uses and defines; none if not even that can be found out."""
         found: dict[str, tuple[set[str], set[str]]] = {}
         worker: Worker | None = None
         try:
@@ -67,8 +80,9 @@ class Attempt:
                 worker = worker or self.start()
                 try:
                     found[exercise_id] = worker.names(source, self.limits.case_s)
+                # Some sources crash the compiler, and with it the worker.
                 except WorkerGoneError:
-                    found[exercise_id] = set(), set()
+                    found[exercise_id] = (set(), set())
                     worker = None
         finally:
             if worker is not None:
@@ -76,32 +90,30 @@ class Attempt:
         return found
 
     def _exercise(self, exercise: Exercise, cases: Sequence[Case]) -> list[Any]:
-        """The outputs of one exercise."""
-        before = self.needed(exercise.id)[:-1]
+        """Return the outputs of one exercise, from a worker of its own."""
+        earlier = self.needed(exercise.id)[:-1]
         worker = self.start()
         until = time.monotonic() + self.limits.exercise_s
         try:
-            self._prepare(worker)
-            for earlier in before:
+            self._run_given_cells(worker)
+            for other in earlier:
                 try:
-                    worker.run_cell(self.cells[earlier], f"<{earlier}>", self._wall_s(until))
+                    self._run_cell(worker, other, until)
                 except WorkerGoneError as gone:
-                    return [_nothing(f"needs the cell of {earlier}, which {gone}")] * len(cases)
+                    return [_nothing(f"needs the cell of {other}, which {gone}")] * len(cases)
             try:
-                ran = worker.run_cell(
-                    self.cells[exercise.id], f"<{exercise.id}>", self._wall_s(until)
-                )
+                ran = self._run_cell(worker, exercise.id, until)
             except WorkerGoneError as gone:
                 return [_nothing(f"was never called, because its cell {gone}")] * len(cases)
             return self._calls(worker, exercise, cases, ran, until)
         finally:
             worker.close()
 
-    def _prepare(self, worker: Worker) -> None:
+    def _run_given_cells(self, worker: Worker) -> None:
         """Run the sheet's own cells.
 
         Raises:
-            SandboxError: the worker is gone, which is no student's doing.
+            SandboxError: the worker is gone, which no student has caused.
         """
         try:
             for number, source in enumerate(self.given):
@@ -111,13 +123,16 @@ class Attempt:
                 f"no sandbox: a worker that ran the sheet's own cells {gone}"
             ) from gone
 
+    def _run_cell(self, worker: Worker, exercise_id: str, until: float) -> Any:
+        return worker.run_cell(self.cells[exercise_id], f"<{exercise_id}>", self._wall_s(until))
+
     def _calls(
         self, worker: Worker, exercise: Exercise, cases: Sequence[Case], ran: Any, until: float
     ) -> list[Any]:
-        """The outputs of the calls; from where the worker is gone, the reason.
+        """Return the outputs of the calls; once the worker is gone, the reason.
 
         Args:
-            ran: True where the cell ran through, else the Failure that it ended in.
+            ran: True if the cell ran through, else the Failure that it ended in.
             until: when the exercise's time is over, by the monotonic clock.
         """
         outputs: list[Any] = []
@@ -125,11 +140,11 @@ class Attempt:
             try:
                 output, changed = worker.call(exercise.function, case.args, self._wall_s(until))
             except WorkerGoneError as gone:
-                too_long = f"took longer than {self.limits.exercise_s:g} s over all of its cases and was stopped"
-                outputs.append(_nothing(too_long if time.monotonic() >= until else str(gone)))
+                outputs.append(_nothing(self._why_gone(gone, until)))
                 break
             if changed is not None and type(output) is not Failure:
                 output = changed_argument(exercise.reference, changed)
+            # The function is missing because its cell failed, so that failure is the answer.
             if ran is not True and _is_missing(output, exercise.function):
                 output = ran
             outputs.append(output)
@@ -137,7 +152,15 @@ class Attempt:
         return outputs + [_nothing("was not called again")] * left
 
     def _wall_s(self, until: float) -> float:
-        return min(self.limits.case_s, max(until - time.monotonic(), 0.001))
+        """Return the time of the next step: one case's, or what is left of the exercise's."""
+        left_s = until - time.monotonic()
+        return min(self.limits.case_s, max(left_s, 0.001))
+
+    def _why_gone(self, gone: WorkerGoneError, until: float) -> str:
+        if time.monotonic() < until:
+            return str(gone)
+        total_s = self.limits.exercise_s
+        return f"took longer than {total_s:g} s over all of its cases and was stopped"
 
 
 def _nothing(why: str) -> Failure:
@@ -145,9 +168,8 @@ def _nothing(why: str) -> Failure:
 
 
 def _is_missing(output: Any, function: str) -> bool:
+    """Return whether an output says that the function is not defined."""
     if type(output) is not Failure:
         return False
-    return (output.kinds[0], output.message) == (
-        NameError.__name__,
-        f"name '{function}' is not defined",
-    )
+    kind = output.kinds[0]
+    return kind == NameError.__name__ and output.message == f"name '{function}' is not defined"

@@ -1,7 +1,7 @@
-"""Which names a cell takes and which it gives, so that an exercise can be run with only the cells that it needs.
+"""Which names a cell uses and defines, so an exercise runs with only the cells that it needs.
 
-The idea: the compiler's own table of symbols tells both without running anything. It is asked inside a worker all the
-same, for a source can be made that crashes the compiler; `attempt.py` is who asks.
+The idea: the compiler's own symbol table tells both without running anything. It is still asked
+inside a worker, because some sources crash the compiler; `attempt.py` is what asks.
 """
 
 import symtable
@@ -9,30 +9,33 @@ from collections.abc import Iterator
 
 
 def used_and_defined(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names that a cell looks up outside its functions, and those that it sets at its top level.
+    """Return the names that a cell takes from other cells, and those it sets at its top level.
 
-    >>> used_and_defined("import torch as t\\ndef f(x):\\n    y = helper(x)\\n    return t.round(y)")
-    (('helper', 't'), ('f', 't'))
+    >>> used_and_defined("import math as m\\ndef f(x):\\n    y = helper(x)\\n    return m.ceil(y)")
+    (('helper', 'm'), ('f', 'm'))
     """
     used: set[str] = set()
     defined: set[str] = set()
     for table in _tables(source):
         at_top = table.get_type() == "module"
         for symbol in table.get_symbols():
+            name = symbol.get_name()
+            # A name counts inside a function only if it is not local to it.
             if symbol.is_referenced() and (at_top or symbol.is_global()):
-                used.add(symbol.get_name())
-            if (symbol.is_assigned() or symbol.is_imported()) and (
-                at_top or symbol.is_declared_global()
-            ):
-                defined.add(symbol.get_name())
+                used.add(name)
+            is_set = symbol.is_assigned() or symbol.is_imported()
+            if is_set and (at_top or symbol.is_declared_global()):
+                defined.add(name)
     return tuple(sorted(used)), tuple(sorted(defined))
 
 
 def _tables(source: str) -> Iterator[symtable.SymbolTable]:
+    """Yield the symbol table of the cell, and of each function and class in it."""
     try:
         left = [symtable.symtable(source, "<cell>", "exec")]
+    # A source that does not compile runs nowhere, so it uses and defines nothing.
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return  # it runs nowhere, so it takes and gives nothing
+        return
     while left:
         table = left.pop()
         yield table

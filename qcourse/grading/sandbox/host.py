@@ -1,12 +1,12 @@
-"""Where students' code runs: a read-only system without network, built by bubblewrap, and workers inside it.
+"""Where student code runs: a read-only system without network, and workers inside it.
 
-The idea: bubblewrap mounts the system's libraries, Python, torch and NumPy, and nothing else, so what is not to be
-read (qcourse and its checks, solutions/, other submissions, the gradebook) is not there. Inside waits a template
-(`template.py`) that makes a confined worker in a few hundredths of a second. Only a socket connects the two sides,
-and what comes out of it is read as `wire.py` says.
+The idea: bubblewrap mounts the system's libraries, Python, torch and NumPy, and nothing else, so
+everything secret (qcourse and its checks, solutions/, other submissions, the gradebook) is absent.
+Inside waits a warm Python (`template.py`) that makes a confined worker in a few hundredths of a
+second. Only a socket connects the two sides; `wire.py` decodes what comes out of it.
 
-The grader may be root, but the sandbox never is: root first becomes an unprivileged user, for whom Python is mounted
-anew where that user may read it. `worker.py` is what runs inside; this file is the trusted side.
+The grader may be root, but the sandbox never is (`mounts.py`). `worker.py` runs inside; this file
+is the trusted side.
 """
 
 import json
@@ -30,7 +30,7 @@ from qcourse.grading.sandbox.mounts import (
     libraries,
 )
 
-# What the modules that the sandbox is given lie in; empty but for them.
+# The packages of the modules that the sandbox is given; they hold nothing else.
 PACKAGES = (
     "qcourse",
     "qcourse.checks",
@@ -38,14 +38,15 @@ PACKAGES = (
     "qcourse.grading.sandbox",
     "qcourse.lab",
 )
-END_S = 2.0  # a template that has nothing to wait for ends in far less
+END_S = 2.0  # a warm Python that has nothing to wait for ends in far less
+START = "import sys; exec(sys.stdin.read())"  # Python reads its program from standard input
 
 
 class Sandbox:
-    """A warm Python behind bubblewrap, which workers are copied from; one a grading process.
+    """A warm Python behind bubblewrap, from which workers are copied; one per grading process.
 
     Args:
-        backend: "bubblewrap", or "none" for no sandbox at all: only limits, and another process.
+        backend: "bubblewrap", or "none" for another process with limits, but without a sandbox.
 
     Raises:
         SandboxError: it does not start.
@@ -57,23 +58,14 @@ class Sandbox:
             raise ValueError(
                 f"backend={backend!r} is unknown; the backends are {', '.join(BACKENDS)}"
             )
-        command = [sys.executable] if backend == NONE else bubblewrap()
+        command = _command(backend)
         self._control, inner = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         with inner, tempfile.TemporaryFile() as program:
             program.write(_program(backend))
             program.seek(0)
-            python = [
-                "-I",
-                "-S",
-                "-B",
-                "-c",
-                "import sys; exec(sys.stdin.read())",
-                str(inner.fileno()),
-            ]
-            python += ["open"] if backend == NONE else ["isolate"]
             self._process = subprocess.Popen(
-                [*command, *python],
+                [*command, str(inner.fileno()), _mode(backend)],
                 stdin=program,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -81,40 +73,33 @@ class Sandbox:
                 env=ENVIRONMENT,
                 cwd=tempfile.gettempdir(),
             )
-        try:
-            started = line_of(self._control, START_S, 100)
-        except (OSError, wire.ForgedError):
-            started = None
-        if started != b"ready":
+        if not _says_ready(self._control, START_S):
             raise SandboxError(self._why())
 
     def worker(self, limits: Limits) -> Worker:
-        """A fresh worker; close it before the next is asked for anything of the same student.
+        """Return a fresh worker; close it before asking for the same student's next.
 
         Raises:
             SandboxError: it could not be confined.
         """
-        channel, theirs = socket.socketpair()
-        life, their_life = socket.socketpair()
-        with theirs, their_life:
+        channel, worker_channel = socket.socketpair()
+        life, worker_life = socket.socketpair()
+        with worker_channel, worker_life:
             message = json.dumps(asdict(limits)).encode()
+            descriptors = [worker_channel.fileno(), worker_life.fileno()]
             try:
-                socket.send_fds(self._control, [message], [theirs.fileno(), their_life.fileno()])
+                socket.send_fds(self._control, [message], descriptors)
             except OSError as error:
                 channel.close()
                 life.close()
                 raise SandboxError(LOST) from error
         worker = Worker(channel, life, limits)
-        try:
-            started = line_of(channel, WORKER_S, 100)
-        except (OSError, wire.ForgedError):
-            started = None
-        if started != b"ready":
+        if not _says_ready(channel, WORKER_S):
             raise SandboxError(f"no sandbox: {worker.close() or LOST}; {INSTALL}")
         return worker
 
     def close(self) -> str:
-        """End it, and with it every worker that is left; what it said on stderr."""
+        """End it, and every worker that is left; return what it said on stderr."""
         self._control.close()
         try:
             self._process.wait(END_S)
@@ -126,19 +111,37 @@ class Sandbox:
             return self._stderr.read().decode(errors="replace").strip()
 
     def _why(self) -> str:
-        said = self.close().splitlines()[-1:] or ["it did not start"]
+        last_line = self.close().splitlines()[-1:] or ["it did not start"]
         return (
-            f"no sandbox: {said[0]}; this system must let bwrap make user namespaces, or {INSTALL}"
+            f"no sandbox: {last_line[0]}; "
+            f"this system must let bwrap make user namespaces, or {INSTALL}"
         )
 
 
+def _command(backend: str) -> list[str]:
+    """Return the command that starts Python and lets it read its program."""
+    python = [sys.executable] if backend == NONE else bubblewrap()
+    # No environment, no site-packages, no compiled files written.
+    return [*python, "-I", "-S", "-B", "-c", START]
+
+
+def _mode(backend: str) -> str:
+    return "open" if backend == NONE else "isolate"
+
+
+def _says_ready(channel: socket.socket, wall_s: float) -> bool:
+    try:
+        return line_of(channel, wall_s, 100) == b"ready"
+    except (OSError, wire.ForgedError):
+        return False
+
+
 def _program(backend: str) -> bytes:
-    """What the template runs: the few files that it needs, as modules of a qcourse that has no others."""
+    """Return what the warm Python runs: the files it needs, as the only modules of a qcourse."""
     sources = sandbox_sources()
+    path = [SITE]
     if backend == NONE:
         path = sorted({str(folder.parent) for folder in libraries().values()})
-    else:
-        path = [SITE]
     return f"""
 import sys, types
 sys.path += {path!r}

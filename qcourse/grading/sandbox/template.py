@@ -1,14 +1,13 @@
 """A warm Python, with torch imported and no student's code in it, that is copied for each worker.
 
-The idea: importing torch takes longer than grading a sheet, so it is done once. For each request the template forks
-twice: the first copy makes new namespaces and waits; the second is the first process of them, confines itself, and
-only then serves the student's code (`worker.py`). A worker is thus as apart from the next as two programs started
-anew: what it changes in memory is its own copy. Both copies have a session and a process group of their own, because
-kill(0) and setpriority reach every process of a group, whatever namespace it is in.
+The idea: importing torch takes longer than grading a sheet, so it is done once. For each request
+this process forks twice. The first copy makes new namespaces and waits. The second is the first
+process inside them; it confines itself and then serves the student's code (`worker.py`). So two
+workers are as separate as two programs: what one changes in memory is its own copy.
 
-When the worker ends, or the judge hangs up, the waiting copy ends it and reports how; the kernel ends a namespace's
-first process only after all others in it are gone, so that report means that nothing is left. `host.py` is the
-other end of all this.
+When the worker ends, or the grader hangs up, the waiting copy ends it and reports how. The kernel
+ends a namespace's first process only after all others in it are gone, so that report means that
+nothing is left. `host.py` and `dialogue.py` are the other side of the sockets.
 """
 
 import contextlib
@@ -22,36 +21,41 @@ from typing import Any
 
 import torch  # what makes the template warm
 
-with contextlib.suppress(ImportError):  # and this, where there is one
+with contextlib.suppress(ImportError):  # and this, if it is installed
     import triton.language  # noqa: F401
 
 from qcourse.grading.sandbox import confine, worker
 
-HANGUP, FDS = "hangup", 2
+HANGUP = "hangup"
+DESCRIPTORS = 2  # of a request: the worker's channel, and the socket that reports its end
+MESSAGE_BYTES = 4096
 
 
 def main() -> None:
-    """Serve requests on the descriptor in the first argument until it closes; "isolate" as the second confines."""
-    control, isolate = socket.socket(fileno=int(sys.argv[1])), sys.argv[2] == "isolate"
+    """Serve requests on the descriptor in the first argument until it closes.
+
+    "isolate" as the second argument confines the workers.
+    """
+    control = _socket(int(sys.argv[1]))
+    isolate = sys.argv[2] == "isolate"
     torch.set_num_threads(1)
-    torch.ones(2, 2).matmul(
-        torch.ones(2, 2)
-    ).round().tolist()  # a first use costs more than the next
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the copies here
-    with open("/proc/self/statm", encoding="ascii") as file:
-        baseline_bytes = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    # The first use of an operation costs more than the next, so the copies need not pay for it.
+    ones = torch.ones(2, 2)
+    ones.matmul(torch.ones(2, 2)).round().tolist()
+    # The kernel reaps the copies, because nothing here waits for them.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    baseline_bytes = _address_space_bytes()
     control.sendall(b"ready\n")
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 4096, FDS)
+        message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES, DESCRIPTORS)
         if not message:
             return
         if os.fork() == 0:
             control.close()
-            _watch(
-                json.loads(message) | {"baseline_bytes": baseline_bytes},
-                isolate,
-                *map(_socket, descriptors),
-            )
+            limits = json.loads(message)
+            limits["baseline_bytes"] = baseline_bytes
+            channel, life = map(_socket, descriptors)
+            _watch(limits, isolate, channel, life)
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -60,11 +64,19 @@ def _socket(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
+def _address_space_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _watch(
     limits: dict[str, Any], isolate: bool, channel: socket.socket, life: socket.socket
 ) -> None:
-    """Start a worker, wait until it ends or the judge hangs up, and tell how it ended; never returns."""
+    """Start a worker, wait until it ends or the grader hangs up, report how; never return."""
     try:
+        # kill(0) and setpriority reach every process of a group, whatever namespace it is in, so
+        # both copies have a session and a group of their own.
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if isolate:
@@ -73,35 +85,44 @@ def _watch(
         if pid == 0:
             _work(limits, isolate, channel, life)
         channel.close()
-        ended = os.pidfd_open(pid)
-        ready, _, _ = select.select([ended, life.fileno()], [], [])
-        if ended not in ready:
-            os.kill(pid, signal.SIGKILL)
-        if not isolate:  # no namespace ends the others of its group
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        life.sendall(f"{HANGUP if ended not in ready else code}\n".encode())
+        status = _end_of(pid, isolate, life)
+        life.sendall(f"{status}\n".encode())
     except BaseException as error:
         life.sendall(f"failed: {error}\n".encode())
     os._exit(0)
 
 
+def _end_of(pid: int, isolate: bool, life: socket.socket) -> int | str:
+    """Wait for the worker's end or the grader's; return the exit code, or HANGUP."""
+    ended = os.pidfd_open(pid)
+    ready, _, _ = select.select([ended, life.fileno()], [], [])
+    if ended not in ready:
+        os.kill(pid, signal.SIGKILL)
+    # Without a namespace, nothing else ends the other processes of the worker's group.
+    if not isolate:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    if ended not in ready:
+        return HANGUP
+    return os.waitstatus_to_exitcode(status)
+
+
 def _work(
     limits: dict[str, Any], isolate: bool, channel: socket.socket, life: socket.socket
 ) -> None:
-    """Confine this process, then serve; never returns."""
+    """Confine this process, then serve; never return."""
     try:
         os.setsid()
+        baseline_bytes = limits["baseline_bytes"]
         if isolate:
             confine.own_files(limits["file_mib"] << 20)
             os.chdir("/tmp")
             confine.give_up_privileges()
-            confine.limit(limits, limits["baseline_bytes"], alone=isolate)
+            confine.limit(limits, baseline_bytes, alone=isolate)
             confine.refuse_calls()
         else:
-            confine.limit(limits, limits["baseline_bytes"], alone=isolate)
+            confine.limit(limits, baseline_bytes, alone=isolate)
         _keep_only(channel)
     except BaseException as error:
         life.sendall(f"failed: {error}\n".encode())
@@ -114,7 +135,7 @@ def _work(
 
 
 def _keep_only(channel: socket.socket) -> None:
-    """Close every descriptor but the channel's; what the student's code prints goes nowhere, what it reads is empty."""
+    """Close every descriptor but the channel's; standard input is empty, output goes nowhere."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(nothing, standard)

@@ -189,7 +189,10 @@ def test_a_database_that_refuses_is_one_line_without_the_password(url: str) -> N
 
 @pytest.mark.parametrize("url", ["grades.db", "nosuch://x", ""])
 def test_an_address_that_is_none(url: str) -> None:
-    with pytest.raises(ValueError, match="--db is no address of a database"), open_gradebook(url):
+    with (
+        pytest.raises(ValueError, match="--db is not the address of a database"),
+        open_gradebook(url),
+    ):
         pass
 
 

@@ -1,7 +1,7 @@
-"""The table of attacks: each scores what it deserves, costs no other exercise anything and leaves nothing behind.
+"""The table of attacks: each scores what it deserves, costs no other exercise, leaves nothing.
 
-Each row is run three times: on the naive grader, where it must succeed, so that a row which proves nothing is found
-out; on ours; and on ours once more as an unprivileged user, where the tests are run by root.
+Each row is run three times: on the naive grader, where it must succeed, so that a row which proves
+nothing is found; on ours; and on ours once more as an unprivileged user, if root runs the tests.
 """
 
 import json
@@ -20,13 +20,14 @@ from typing import Any
 import nbformat
 import pytest
 from attacks import ATTACKS, FULL, NOTHING, RIGHT, Attack
+from standins import ROOT
 
 from qcourse.grading import grade_submission
 from qcourse.grading.grades import Limits, SubmissionGrade
 from qcourse.grading.intake import Found, find_submissions, read_submission
 
-ROOT = Path(__file__).resolve().parents[2]
 MASTER = ROOT / "solutions" / "01_quantizer.ipynb"
+NAIVE = ROOT / "tests" / "grading" / "naive_grader.py"
 LIMITS = Limits(case_s=1.0, exercise_s=30.0, memory_mib=256)
 needs_sandbox = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bubblewrap is not installed"
@@ -128,12 +129,12 @@ def processes() -> int:
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(folder.name)] = int(
-                (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            )
+            after_name = (folder / "stat").read_text().rpartition(")")[2]
+            parents[int(folder.name)] = int(after_name.split()[1])
         except OSError:
             continue  # it has just ended
-    below, found = {os.getpid()}, 0
+    below = {os.getpid()}
+    found = 0
     while below:
         below = {process for process, parent in parents.items() if parent in below}
         found += len(below)
@@ -157,7 +158,7 @@ def test_an_attack_earns_what_it_deserves_and_nothing_else_changes(
     assert grade.problem is None
     assert world.damage() == []
     assert soon(lambda: processes() == before)
-    assert len(grade.to_json()) < 5000
+    assert len(json.dumps(grade.to_dict())) < 5000
 
 
 class Naive:
@@ -165,7 +166,7 @@ class Naive:
 
     def __init__(self, scratch: Path) -> None:
         self.name = str(scratch)
-        command = [sys.executable, str(Path(__file__).with_name("naive_grader.py")), self.name]
+        command = [sys.executable, str(NAIVE), self.name]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -192,12 +193,11 @@ class Naive:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if (
-                    self.name.encode() in (folder / "cmdline").read_bytes()
-                    and int(folder.name) != self.process.pid
-                ):
-                    os.kill(int(folder.name), 9)
-                    found.append(int(folder.name))
+                pid = int(folder.name)
+                is_its_own = self.name.encode() in (folder / "cmdline").read_bytes()
+                if is_its_own and pid != self.process.pid:
+                    os.kill(pid, 9)
+                    found.append(pid)
             except (OSError, ProcessLookupError):
                 continue
         return found
@@ -261,19 +261,9 @@ def as_nobody() -> list[str]:
     os.getuid() != 0, reason="the tests above have been run by an unprivileged user already"
 )
 def test_the_same_holds_for_an_unprivileged_user() -> None:
-    command = [
-        sys.executable,
-        "-B",
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:randomly",
-    ]
+    command = [sys.executable, "-B", "-m", "pytest", "-q"]
+    for plugin in ("cacheprovider", "xdist", "randomly"):
+        command += ["-p", f"no:{plugin}"]
     command += ["-k", "earns_what_it_deserves", str(Path(__file__))]
     done = subprocess.run(
         [*as_nobody(), *command],
@@ -294,7 +284,6 @@ def test_a_link_to_a_file_of_the_system_is_not_followed(world: World) -> None:
     assert [(one.student, one.sheet, one.reason.split(",")[0]) for one in problems] == [
         ("mallory", "01_quantizer", "is a symbolic link")
     ]
-    copied = shutil.copy(
-        world.folder / MASTER.name, world.folder / "copied"
-    )  # as a collector that follows links does
+    # As a collector that follows links does.
+    copied = shutil.copy(world.folder / MASTER.name, world.folder / "copied")
     assert Path(copied).read_text().startswith("root:")

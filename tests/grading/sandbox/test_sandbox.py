@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from standins import ROOT
 
 from qcourse.checks.answers import Failure
 from qcourse.grading.grades import BUBBLEWRAP, NONE, Limits
@@ -27,7 +28,6 @@ from qcourse.grading.sandbox import dialogue, host, mounts
 from qcourse.grading.sandbox.dialogue import Worker, WorkerGoneError
 from qcourse.grading.sandbox.host import Sandbox, SandboxError
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Limits(case_s=2.0, exercise_s=20.0, memory_mib=256, file_mib=4, reply_mib=1)
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
@@ -504,7 +504,7 @@ def test_where_namespaces_are_forbidden_it_says_so(
 
 def test_on_another_system_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounts.sys, "platform", "darwin")
-    with pytest.raises(SandboxError, match="this is no Linux"):
+    with pytest.raises(SandboxError, match="this is not Linux"):
         Sandbox(BUBBLEWRAP)
 
 
