@@ -141,7 +141,7 @@ def saturated_late(x: Tensor, scale: float, bits: int) -> Tensor:
     )
 
 
-CUT = "cut off or floored instead of rounded"
+CUT = "truncated or floored instead of rounded"
 LATE = "not saturated, or only after the cast to int8"
 ENDS = "qmin or qmax is off by one"
 NOT_WIDENED = "the range was not widened to hold 0"

@@ -126,7 +126,7 @@ def groups_torch(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]
 
 REFUSAL = "the refusal is left to reshape, or does not name the numbers"
 MISTAKES = [
-    ("02.2", "one scale a row instead of a group", row_scales),
+    ("02.2", "one scale per row instead of per group", row_scales),
     ("02.2", REFUSAL, groups_numpy_unnamed),
     ("02.2", REFUSAL, groups_torch),
 ]

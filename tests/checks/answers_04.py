@@ -225,7 +225,7 @@ MISTAKES = [
     ("04.2", "x, not |x|", common_by(lambda x: x.amax(0))),
     (
         "04.2",
-        "the loudest of all layers together",
+        "the largest of all layers together",
         lambda layers, k: torch.cat(layers).abs().amax(0).topk(k).indices.sort().values,
     ),
     ("04.3", "the scales are made with the outliers", product_scaled_first),
