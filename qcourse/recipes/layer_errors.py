@@ -1,12 +1,12 @@
-"""How far a quantized layer is from the layer it replaced: by its weight, and by what it puts out.
+"""The error of a quantized layer: of its weight, and of its outputs.
 
-The idea: the error of the weight is what rounding to nearest makes small; the error of the outputs, on inputs that
-occur, is what matters. A calibrated method may well have more of the first and less of the second.
+The idea: round-to-nearest minimizes the error of the weight, but the error of the outputs on real
+inputs matters. A calibrated method may increase the first to reduce the second.
 
-Source: the output error ||X W^T - X W_hat^T|| is what GPTQ (Frantar et al., ICLR 2023), equation 1, minimises.
+Source: GPTQ (Frantar et al., ICLR 2023), equation 1, minimizes ||X W^T - X W_hat^T||.
 
-How it differs from ``numerics.metrics.relative_error``: the same measure, summed up piece by piece, so that neither
-float64 copies nor the outputs of all batches are ever held.
+How it differs from ``numerics.metrics.relative_error``: the same measure, summed piece by piece, so
+that neither float64 copies nor the outputs of all batches are held in memory.
 """
 
 import math
@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qcourse.layers.quantized_linear import QuantizedLinear
@@ -25,20 +26,22 @@ from qcourse.trace.hooks import check_input, on_input
 
 
 def weight_error(w: Tensor, w_hat: Tensor) -> float:
-    """||w - w_hat|| / ||w|| of two matrices; 0 where both are all zero.
+    """Return ||w - w_hat|| / ||w|| of two matrices; 0 where both are zero.
 
     >>> from torch import tensor
     >>> weight_error(tensor([[3.0, 4.0]]), tensor([[3.0, 3.0]]))
     0.2
     """
     rows = max(1, CHUNK // w.shape[1])
-    lost = size = 0.0
+    lost = 0.0
+    size = 0.0
     for part, part_hat in zip(w.split(rows), w_hat.split(rows), strict=True):
         lost += sum_of_squares(part.to(part_hat.dtype) - part_hat)
         size += sum_of_squares(part)
     return _relative(lost, size)
 
 
+@torch.no_grad()
 def output_errors(
     model: nn.Module,
     weights: Mapping[str, Tensor],
@@ -47,48 +50,51 @@ def output_errors(
     batches: Sequence[Any],
     run: Run,
 ) -> dict[str, float]:
-    """||x w^T - x_hat w_hat^T|| / ||x w^T|| over all x that enter each quantized layer while the model runs, by name.
+    """Return ||x w^T - x_hat w_hat^T|| / ||x w^T|| of each quantized layer, over its inputs x.
 
-    x_hat is what the layer rounds x to, if it does. Computed in float32 (float64 where x is), whatever the model
-    computes in.
+    x_hat is x, rounded if the layer rounds its inputs. A layer that no batch reaches is absent.
 
     Args:
-        model: has the quantized layers.
+        model: contains the quantized layers.
         weights: the original weight (out, in) of each.
-        divided: for a layer whose input reaches it divided by an input scale (in,), that scale.
-        took: for a layer whose rows now divide its outputs by the input scale of the next, that scale (out,).
-        batches: what run is given, one after another.
-        run: uses the model on one batch.
-
-    Returns:
-        The errors; a layer that no batch reaches is absent.
+        divided: per layer whose input arrives divided by a folded scale (in,), that scale.
+        took: per layer whose rows were divided by the folded scale (out,) of the next, that scale.
+        batches: run takes them one after another.
 
     Raises:
         ValueError: the model cannot run a batch, or an input is not finite.
     """
-    layers = {
-        name: each for name, each in model.named_modules() if isinstance(each, QuantizedLinear)
-    }
     lost: Counter[str] = Counter()
     size: Counter[str] = Counter()
 
-    def compare(name: str, x: Tensor) -> None:
+    def compare(name: str, layer: QuantizedLinear, x: Tensor) -> None:
         check_input(x, name)
-        x = x.to(wide(x.dtype))
-        w, w_hat = weights[name].to(x.dtype), layers[name].weight.to(x.dtype)
-        w = w * divided[name].to(x.dtype) if name in divided else w
-        w_hat = w_hat * took[name].to(x.dtype)[:, None] if name in took else w_hat
+        x = x.to(wide(x.dtype))  # at least float32, in whatever dtype the model computes
+        w = weights[name].to(x.dtype)
+        w_hat = layer.weight.to(x.dtype)
+        # (x / s) (w s)^T = x w^T, so the original weight is scaled like the input of the layer.
+        if name in divided:
+            w = w * divided[name].to(x.dtype)
+        # Undo the division of the rows, which belongs to the next layer.
+        if name in took:
+            w_hat = w_hat * took[name].to(x.dtype)[:, None]
         y = x @ w.T
-        lost[name] += sum_of_squares(layers[name].rounded(x) @ w_hat.T - y)  # type: ignore[assignment]
+        y_hat = layer.rounded(x) @ w_hat.T
+        lost[name] += sum_of_squares(y_hat - y)  # type: ignore[assignment]
         size[name] += sum_of_squares(y)  # type: ignore[assignment]
 
     with ExitStack() as hooks:
         for name in weights:
-            hooks.enter_context(on_input(layers[name], partial(compare, name)))
+            layer = model.get_submodule(name)
+            assert isinstance(layer, QuantizedLinear)
+            hooks.enter_context(on_input(layer, partial(compare, name, layer)))
         for number in range(len(batches)):
             run_batch(run, model, batches, number)
     return {name: _relative(lost[name], size[name]) for name in weights if name in size}
 
 
 def _relative(lost: float, size: float) -> float:
-    return math.sqrt(lost / size) if size else math.inf if lost else 0.0
+    """The square root of lost / size; 0 for 0 / 0."""
+    if size:
+        return math.sqrt(lost / size)
+    return math.inf if lost else 0.0

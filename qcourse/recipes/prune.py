@@ -1,14 +1,13 @@
-"""Prune a whole model to N of M, layer by layer in the order of use, by any of the ways to choose.
+"""Prune a whole model to N of M, layer by layer in order of use, by one of three methods.
 
-The idea: the same walk as ``quantize_model``'s. What a layer is pruned by is the second moment of its inputs in the
-model pruned so far. The layers stay ``nn.Linear``: zeros are kept, and found again by ``sparse_storage.compress``.
-
-To train what is left, ``hold_zeros`` fixes where the zeros are: chosen anew at each step, weights would come and go,
-and none would learn to do without the others.
+The idea: the walk is that of ``quantize_model``, and a layer is pruned by the second moment of its
+inputs in the model pruned so far. Layers stay ``nn.Linear``: zeros are stored, and
+``sparse_storage.compress_sparse`` finds them. ``hold_zeros`` fixes the zeros for training, because
+with a new choice at each step no weight would learn to replace the others.
 
 Source: as for the methods (``methods/sparsity.py``).
 
-How it differs from ``quantize.py``: there layers are replaced by layers of codes, here by layers with zeros.
+How it differs from ``quantize.py``: that returns layers of codes; this returns layers with zeros.
 """
 
 import copy
@@ -20,53 +19,53 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.methods.sparsity import NM, Pruned, magnitude, sparsegpt, wanda
 from qcourse.numerics.granularity import PerGroup
 from qcourse.numerics.validation import in_layer
 from qcourse.recipes.selection import Layers, choose
+from qcourse.recipes.walk import Walk
 from qcourse.trace.batches import Run, check_batches
 from qcourse.trace.model_copy import ModelCopy
-from qcourse.trace.replay import groups
+from qcourse.trace.replay import Group
 
 
 @dataclass(frozen=True)
 class Magnitude:
-    """The largest |w| of each run stay."""
+    """Keep the largest |w| of each run of M weights."""
 
     pattern: NM
     calibrated: ClassVar[bool] = False
 
     def observe(self, seen: None, x: Tensor) -> None:
-        """Nothing to know."""
+        """Observe nothing."""
 
     def prune(self, w: Tensor, seen: None) -> Pruned:
-        """One layer."""
+        """Prune one layer."""
         return magnitude(w, self.pattern)
 
 
 @dataclass(frozen=True)
 class Wanda(BySecondMoment):
-    """The largest |w| ||x|| of each run stay."""
+    """Keep the largest |w_j| ||x_j|| of each run of M weights."""
 
     pattern: NM
 
     def prune(self, w: Tensor, seen: SecondMoment) -> Pruned:
-        """One layer."""
+        """Prune one layer."""
         return wanda(w, seen, self.pattern)
 
 
 @dataclass(frozen=True)
 class SparseGPT(BySecondMoment):
-    """The smallest w^2 / [H^-1]_jj of each run go, and the others answer for them."""
+    """Remove the smallest w_j^2 / [H^-1]_jj of each run; the remaining weights compensate."""
 
     pattern: NM
     damp: float = 0.01
 
     def prune(self, w: Tensor, seen: SecondMoment) -> Pruned:
-        """One layer."""
+        """Prune one layer."""
         return sparsegpt(w, seen, self.pattern, damp=self.damp)
 
 
@@ -75,12 +74,11 @@ PruningMethod = Magnitude | Wanda | SparseGPT
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A model with zeros, and which.
+    """A pruned model, in eval mode and without gradients.
 
     Args:
-        model: in eval mode, without gradients.
-        masks: by layer, True where a weight was kept.
-        errors: by layer, of the outputs, or of the weight where no inputs were asked for.
+        masks: per layer, True where a weight was kept.
+        errors: per layer, of the outputs; of the weight for ``Magnitude``.
     """
 
     model: nn.Module
@@ -97,7 +95,7 @@ def prune_model(
     layers: Layers = None,
     progress: bool = True,
 ) -> PrunedModel:
-    """Prune each chosen linear layer, in a new model.
+    """Return a new model in which each chosen linear layer is pruned.
 
     Args:
         model: any module with nn.Linear layers; it is not changed.
@@ -106,8 +104,8 @@ def prune_model(
 
     Raises:
         TypeError: method is none of these.
-        ValueError: m does not divide a layer's inputs; calibration is missing or empty, or reaches no chosen layer; no
-            linear layer; a weight or an input is not finite.
+        ValueError: there is no layer to prune; M does not divide a layer's inputs; calibration is
+            missing, empty, or reaches no chosen layer; a weight or an input is not finite.
 
     >>> pruned = prune_model(nn.Sequential(nn.Linear(8, 4)), Magnitude(NM(2, 4)), progress=False)
     >>> int((pruned.model[0].weight != 0).sum())
@@ -120,53 +118,50 @@ def prune_model(
     chosen, _ = choose(model, layers, PerGroup(method.pattern.m), "refuse")
     batches = check_batches(calibration, required=method.calibrated)
     work = ModelCopy(model, chosen)
-    work.model.eval()
-    masks, errors = {}, {}
-    with (
-        torch.no_grad(),
-        tqdm(total=len(chosen), desc="pruning", unit="layer", disable=not progress) as bar,
-    ):
-        for names, seen in groups(method, work, batches, run):
-            for name in names:
-                with in_layer(name):
-                    pruned = method.prune(chosen[name].weight.detach(), seen)
-                masks[name], errors[name] = pruned.mask, pruned.error
-                work.replace(name, _linear(pruned.weight, chosen[name].bias))
-                bar.update()
-        for name in list(work.pending):
-            work.own(name)
-    if not masks:
-        raise ValueError(
-            "no batch of calibration reaches a chosen layer: does run use the model that it is given?"
-        )
+    masks: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+
+    def prune(names: Group, seen: Any) -> dict[str, nn.Linear]:
+        new = {}
+        for name in names:
+            with in_layer(name):
+                pruned = method.prune(chosen[name].weight.detach(), seen)
+            masks[name] = pruned.mask
+            errors[name] = pruned.error
+            new[name] = _linear(pruned.weight, chosen[name].bias)
+        return new
+
+    walk = Walk("pruning", batches, run, progress=progress)
+    walk.replace_layers(work, method, prune)
     return PrunedModel(work.model.requires_grad_(False), masks, errors)
 
 
 def hold_zeros(model: nn.Module, masks: Mapping[str, Shaped[Tensor, "..."]]) -> nn.Module:
-    """A copy to be trained, in which what the masks leave out stays 0.
+    """Return a copy to train, whose weights w * mask stay 0 where the mask is False.
 
     Args:
-        masks: by the name of a linear layer, boolean, of its weight's shape.
+        masks: by the name of a linear layer, boolean, in its weight's shape.
 
     Raises:
-        ValueError: no such layer; a mask that is not boolean or has another shape.
+        ValueError: there is no such layer, or a mask is not boolean or has another shape.
     """
     student = copy.deepcopy(model).requires_grad_(True).train()
     layers = {name: each for name, each in student.named_modules() if isinstance(each, nn.Linear)}
     for name, mask in masks.items():
         if name not in layers:
             raise ValueError(f"masks has {name!r}, and the model no such linear layer")
-        if mask.dtype != torch.bool or mask.shape != layers[name].weight.shape:
-            expected = tuple(layers[name].weight.shape)
+        expected = tuple(layers[name].weight.shape)
+        if mask.dtype != torch.bool or tuple(mask.shape) != expected:
             raise ValueError(
-                f"the mask of {name} must be boolean of the shape {expected}, got {mask.dtype} {tuple(mask.shape)}"
+                f"the mask of {name} must be boolean of the shape {expected},"
+                f" got {mask.dtype} {tuple(mask.shape)}"
             )
         parametrize.register_parametrization(layers[name], "weight", Masked(mask))
     return student
 
 
 class Masked(nn.Module):
-    """A parametrization for a weight: w where the mask is True, else 0."""
+    """A parametrization of a weight: w where the mask is True, else 0."""
 
     mask: Tensor
 
@@ -175,12 +170,15 @@ class Masked(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, w: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The weight with its zeros."""
+        """Return w * mask."""
         return w * self.mask
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    """A linear layer with copies of these tensors."""
+    outputs, inputs = weight.shape
+    # On "meta" the layer allocates and initializes nothing before it gets its tensors.
+    layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())

@@ -1,16 +1,19 @@
-"""What quantizing a model did to it, layer by layer and in all: sizes, errors, and what was left as it was, and why.
+"""The report of a quantized model: sizes and errors layer by layer, and why layers were kept.
 
-The idea: "4 bits" is a property of codes. What a model takes is codes and scales and zero points, and the embedding and
-head that stay in floats; for a small model these are most of it. So the totals count every tensor of the model.
+The idea: "4 bits" is a property of codes. A model consists of codes, scales, zero points, and the
+embedding and head in floats, which dominate a small model. So the totals count every tensor.
 
-Source: none; the sizes are those of the tensors held.
+Source: none; the sizes are those of the tensors.
 
-How it differs from ``numerics.metrics``: there, one tensor's error; here, a table of them with their bytes.
+How it differs from ``numerics.metrics``: that measures one tensor's error; this tabulates layers.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+
+from qcourse.layers.quantized_linear import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,11 @@ class LayerReport:
     """One quantized layer; errors are relative, ||a - a_hat|| / ||a||.
 
     Args:
-        bits_per_weight: of all that is held for the weight, so without the bias.
-        weight_error: of the weight that the layer now acts by.
-        output_error: of the layer's outputs without bias, on the inputs that it meets in the quantized model; None
-            where no inputs were given.
-        note: what the method, the fold or the tie had to say.
+        bits_per_weight: of codes, scales and zero points, without the bias.
+        weight_error: of the weight that the layer now multiplies by.
+        output_error: of the outputs without bias, on the layer's inputs in the quantized model;
+            None where there was no calibration.
+        note: remarks about the method, a folded input scale, or an untied weight.
     """
 
     name: str
@@ -45,13 +48,47 @@ class KeptLayer:
     why: str
 
 
+def quantized_row(
+    name: str,
+    before: nn.Linear,
+    after: QuantizedLinear,
+    weight_error: float,
+    notes: Iterable[str] = (),
+) -> LayerReport:
+    """Return the report of one layer, given the layer before and after; empty notes are left out.
+
+    >>> from qcourse import IntQuantizer
+    >>> before = nn.Linear(64, 32)
+    >>> after = QuantizedLinear(IntQuantizer(bits=4)(before.weight.detach()), before.bias.detach())
+    >>> row = quantized_row("up", before, after, 0.1, ["untied from down", ""])
+    >>> row.shape, row.bytes_before, row.bytes_after, row.bits_per_weight, row.note
+    ((32, 64), 8320, 1156, 4.015625, 'untied from down')
+    """
+    bias_bytes = 0 if after.bias is None else after.bias.nbytes
+    weight_bits = 8 * (after.nbytes - bias_bytes)
+    return LayerReport(
+        name,
+        shape=(after.out_features, after.in_features),
+        bits_per_weight=weight_bits / before.weight.numel(),
+        bytes_before=nbytes(before),
+        bytes_after=after.nbytes,
+        weight_error=weight_error,
+        note="; ".join(filter(None, notes)),
+    )
+
+
+def kept_row(name: str, layer: nn.Linear, why: str) -> KeptLayer:
+    """Return the report of a layer that stays in floats."""
+    return KeptLayer(name, (layer.out_features, layer.in_features), nbytes(layer), why)
+
+
 @dataclass(frozen=True)
 class ModelReport:
     """What ``quantize_model`` did; printed, it is a table.
 
     Args:
-        bytes_before, bytes_after: of the whole model, each tensor once: embeddings, norms and kept layers included.
-        parameters: how many numbers the whole model had, those that a quantized layer stands for included.
+        bytes_before, bytes_after: of the whole model, each tensor once.
+        parameters: of the whole model, weights that are stored as codes included.
     """
 
     layers: tuple[LayerReport, ...]
@@ -62,21 +99,23 @@ class ModelReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight of the quantized layers, scales and zero points included."""
-        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
-        bits = [
-            layer.bits_per_weight * size for layer, size in zip(self.layers, sizes, strict=True)
-        ]
+        """Bits per weight of the quantized layers, scales and zero points included."""
+        bits = []
+        sizes = []
+        for layer in self.layers:
+            size = layer.shape[0] * layer.shape[1]
+            sizes.append(size)
+            bits.append(layer.bits_per_weight * size)
         return sum(bits) / sum(sizes)
 
     @property
     def bits_per_parameter(self) -> float:
-        """Bits a parameter of the whole model, what stays in floats included."""
+        """Bits per parameter of the whole model, floats included."""
         return 8 * self.bytes_after / self.parameters
 
     @property
     def bytes_unquantized(self) -> int:
-        """Bytes after that belong to no quantized layer."""
+        """The bytes after quantization that belong to no quantized layer."""
         return self.bytes_after - sum(layer.bytes_after for layer in self.layers)
 
     def __repr__(self) -> str:
@@ -84,7 +123,7 @@ class ModelReport:
 
 
 def nbytes(model: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers, each once, however many names it has.
+    """Return the bytes of a module's parameters and buffers, each tensor once.
 
     >>> nbytes(nn.Linear(10, 10))
     440
@@ -93,43 +132,48 @@ def nbytes(model: nn.Module) -> int:
 
 
 def _table(report: ModelReport) -> list[str]:
+    """The lines of the table: names left, numbers right, notes at the end."""
     rows = [("layer", "shape", "bits/weight", "before", "after", "error w", "error y", "")]
-    for layer in report.layers:
-        output = "" if layer.output_error is None else f"{layer.output_error:.4f}"
-        sizes = f"{layer.bytes_before:,}", f"{layer.bytes_after:,}"
-        numbers = f"{layer.bits_per_weight:.3f}", *sizes, f"{layer.weight_error:.4f}", output
-        rows.append((layer.name or "(the model)", _shape(layer.shape), *numbers, layer.note))
-    for kept in report.kept:
-        size = f"{kept.bytes_before:,}"
-        rows.append(
-            (
-                kept.name or "(the model)",
-                _shape(kept.shape),
-                "",
-                size,
-                size,
-                "",
-                "",
-                f"kept: {kept.why}",
-            )
-        )
+    rows += [_quantized_cells(layer) for layer in report.layers]
+    rows += [_kept_cells(layer) for layer in report.kept]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row in rows:
-        (name, shape), numbers, note = row[:2], row[2:-1], row[-1]
-        padded = [number.rjust(width) for number, width in zip(numbers, widths[2:], strict=False)]
-        lines.append(
-            "  ".join([name.ljust(widths[0]), shape.ljust(widths[1]), *padded, note]).rstrip()
-        )
+    for *cells, note in rows:
+        padded = []
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=False)):
+            padded.append(cell.ljust(width) if column < 2 else cell.rjust(width))
+        lines.append("  ".join([*padded, note]).rstrip())
     return lines
 
 
+def _quantized_cells(layer: LayerReport) -> tuple[str, ...]:
+    return (
+        layer.name or "(the model)",
+        _shape(layer.shape),
+        f"{layer.bits_per_weight:.3f}",
+        f"{layer.bytes_before:,}",
+        f"{layer.bytes_after:,}",
+        f"{layer.weight_error:.4f}",
+        "" if layer.output_error is None else f"{layer.output_error:.4f}",
+        layer.note,
+    )
+
+
+def _kept_cells(layer: KeptLayer) -> tuple[str, ...]:
+    size = f"{layer.bytes_before:,}"
+    name = layer.name or "(the model)"
+    return (name, _shape(layer.shape), "", size, size, "", "", f"kept: {layer.why}")
+
+
 def _totals(report: ModelReport) -> list[str]:
-    before, after = report.bytes_before, report.bytes_after
+    before = report.bytes_before
+    after = report.bytes_after
     return [
-        f"{len(report.layers)} layers quantized to {report.bits_per_weight:.3f} bits a weight, {len(report.kept)} kept",
+        f"{len(report.layers)} layers quantized to {report.bits_per_weight:.3f} bits a weight,"
+        f" {len(report.kept)} kept",
         f"whole model: {before:,} bytes -> {after:,} ({before / after:.2f} times smaller),"
-        f" {report.bits_per_parameter:.3f} bits a parameter; {report.bytes_unquantized:,} bytes unquantized",
+        f" {report.bits_per_parameter:.3f} bits a parameter;"
+        f" {report.bytes_unquantized:,} bytes unquantized",
     ]
 
 

@@ -1,1 +1,1 @@
-"""Floor 3: how a running model is seen: its linear layers, hooks, its blocks replayed one by one, a copy without weights."""
+"""Floor 3: look into a running model: its linear layers, hooks, a replay of it, a copy of it."""

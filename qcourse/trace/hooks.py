@@ -1,88 +1,131 @@
-"""What a forward pass shows: what goes into the linear layers, which of them read the same, and in which order.
+"""Hooks that look at a forward pass: layer inputs, layers that read one input, the order of blocks.
 
-The idea: hooks look on while the model runs as it always does, so nothing has to be known about what it is.
+The idea: hooks observe while the model runs as usual, so its architecture need not be known.
 
 Source: the forward hooks of PyTorch's ``nn.Module``.
 
-How it differs from ``replay.py``: here one pass is looked at; there, what is seen decides how the next ones are run.
+How it differs from ``replay.py``: this observes one pass; that decides how the next ones run.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-CONSTANT = Tensor | tuple | int | float | str | None  # arguments that a block does not write to
+CONSTANT = Tensor | tuple | int | float | str | None  # arguments that no block writes to
+
+
+@dataclass
+class LayerGroups:
+    """Which linear layers read the same input, and where; each pass adds the layers it reaches.
+
+    Args:
+        members: the layers of each group by its first layer, in order of use.
+        blocks_before: per layer, how many blocks have to finish before its input is final.
+    """
+
+    members: dict[str, list[str]] = field(default_factory=dict)
+    blocks_before: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, first: str, blocks_before: int) -> None:
+        """Note a layer of the group of ``first``; later calls of the same layer change nothing."""
+        if name not in self.blocks_before:
+            self.blocks_before[name] = blocks_before
+            self.members.setdefault(first, []).append(name)
 
 
 class CallTrace:
-    """What is seen of one batch's way through the model.
+    """Observe how the model calls its layers and blocks on one batch.
 
     Args:
         layers: the linear layers of interest, by name.
-        blocks: the model's chain of blocks, if it is one.
-        groups, places: what the batches before have shown, to be added to; as in ``Replay``.
+        blocks: the blocks that may form a chain; may be empty.
+        groups: of the batches before; this pass adds to it.
+
+    Attributes:
+        calls: how often each layer and each block was called.
+        is_chain: whether the blocks were called in order, with no shared object to write to.
     """
 
     def __init__(
-        self,
-        layers: Mapping[str, nn.Module],
-        blocks: Sequence[nn.Module],
-        groups: dict[str, list[str]],
-        places: dict[str, int],
+        self, layers: Mapping[str, nn.Module], blocks: Sequence[nn.Module], groups: LayerGroups
     ) -> None:
-        self.layers, self.blocks, self.groups, self.places = layers, blocks, groups, places
+        self.layers = layers
+        self.blocks = blocks
+        self.groups = groups
         self.calls: Counter[nn.Module] = Counter()
-        self.chain = True
-        self._input: tuple[Any, str] = (
-            None,
-            "",
-        )  # held, so that no other tensor takes its place in memory
-        self._given: dict[
-            tuple[int, int], Any
-        ] = {}  # objects that blocks were given, held likewise
-        self._finished = 0  # blocks, since the first was last begun
+        self.is_chain = True
+        self._blocks_finished = 0  # since the first block was last called
 
-    def layer(self, name: str, x: Any) -> None:
-        """A layer is about to be called."""
+        # Inputs are compared by identity. Holding them keeps their addresses from being reused.
+        self._last_input: Any = None
+        self._first_reader = ""  # the layer that first read the last input
+        self._arguments: dict[tuple[int, int], Any] = {}  # by block number and id
+
+    def attached(self) -> ExitStack:
+        """Register the hooks; the returned context manager removes them."""
+        hooks = ExitStack()
+        for name, layer in self.layers.items():
+            hooks.enter_context(on_input(layer, partial(self._before_layer, name)))
+        for number, block in enumerate(self.blocks):
+            before = partial(self._before_block, number)
+            hooks.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.enter_context(on_output(block, self._after_block))
+        return hooks
+
+    def _before_layer(self, name: str, x: Any) -> None:
         self.calls[self.layers[name]] += 1
-        first = self._input[1] if self._input[0] is x else name
-        self._input = x, first
-        if name not in self.places:
-            self.places[name] = self._finished
-            self.groups.setdefault(first, []).append(name)
+        # Layers called one after another with the same tensor form a group.
+        if self._last_input is not x:
+            self._last_input = x
+            self._first_reader = name
+        self.groups.add(name, self._first_reader, self._blocks_finished)
 
-    def before_block(
-        self, i: int, block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    def _before_block(
+        self, number: int, block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
     ) -> None:
-        """Block i is about to be called; in a chain it is the next, and knows nothing from a call before."""
         self.calls[block] += 1
-        if i == 0 and self._finished == len(self.blocks):
-            self._finished = 0
-        values = (*args, *named.values())
-        objects = {(i, id(each)): each for each in values if not isinstance(each, CONSTANT)}
-        self.chain = self.chain and i == self._finished and not objects.keys() & self._given.keys()
-        self._given |= objects
+        if number == 0 and self._blocks_finished == len(self.blocks):
+            self._blocks_finished = 0  # the model runs once more
 
-    def after_block(self, output: Any) -> None:
-        """A block was called."""
-        self._finished += 1
+        # A block that gets the same object twice (a cache, say) may remember its last call.
+        objects = {}
+        for value in (*args, *named.values()):
+            if not isinstance(value, CONSTANT):
+                objects[number, id(value)] = value
+        in_order = number == self._blocks_finished
+        if not in_order or objects.keys() & self._arguments.keys():
+            self.is_chain = False
+        self._arguments |= objects
+
+    def _after_block(self, output: Any) -> None:
+        self._blocks_finished += 1
 
 
 def check_input(x: Tensor, name: str) -> None:
-    """Raise ValueError for NaN and infinity, of which all would be that is learnt from x."""
+    """Raise ValueError if x, an input of layer name, has NaN or infinity."""
     if not torch.isfinite(x).all():
         raise ValueError(f"calibration brings NaN or infinity into layer {name!r}")
 
 
 def on_input(module: nn.Module, look: Callable[[Tensor], None]) -> Any:
-    """Let a look at x, a linear layer's input, each time before the layer is called; a context manager."""
-    hook = lambda module, args, named: look(args[0] if args else named["input"])  # noqa: E731
+    """Call look(x) before each call of a linear layer on x, within the returned context manager."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        look(args[0] if args else named["input"])
+
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def on_output(module: nn.Module, look: Callable[[Any], None]) -> Any:
-    """Let a look at what a module returns; a context manager."""
-    return module.register_forward_hook(lambda module, args, output: look(output))
+    """Call look(output) after each call of a module, within the returned context manager."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        look(output)
+
+    return module.register_forward_hook(hook)

@@ -1,37 +1,34 @@
-"""See into a model, and change its weights in a copy: the tools every experiment on a whole model needs.
+"""The linear layers of any model: list them, map their weights in a copy, record their inputs.
 
-The idea: quantization is about the weights of a model's ``nn.Linear`` layers and the activations that meet them. Three
-functions that work for any ``nn.Module`` give both: ``linears`` names the layers, ``record_inputs`` keeps what goes
-into them, ``map_weights`` makes a copy whose weights went through a function (quantize and dequantize, say). So an
-experiment is one line, and the original stays as it was.
+The idea: quantization concerns the weights of ``nn.Linear`` layers and the activations that meet
+them. With three functions for any ``nn.Module`` an experiment is one line.
 
 Source: the forward pre-hooks of PyTorch's ``nn.Module``.
 
-How it differs from a quantized model: what ``map_weights`` returns holds ordinary float weights, so it shows what
-quantization does to a model's answers, not to its size.
+How it differs from a quantized model: ``map_weights`` returns float weights, so it shows what
+quantization does to a model's outputs, not to its size.
 """
 
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from qcourse.trace.hooks import on_input
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Name every linear layer of a model, in the order in which its modules were registered.
+    """Return every linear layer of a model by its dotted name, in order of registration.
 
-    Args:
-        model: any module; a layer that is reached by two names is listed once, under the first.
-
-    Returns:
-        The layers themselves, not copies, by their dotted names; empty if there are none. Weights that no ``nn.Linear``
-        holds (embeddings, the ``in_proj_weight`` of ``nn.MultiheadAttention``) are not in it.
+    A layer with two names is listed once, under the first. Weights outside ``nn.Linear``
+    (embeddings, the ``in_proj_weight`` of ``nn.MultiheadAttention``) are not listed.
 
     >>> list(linears(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))))
     ['0', '2']
@@ -40,15 +37,13 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def map_weights(model: Model, fn: Callable[[Tensor], Tensor]) -> Model:
-    """Copy a model, giving each linear layer the weight fn(w) in place of w (out, in).
+    """Return a copy of a model in which each linear layer has the weight fn(w) instead of w.
 
     Args:
-        model: any module with linear layers; it is not changed, and the copy shares nothing with it.
-        fn: from a weight (out, in) to one of the same shape; called once a layer, in the order of ``linears``.
+        model: any module with linear layers; it is not changed and shares nothing with the copy.
+        fn: maps a weight (out, in) to one of the same shape, in the order of ``linears``.
 
-    Returns:
-        The copy, its weights in their old dtypes. Biases and all else are as they were; a linear weight that was tied
-        to an embedding no longer is, so the embedding keeps its values.
+    Weights keep their dtype. A linear weight tied to an embedding is untied in the copy.
 
     Raises:
         ValueError: the model has no linear layer, or fn changed the shape.
@@ -66,36 +61,41 @@ def map_weights(model: Model, fn: Callable[[Tensor], Tensor]) -> Model:
             f"model must have an nn.Linear layer, and this {type(model).__name__} has none"
         )
     for name, layer in layers.items():
-        w_hat = fn(layer.weight.detach())
-        if not isinstance(w_hat, Tensor):
-            raise TypeError(
-                f"fn must return a tensor of floats, got {type(w_hat).__name__} for layer {name!r}"
-                " (a quantized tensor has to be dequantized first)"
-            )
-        if w_hat.shape != layer.weight.shape:
-            raise ValueError(
-                f"fn must keep the shape of layer {name!r}, {tuple(layer.weight.shape)}, got {tuple(w_hat.shape)}"
-            )
-        w_hat = w_hat.detach().to(layer.weight.dtype, copy=True)
-        layer.weight = nn.Parameter(w_hat, requires_grad=layer.weight.requires_grad)
+        old = layer.weight
+        w_hat = fn(old.detach())
+        _check_mapped(w_hat, old, name)
+        # A copy even where fn returned w itself, or one tensor for several layers.
+        w_hat = w_hat.detach().to(old.dtype, copy=True)
+        layer.weight = nn.Parameter(w_hat, requires_grad=old.requires_grad)
     return mapped
+
+
+def _check_mapped(w_hat: object, w: Tensor, name: str) -> None:
+    if not isinstance(w_hat, Tensor):
+        raise TypeError(
+            f"fn must return a tensor of floats, got {type(w_hat).__name__} for layer {name!r}"
+            " (a quantized tensor has to be dequantized first)"
+        )
+    if w_hat.shape != w.shape:
+        raise ValueError(
+            f"fn must keep the shape of layer {name!r}, {tuple(w.shape)}, got {tuple(w_hat.shape)}"
+        )
 
 
 def record_inputs(
     model: nn.Module, run: Callable[[], object], *, max_tokens: int | None = None
 ) -> dict[str, Shaped[Tensor, "tokens in"]]:
-    """Record x (tokens, in), the activations that enter each linear layer, while ``run()`` uses the model.
+    """Return copies of x (tokens, in), the inputs of each linear layer, by name, during ``run()``.
 
     Args:
         model: any module; a part of a model records that part alone.
-        run: uses the model, once or often: ``lambda: model.embed(texts)``. Every leading axis of a layer's input counts
-            as tokens, so a batch that run pads has its padding recorded; MiniLM's layers see no padding.
-        max_tokens: keep only the first so many tokens a layer. By default all are kept: tokens x in x 4 bytes a layer,
-            which is 83 kB a token over all of MiniLM. The first are no fair sample where run sorts its input
-            (``MiniLM.embed`` takes long texts first): to keep less, rather give run fewer texts, or record one layer.
+        run: uses the model, for example ``lambda: model.embed(texts)``. Every leading axis of an
+            input counts as tokens, padding included.
+        max_tokens: keep only this many first tokens per layer; None keeps all, which takes
+            tokens x in x 4 bytes per layer. The first tokens are no random sample if run sorts
+            its input (``MiniLM.embed`` takes long texts first).
 
-    Returns:
-        Copies of the activations by layer name, in the order of ``linears``; a layer that run did not call is absent.
+    Layers are in the order of ``linears``; a layer that run did not call is absent.
 
     Raises:
         ValueError: max_tokens is not positive, or run called no linear layer of the model.
@@ -110,26 +110,27 @@ def record_inputs(
     layers = linears(model)
     chunks: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def recorder(
-        kept: list[Tensor],
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
-        def keep(layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            x = (args[0] if args else named["input"]).detach()
-            x = x.flatten(0, -2) if x.ndim > 1 else x[None]  # (tokens, in)
-            room = None if max_tokens is None else max_tokens - sum(map(len, kept))
-            kept.append(x[:room].clone())  # a copy: the model may reuse the memory
-
-        return keep
-
-    with ExitStack() as hooks:  # removes the hooks even if run fails
+    # The stack removes the hooks even if run fails.
+    with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.enter_context(
-                layer.register_forward_pre_hook(recorder(chunks[name]), with_kwargs=True)
-            )
+            hooks.enter_context(on_input(layer, partial(_keep, chunks[name], max_tokens)))
         run()
+
     recorded = {name: torch.cat(kept) for name, kept in chunks.items() if kept}
     if not recorded:
         raise ValueError(
-            f"run called none of the {len(layers)} linear layers of the model: does it use another model?"
+            f"run called none of the {len(layers)} linear layers of the model:"
+            " does it use another model?"
         )
     return recorded
+
+
+def _keep(kept: list[Tensor], max_tokens: int | None, x: Tensor) -> None:
+    """Append a copy of x as (tokens, in), as far as max_tokens allows."""
+    x = x.detach()
+    x = x.flatten(0, -2) if x.ndim > 1 else x[None]  # (tokens, in)
+    if max_tokens is not None:
+        room = max_tokens - sum(map(len, kept))
+        x = x[:room]
+    # A copy, because the model may reuse the memory.
+    kept.append(x.clone())

@@ -1,57 +1,49 @@
-"""A copy of a model in which layers are to be replaced, made without copying what they weigh.
+"""A copy of a model in which layers will be replaced, made without copying their weights.
 
-The idea: ``copy.deepcopy`` takes a memo of what has been copied already. Told that the weights of the layers to be
-replaced have been, as themselves, it copies all the rest, and the copy works at once: until they are replaced, its
-layers multiply with the original's weights.
+The idea: ``copy.deepcopy`` takes a memo of what is copied already. The memo maps the weights of the
+layers to be replaced to themselves, so only the rest is copied. The copy works at once, because
+its layers multiply with the original's weights until they are replaced.
 
 Source: Python's ``copy`` module; nothing here is about quantization.
 
-How it differs from ``inspect.map_weights``: that holds two whole models; this one and what is new in the other.
+How it differs from ``linears.map_weights``: that holds two whole models, this one and a half.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+Place = tuple[nn.Module, str]  # a parent module, and the key of a child or parameter in it
+
 
 class ModelCopy:
-    """A copy of a model; ``model`` is it, once ``replace`` or ``own`` was called for each of the layers named.
+    """A copy of a model; it is complete once each layer was given to ``replace`` or ``own``.
 
     Args:
-        model: it is not changed.
-        layers: those of its linear layers that will be replaced, by name.
+        model: is not changed.
+        layers: the linear layers of the model that will be replaced, by name.
+
+    Attributes:
+        pending: the copy's layers that are not yet replaced, by name.
+        untied: per layer, the names of the other parameters that shared its weight.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
         weights = {name: layer.weight for name, layer in layers.items()}
-        self._holder = (
-            nn.Module()
-        )  # so that the model has a parent too, should it be itself a layer
-        self._holder.model = copy.deepcopy(
-            model, {id(weight): weight for weight in weights.values()}
-        )
-        found = ((name, self.model.get_submodule(name)) for name in layers)
-        self.pending = {name: layer for name, layer in found if isinstance(layer, nn.Linear)}
-        self._places: dict[nn.Module, list[tuple[nn.Module, str]]] = {
-            layer: [] for layer in self.pending.values()
-        }
-        self._own: dict[Tensor, nn.Parameter] = {}  # for a weight of the original, the copy's
-        users: dict[Tensor, list[str]] = {weight: [] for weight in weights.values()}
-        for path, module in self._holder.named_modules():
-            for key, child in module._modules.items():
-                if child in self._places:
-                    self._places[child].append((module, key))
-            for key, weight in module._parameters.items():
-                if weight in users:
-                    users[weight].append(f"{path}.{key}".removeprefix("model."))
-                    if module not in self._places:
-                        module._parameters[key] = self._owned(weight)
-        # layer -> the parameters that it shared its weight with
-        self.untied = {
-            name: [user for user in users[w] if user != _weight(name)]
-            for name, w in weights.items()
-        }
+
+        # The holder gives the model itself a parent, in case the model is a layer to be replaced.
+        self._holder = nn.Module()
+        self._holder.model = _copied_without(model, weights.values())
+
+        self.pending = _layers_named(self.model, layers)
+        self._places = _places_of(self.pending.values(), self._holder)
+
+        # Other modules that use these weights get weights of the copy's own at once.
+        users = _users_of(weights.values(), self._holder)
+        self._own_weights: dict[Tensor, nn.Parameter] = {}
+        self._give_own_weights(users)
+        self.untied = _other_users(weights, users)
 
     @property
     def model(self) -> nn.Module:
@@ -59,22 +51,75 @@ class ModelCopy:
         return self._holder.get_submodule("model")
 
     def replace(self, name: str, new: nn.Module) -> None:
-        """Put another module in a layer's place, under all the names that it has."""
-        for parent, key in self._places[self.pending.pop(name)]:
+        """Put another module in a layer's place, under each of its names."""
+        layer = self.pending.pop(name)
+        for parent, key in self._places[layer]:
             parent._modules[key] = new
 
     def own(self, name: str) -> None:
-        """Let a layer stay, with a weight of the copy's own."""
+        """Keep a layer, with a weight of the copy's own."""
         layer = self.pending.pop(name)
-        layer.weight = self._owned(layer.weight)
+        layer.weight = self._own(layer.weight)
 
-    def _owned(self, weight: Tensor) -> nn.Parameter:
-        if weight not in self._own:
-            self._own[weight] = nn.Parameter(
-                weight.detach().clone(), requires_grad=weight.requires_grad
-            )
-        return self._own[weight]
+    def _give_own_weights(self, users: Mapping[Tensor, list[tuple[str, Place]]]) -> None:
+        for weight, found in users.items():
+            for _, (module, key) in found:
+                if module not in self._places:
+                    module._parameters[key] = self._own(weight)
+
+    def _own(self, weight: Tensor) -> nn.Parameter:
+        """The copy's parameter for a weight of the original, one however many modules use it."""
+        if weight not in self._own_weights:
+            values = weight.detach().clone()
+            own = nn.Parameter(values, requires_grad=weight.requires_grad)
+            self._own_weights[weight] = own
+        return self._own_weights[weight]
 
 
-def _weight(layer: str) -> str:
-    return f"{layer}.weight".removeprefix(".")
+def _copied_without(model: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
+    """A deep copy that uses these weights themselves."""
+    memo = {id(weight): weight for weight in weights}
+    return copy.deepcopy(model, memo)
+
+
+def _layers_named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Linear]:
+    found = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Linear):
+            found[name] = layer
+    return found
+
+
+def _places_of(layers: Iterable[nn.Module], root: nn.Module) -> dict[nn.Module, list[Place]]:
+    """For each layer every parent and key that hold it, because a layer may have several names."""
+    places: dict[nn.Module, list[Place]] = {layer: [] for layer in layers}
+    for parent in root.modules():
+        for key, child in parent._modules.items():
+            if child in places:
+                places[child].append((parent, key))
+    return places
+
+
+def _users_of(
+    weights: Iterable[Tensor], holder: nn.Module
+) -> dict[Tensor, list[tuple[str, Place]]]:
+    """For each weight the parameters that are this weight: their name in the model, their place."""
+    users: dict[Tensor, list[tuple[str, Place]]] = {weight: [] for weight in weights}
+    for path, module in holder.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter in users:
+                name = f"{path}.{key}".removeprefix("model.")
+                users[parameter].append((name, (module, key)))
+    return users
+
+
+def _other_users(
+    weights: Mapping[str, Tensor], users: Mapping[Tensor, list[tuple[str, Place]]]
+) -> dict[str, list[str]]:
+    """For each layer the names of the parameters that share its weight, its own left out."""
+    others = {}
+    for layer, weight in weights.items():
+        own_name = f"{layer}.weight".removeprefix(".")
+        others[layer] = [name for name, _ in users[weight] if name != own_name]
+    return others

@@ -1,51 +1,54 @@
-"""What goes into each layer of a model, group by group, while the model is being quantized from its input on.
+"""The inputs of each layer of a model, group by group, while its layers are being quantized.
 
-The idea: a layer late in a quantized model sees what quantized layers before it produce, so a calibrated method goes
-through a model in the order of use: observe a layer's inputs, quantize it, go on with the next. To run the whole model
-again for each would take a time that grows with the square of its depth. Most models are a chain of like blocks, each
-reading the one before: so the outputs of the last finished block are kept, and finished blocks answer at once, the last
-with its outputs, those before it with NaN. Memory stays that of one block's outputs, and of what the method gathers.
+The idea: a late layer of a quantized model receives what quantized layers before it produce. So a
+calibrated method follows the order of use: observe a layer's inputs, quantize it, go on. To run
+the whole model for each layer would take time quadratic in its depth. Most models are a chain of
+blocks, each of which reads only the block before, so stand-ins replace finished blocks
+(``stand_ins.py``). Memory is that of one block's outputs, and of what the method gathers.
 
-Whether a model is such a chain is looked at, on all the calibration data. Its blocks are called in order, and none is
-given an object (a cache) twice that it may have written to. If something else reads an earlier block, NaN shows it.
-Where a model is no chain, it runs from its input each time.
+The first pass over all batches shows whether the blocks are called in order, without an object
+(a cache) that a block could write to. A stand-in shows whether anything else reads an earlier
+block. A model that is no chain runs from its input each time.
 
-Source: GPTQ's and AWQ's published code keep the inputs of one decoder block; here the model's own forward pass hands
-out masks and positions, so that no architecture has to be known.
+Source: GPTQ's and AWQ's published code stores the inputs of one decoder block. Here the model's own
+forward pass supplies masks and positions, so any architecture works.
 
-How it differs from ``inspect.record_inputs``: that keeps the activations of all layers; here each is used and dropped.
+How it differs from ``linears.record_inputs``: that keeps all inputs; here each is used and dropped.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from qcourse.methods.method import Observer
 from qcourse.trace.batches import Run, run_batch
-from qcourse.trace.hooks import CallTrace, check_input, on_input, on_output
+from qcourse.trace.hooks import CallTrace, LayerGroups, check_input, on_input, on_output
 from qcourse.trace.model_copy import ModelCopy
+from qcourse.trace.stand_ins import FinishedBlocks, NoChain, copied, has_placeholder
 
-Group = tuple[str, ...]
+Group = tuple[str, ...]  # names of the layers that read the same input
 
 
-class _Enough(Exception):  # noqa: N818  (nothing is wrong)
-    """Ends a forward pass that has shown what it was run for."""
+class _Enough(Exception):  # noqa: N818  (nothing failed)
+    """Ends a forward pass once it has shown what it was run for."""
 
 
 class Replay:
-    """Runs a model over batches, as far and as often as is needed.
+    """Runs a model over batches, as far and as often as needed.
 
     Args:
-        model: has the layers.
-        layers: the linear layers of interest, by name; who iterates over ``in_order`` replaces them as they come.
-        batches: what run is given, one after another.
+        model: contains the layers.
+        layers: the linear layers of interest, by name.
+        batches: run takes them one after another.
         run: uses the model on one batch.
+
+    Attributes:
+        blocks: the chain of blocks; empty if the model is no chain.
 
     Raises:
         ValueError: the model fails on a batch.
@@ -54,117 +57,119 @@ class Replay:
     def __init__(
         self, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], run: Run
     ) -> None:
-        self.model, self.layers, self.batches, self.run = model, dict(layers), batches, run
+        self.model = model
+        self.layers = dict(layers)
+        self.batches = batches
+        self.run = run
         self.blocks = _longest_chain(model, layers)
-        self.calls: list[
-            Counter[nn.Module]
-        ] = []  # how often each layer and block is called, for each batch
-        self.groups: dict[
-            str, list[str]
-        ] = {}  # the layers that read one input, by the first of them, in order of use
-        self.places: dict[
-            str, int
-        ] = {}  # how many blocks have to be finished before a layer's input is final
-        self.answers: list[list[list[Any]]] = []  # of each finished block, for each batch and call
+        self.groups = LayerGroups()
+        self._finished = FinishedBlocks()
+        self._calls: list[Counter[nn.Module]] = []  # per batch, of each layer and block
         self._trace()
 
     def in_order(self, method: Observer) -> Iterator[tuple[Group, Any]]:
-        """Yield each group and what the method saw of its input, x (tokens, in), once the groups before are done.
+        """Yield each group, with what the method observed, after the groups before are replaced.
 
-        A group that nothing reaches any more, as may be in a mixture of experts, is left out.
+        A group that no batch reaches any more (an expert of a mixture, say) is left out.
         """
-        order = sorted(self.groups, key=self.places.__getitem__) if self.blocks else self.groups
+        order = list(self.groups.members)
+        if self.blocks:
+            order.sort(key=self.groups.blocks_before.__getitem__)
         for first in order:
-            while len(self.answers) < min(self.places[first], len(self.blocks)):
-                block = self.blocks[len(self.answers)]
-                outputs = [
-                    self._collect(number, block, after=True) for number in range(len(self.batches))
-                ]
-                self.answers = [*tree_map(_spoilt, self.answers), outputs]
+            self._finish_blocks(self.groups.blocks_before[first])
             seen = None
             for number in range(len(self.batches)):
-                for x in self._collect(number, self.layers[first], after=False):
+                for x in self._inputs(number, self.layers[first]):
                     seen = observe(method, seen, x, first)
             if seen is not None:
-                yield tuple(self.groups[first]), seen
+                yield tuple(self.groups.members[first]), seen
 
     def at_once(self, method: Observer) -> Iterator[tuple[Group, Any]]:
-        """Yield the same for the model as it is now: every layer is observed before the first is given out."""
-        seen: dict[str, Any] = dict.fromkeys(self.groups)
+        """Yield the same for the model as it is: all layers are observed in one pass per batch."""
+        seen: dict[str, Any] = dict.fromkeys(self.groups.members)
 
         def look(first: str, x: Tensor) -> None:
             seen[first] = observe(method, seen[first], x, first)
 
         with ExitStack() as hooks:
-            for first in self.groups:
+            for first in self.groups.members:
                 hooks.enter_context(on_input(self.layers[first], partial(look, first)))
             for number in range(len(self.batches)):
                 run_batch(self.run, self.model, self.batches, number)
-        yield from (
-            (tuple(group), seen.pop(first))
-            for first, group in self.groups.items()
-            if seen[first] is not None
-        )
-
-    def _collect(self, number: int, module: nn.Module, *, after: bool) -> list[Any]:
-        """The inputs, or the outputs, of a module's calls on one batch; finished blocks are passed over."""
-        found: list[Any] = []
-        calls = self.calls[number][module]
-
-        def keep(value: Any) -> None:
-            last = len(found) + 1 == calls
-            found.append(value if last else tree_map(_copied, value))
-            if last:
-                raise _Enough
-
-        try:
-            with ExitStack() as stack:
-                for block, outputs in zip(self.blocks, self.answers, strict=False):
-                    answers = iter(outputs[number])
-                    block.forward = lambda *args, answers=answers, **named: tree_map(
-                        _copied, next(answers)
-                    )
-                    stack.callback(delattr, block, "forward")
-                stack.enter_context(on_output(module, keep) if after else on_input(module, keep))
-                if calls:
-                    run_batch(self.run, self.model, self.batches, number)
-        except _Enough:
-            pass
-        if len(self.answers) > 1 and any(map(_is_spoilt, tree_leaves(found))):  # no chain after all
-            self.blocks, self.answers = [], []
-            return self._collect(number, module, after=after)
-        return found
+        for first, group in self.groups.members.items():
+            observed = seen.pop(first)  # so that its memory is free after its group
+            if observed is not None:
+                yield tuple(group), observed
 
     def _trace(self) -> None:
-        """Let all batches pass once; note the calls, the groups, and whether the blocks are called as a chain is."""
-        chain = True
+        """Run all batches once; count the calls, find the groups, and see whether it is a chain."""
+        is_chain = True
         for number in range(len(self.batches)):
-            watch = CallTrace(self.layers, self.blocks, self.groups, self.places)
-            with ExitStack() as hooks:
-                for name, layer in self.layers.items():
-                    hooks.enter_context(on_input(layer, partial(watch.layer, name)))
-                for i, block in enumerate(self.blocks):
-                    hook = block.register_forward_pre_hook(
-                        partial(watch.before_block, i), with_kwargs=True
-                    )
-                    hooks.enter_context(hook)
-                    hooks.enter_context(on_output(block, watch.after_block))
+            trace = CallTrace(self.layers, self.blocks, self.groups)
+            with trace.attached():
                 run_batch(self.run, self.model, self.batches, number)
-            self.calls.append(watch.calls)
-            chain = chain and watch.chain
-        if not chain:
+            self._calls.append(trace.calls)
+            is_chain = is_chain and trace.is_chain
+        if not is_chain:
             self.blocks = []
 
+    def _finish_blocks(self, count: int) -> None:
+        """Store outputs until so many blocks are finished, if the model is a chain."""
+        while len(self._finished) < min(count, len(self.blocks)):
+            block = self.blocks[len(self._finished)]
+            outputs = [self._outputs(number, block) for number in range(len(self.batches))]
+            if self.blocks:  # these passes may have shown that it is no chain
+                self._finished.append(block, outputs)
 
-def groups(
+    def _inputs(self, number: int, layer: nn.Module) -> list[Tensor]:
+        """The inputs of a layer in its calls on one batch."""
+        return self._collect(number, layer, on_input)
+
+    def _outputs(self, number: int, block: nn.Module) -> list[Any]:
+        """The outputs of a block in its calls on one batch."""
+        return self._collect(number, block, on_output)
+
+    def _collect(self, number: int, module: nn.Module, hook: Any) -> list[Any]:
+        """What a hook shows of a module's calls on one batch."""
+        try:
+            return self._run_until_seen(number, module, hook)
+        except (NoChain, ValueError):
+            if len(self._finished) == 0:
+                raise
+        # A model that fails with stand-ins is no chain after all, so it runs from its input.
+        self.blocks = []
+        self._finished = FinishedBlocks()
+        return self._run_until_seen(number, module, hook)
+
+    def _run_until_seen(self, number: int, module: nn.Module, hook: Any) -> list[Any]:
+        """Run one batch until the last call of a module; NoChain if an earlier block reaches it."""
+        found: list[Any] = []
+        calls = self._calls[number][module]
+        if not calls:
+            return found
+
+        def keep(value: Any) -> None:
+            if has_placeholder(value):
+                raise NoChain("a layer reads the output of an earlier block")
+            is_last = len(found) + 1 == calls
+            found.append(value if is_last else tree_map(copied, value))
+            if is_last:
+                raise _Enough
+
+        with self._finished.standing_in(number), hook(module, keep), suppress(_Enough):
+            run_batch(self.run, self.model, self.batches, number)
+        return found
+
+
+def observed_groups(
     method: Observer, copy: ModelCopy, batches: Sequence[Any], run: Run, *, sequential: bool = True
 ) -> Iterator[tuple[Group, Any]]:
-    """The layers to be replaced, group by group, with what was seen of their inputs; each alone if nothing is.
+    """Return the groups of layers to be replaced, each with what the method observed of its input.
 
     Args:
-        copy: whose pending layers are replaced as they come.
-        batches, run: as ``Replay`` takes them.
-        sequential: whether a group is seen on what the groups replaced before it produce, or all on the original's.
+        method: where it is not calibrated, each layer is a group, and nothing is observed.
+        copy: its pending layers are replaced while the caller iterates.
+        sequential: whether a group is observed after the groups before it were replaced.
     """
     if not method.calibrated:
         return (((name,), None) for name in list(copy.pending))
@@ -173,33 +178,21 @@ def groups(
 
 
 def observe(method: Observer, seen: Any, x: Tensor, name: str) -> Any:
-    """method.observe of x with its leading axes as tokens; seen where x has none."""
+    """Return method.observe(seen, x), x as (tokens, in); seen itself where x has no token."""
     check_input(x, name)
-    return (
-        method.observe(seen, x.detach().reshape(-1, x.shape[-1])) if x.numel() else seen
-    )  # (tokens, in)
+    if not x.numel():
+        return seen
+    return method.observe(seen, x.detach().reshape(-1, x.shape[-1]))  # (tokens, in)
 
 
 def _longest_chain(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[nn.Module]:
-    """The longest ModuleList whose members all have layers of interest in them."""
+    """The longest ModuleList in which each member contains a layer of interest."""
     wanted = set(layers.values())
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    chains = [
-        blocks for blocks in lists if all(wanted & {*block.modules()} - {block} for block in blocks)
-    ]
-    return max(chains, key=len, default=[])
-
-
-def _copied(value: Any) -> Any:
-    return (
-        value.clone() if isinstance(value, Tensor) else value
-    )  # the model may write into what it is given
-
-
-def _spoilt(value: Any) -> Any:
-    floats = isinstance(value, Tensor) and value.is_floating_point()
-    return value.new_full((), torch.nan).expand(value.shape) if floats else value
-
-
-def _is_spoilt(value: Any) -> bool:
-    return isinstance(value, Tensor) and bool(value.isnan().any())
+    longest: list[nn.Module] = []
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or len(module) <= len(longest):
+            continue
+        # A block that is itself a layer of interest does not count, because it will be replaced.
+        if all(wanted & (set(block.modules()) - {block}) for block in module):
+            longest = list(module)
+    return longest

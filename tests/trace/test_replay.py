@@ -1,4 +1,4 @@
-"""What a calibrated method is shown is what the model gives as it is then: for chains of blocks, and for all else."""
+"""A calibrated method observes what the half-quantized model computes, chain of blocks or not."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ IDS = torch.arange(14).reshape(2, 7)
 
 @dataclass(frozen=True)
 class Rows:
-    """Keeps all it is shown."""
+    """Keeps all that it observes."""
 
     quantizer: IntQuantizer
     calibrated: bool = True
@@ -45,7 +46,7 @@ def forward(model: nn.Module, batch: Any) -> object:
 def replayed(
     model: nn.Module, batches: list[Any], run: Callable[[nn.Module, Any], object] = forward
 ) -> Replay:
-    """Go through a model, rounding each group harshly; each must be shown what a whole run of a copy records then."""
+    """Round each group harshly; each must observe what a whole run of a copy records then."""
     model.eval()
     replay = Replay(model, linears(model), batches, run)
     shown = []
@@ -198,7 +199,42 @@ class Named(Chain):
         return self.out(input=x)
 
 
+class Comparing(Chain):
+    """The last layer reads where the first block's output is positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x = self.layers[0](x)
+        for layer in self.layers[1:]:
+            x = layer(x)
+        return self.out(x + (first > 0))
+
+
+class Filing(Chain):
+    """The last layer reads all blocks, from one tensor that their outputs are written into."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = torch.zeros(len(self.layers), *x.shape)
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            outputs[i] = x
+        return self.out(outputs.mean(0))
+
+
+class Deciding(Chain):
+    """Between two blocks a number decides, and NumPy takes part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+            if x.mean() > 0:
+                x = x / float(np.abs(x.detach().numpy()).max())
+        return self.out(x)
+
+
 LONG, SHORT = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)), torch.ones(3, 32)
+
+CHAINS = (Chain, Detour, InPlace, Widths, Named)
+NO_CHAINS = (Gathering, Skipping, Beside, Disordered, Bare, Comparing, Filing, Deciding)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +243,7 @@ LONG, SHORT = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)), to
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize(
     "kind",
-    [Chain, Gathering, Skipping, Beside, Disordered, Leaving, Detour, InPlace, Widths, Bare, Named],
+    [*CHAINS, *NO_CHAINS, Leaving],
 )
 def test_whatever_a_model_reads_it_is_right(
     kind: type[Chain], passes: int, batches: list[Tensor]
@@ -215,7 +251,7 @@ def test_whatever_a_model_reads_it_is_right(
     run = lambda model, x: [model(x / (i + 1)) for i in range(passes)]  # noqa: E731
     replay = replayed(kind(), batches, run)
     if kind is not Leaving:  # whether it is a chain depends on which input comes first
-        assert len(replay.blocks) == (4 if kind in (Chain, Detour, InPlace, Widths, Named) else 0)
+        assert len(replay.blocks) == (4 if kind in CHAINS else 0)
 
 
 def llamas() -> tuple[nn.Module, nn.Module]:

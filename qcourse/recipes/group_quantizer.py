@@ -1,0 +1,102 @@
+"""Codes for one group of layers: their new layers, their folded input scale, their report rows.
+
+The idea: layers that read the same input also share what a method observed of it, and may share an
+input scale. If the module before them can divide its output by that scale, the layers need not.
+
+Source: AWQ (Lin et al., MLSys 2024), section 3.2, for the input scale.
+
+How it differs from ``quantize.py``: this handles one group after another; that the whole model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcourse.layers.quantized_linear import QuantizedLinear
+from qcourse.methods.method import Method
+from qcourse.recipes.layer_errors import output_errors, weight_error
+from qcourse.recipes.report import LayerReport, quantized_row
+from qcourse.trace.batches import Run
+from qcourse.trace.model_copy import ModelCopy
+from qcourse.trace.replay import Group
+
+Fold = Callable[[nn.Module, Group, Tensor], str | None]
+
+
+@dataclass
+class GroupQuantizer:
+    """Quantizes the layers of a copy, group by group, and gathers the rows of the report.
+
+    Args:
+        copy: the new model, in which the caller replaces the layers.
+        chosen: the original layers by name.
+        fold: as in ``quantize_model``.
+    """
+
+    copy: ModelCopy
+    chosen: Mapping[str, nn.Linear]
+    method: Method
+    fold: Fold | None
+    rows: list[LayerReport] = field(default_factory=list)
+    divided: dict[str, Tensor] = field(default_factory=dict)  # per layer, its folded input scale
+    took: dict[str, Tensor] = field(default_factory=dict)  # the same scale, per predecessor
+
+    def quantize(self, names: Group, seen: Any) -> dict[str, QuantizedLinear]:
+        """Return the new layers of a group, given what the method observed of its input."""
+        weights = {name: self.chosen[name].weight.detach() for name in names}
+        results = self.method.quantize(weights, seen)
+        layers = {name: _layer_of(results[name], self.chosen[name].bias) for name in names}
+
+        # The errors are of w_hat / input_scale, so they are computed before a scale is folded.
+        errors = {name: weight_error(weights[name], layers[name].weight) for name in names}
+        scaled = [name for name in names if layers[name].input_scale is not None]
+        is_folded = bool(scaled) and self._fold_scale(layers)
+
+        scale_note = "input scale folded" if is_folded else "input scale at run time"
+
+        for name, layer in layers.items():
+            notes = [scale_note] if name in scaled else []
+            notes += [f"untied from {other}" for other in self.copy.untied[name]]
+            notes.append(getattr(results[name], "note", ""))
+            row = quantized_row(name, self.chosen[name], layer, errors[name], notes)
+            self.rows.append(row)
+        return layers
+
+    def rows_with_output_errors(self, batches: Sequence[Any], run: Run) -> list[LayerReport]:
+        """Return the rows, with errors of the outputs as far as the batches reach the layers."""
+        originals = {row.name: self.chosen[row.name].weight.detach() for row in self.rows}
+        errors = output_errors(self.copy.model, originals, self.divided, self.took, batches, run)
+        return [replace(row, output_error=errors.get(row.name)) for row in self.rows]
+
+    def _fold_scale(self, layers: Mapping[str, QuantizedLinear]) -> bool:
+        """Move the input scale of a group to the module before it; False if that is impossible."""
+        if self.fold is None:
+            return False
+        # One module divides the input of all, so all the layers must have one scale in common.
+        scales = [layer.input_scale for layer in layers.values()]
+        scale = scales[0]
+        for other in scales:
+            if scale is None or other is None or not torch.equal(other, scale):
+                return False
+        predecessor = self.fold(self.copy.model, tuple(layers), scale)
+        if predecessor is None:
+            return False
+        self.took[predecessor] = scale
+        for name, layer in layers.items():
+            self.divided[name] = scale
+            layer.input_scale = None
+        return True
+
+
+def _layer_of(result: Any, bias: Tensor | None) -> QuantizedLinear:
+    """The layer for what a method returned: a QuantizedTensor, or an object that has one."""
+    return QuantizedLinear(
+        getattr(result, "quantized", result),
+        bias,
+        input_scale=getattr(result, "input_scale", None),
+        input_order=getattr(result, "input_order", None),
+        inputs=getattr(result, "inputs", None),
+    )
