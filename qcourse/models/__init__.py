@@ -1,1 +1,1 @@
-"""Real models to quantize (floor 3): a pretrained sentence encoder, its task, and tools that see into any model."""
+"""Models to quantize (floor 3): architectures, pretrained weights, generation and evaluation."""

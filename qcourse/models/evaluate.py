@@ -1,11 +1,10 @@
 """Evaluate a language model: perplexity, bits per byte, and distance from the unquantized model.
 
 Perplexity is exp(mean -log p of each next token); bits per byte does not depend on the tokenizer.
-Both measure how good a model is. To measure what quantization changed, compare predictions on the
-same tokens: the KL divergence and the share of equal top-1 tokens move long before perplexity does.
+The KL divergence and the share of equal top-1 tokens measure what quantization changed; they move
+long before perplexity does.
 
-Source: transformers' "Perplexity of fixed-length models" (sliding window); llama.cpp's perplexity
-tool (KL and top-1).
+Source: transformers' "Perplexity of fixed-length models"; llama.cpp's perplexity tool (KL, top-1).
 `numerics.metrics` compares two tensors; this compares two models.
 """
 
@@ -23,7 +22,7 @@ from qcourse.numerics.metrics import kl_divergence
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Result of ``perplexity``, with the windows it used: other windows give other numbers."""
+    """Result of ``perplexity``. Other windows give other numbers."""
 
     nll: float  # mean of -log p, in nats per token
     tokens: int  # predicted tokens: all but the first
@@ -72,14 +71,12 @@ def perplexity(
     """Return the mean of -log p(token | earlier tokens in its window), each token predicted once.
 
     Args:
-        tokens: ids (tokens,) of one sequence, at least 2.
         context: tokens per window; window k holds tokens [k stride, k stride + context).
         stride: 1 to context, by default context (no overlap). With less, a prediction sees more
             than context - stride tokens, for context / stride times the work.
 
     Raises:
-        TypeError, ValueError: tokens is not one row of ids; context exceeds the model's positions;
-            another argument is out of range.
+        TypeError, ValueError: tokens is not one row of ids; an argument is out of range.
 
     >>> uniform = lambda ids: torch.zeros(*ids.shape, 50)
     >>> round(perplexity(uniform, torch.arange(20), context=8).perplexity, 3)
@@ -90,6 +87,7 @@ def perplexity(
     count = 0
     with torch.no_grad():
         for ids, targets in batches_of_windows(tokens, context, stride, batch_size, model):
+            # -1 marks a target that an earlier window predicted.
             new = targets >= 0
             logits = call_logits(model, ids)[new]  # (predicted, vocabulary)
             total += F.cross_entropy(logits, targets[new], reduction="sum").item()
@@ -107,10 +105,7 @@ def agreement(
 ) -> Agreement:
     """Return mean KL(reference || model), the share of equal top-1 tokens, and the model's nll.
 
-    The windows are those of ``perplexity`` with stride = context.
-
-    Raises:
-        TypeError, ValueError: as ``perplexity``; or the two vocabularies differ.
+    Raises TypeError or ValueError as ``perplexity``, or if the two vocabularies differ.
 
     >>> uniform = lambda ids: torch.zeros(*ids.shape, 50)
     >>> agreement(uniform, uniform, torch.arange(20), context=8)

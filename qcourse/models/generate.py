@@ -34,13 +34,12 @@ def generate(
 
     Args:
         model: a Llama, or a model of transformers.
-        generator: seed it to repeat a draw (temperature > 0); by default torch's own.
         stop: the id that ends the sequence; it is kept.
         cache: replaces an empty KVCache; only for a Llama.
 
     Raises:
-        TypeError, ValueError: ids is not one row of ids; the sequence would exceed the model's
-            positions; the model does not take the cache; a number is negative.
+        TypeError, ValueError: ids is not one row of ids; the sequence or the cache does not suit
+            the model; a number is negative.
 
     >>> from qcourse.models.llama import LlamaConfig, random_llama
     >>> model = random_llama(LlamaConfig(64, 32, 48, 2, 4, 2), seed=0)
@@ -74,6 +73,7 @@ def _check_options(
             f"cache must be None for a {type(model).__name__}: only a Llama takes one,"
             f" got {cache!r}"
         )
+    # The cache may hold tokens of an earlier call, which take positions too.
     before = prompt if cache is None else prompt + cache.length
     room = max_positions(model)
     if max_new_tokens < 0 or before + max_new_tokens > room:
@@ -89,6 +89,7 @@ def _stepper(model: Model, cache: Cache | None) -> Callable[[Tensor], Tensor]:
     """Return a function from new ids to logits that keeps the keys and values of earlier ids."""
     if isinstance(model, Llama):
         return _llama_stepper(model, KVCache() if cache is None else cache)
+    # transformers returns the cache with the logits.
     past: Any = None
 
     def step(ids: Tensor) -> Tensor:

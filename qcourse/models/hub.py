@@ -1,12 +1,10 @@
-"""Any causal language model of the Hugging Face hub, by name, at a revision of one's choice.
+"""Load any causal language model of the Hugging Face hub, at a pinned revision.
 
-The idea: what quantizes the course's own model quantizes any other, so all that is to be added is a way to get one. A
-name on the hub is a moving target; ``revision`` pins it to a commit. Without a network, a folder on disk or what an
-earlier call has left in the cache serves as well.
+A name on the hub can change its content; ``revision`` pins it to a commit. Without a network, a
+folder on disk or the cache of an earlier call works too.
 
 Source: transformers' AutoModelForCausalLM and AutoTokenizer.
-
-How it differs from ``tinylm.py`` and ``minilm.py``: their weights come with the course; these are downloaded.
+`tinylm.py` and `minilm.py` load weights that come with the course.
 """
 
 from pathlib import Path
@@ -17,8 +15,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 OFFLINE = (
-    "What works without a network: a folder on disk (load_hub('path/to/model'), with config.json, the weights and the"
-    " tokenizer's files); a model that an earlier load_hub has left in the cache; load_tinylm() and load_minilm()"
+    "What works without a network: a folder on disk (load_hub('path/to/model'), with config.json,"
+    " the weights and the tokenizer's files); a model that an earlier load_hub has left in the"
+    " cache; load_tinylm() and load_minilm()"
 )
 
 
@@ -32,61 +31,68 @@ class HubModel(NamedTuple):
 def load_hub(
     name: str | Path, *, revision: str | None = None, dtype: torch.dtype | None = None
 ) -> HubModel:
-    """Load a causal language model and its tokenizer through transformers; no code of the checkpoint's is run.
+    """Return a causal language model in eval mode and its tokenizer; run no code of the checkpoint.
 
     Args:
         name: "owner/model" on the hub, or a folder on disk.
-        revision: commit, tag or branch on the hub; by default the newest. Give a commit's hash for a result that others
-            are to find again.
-        dtype: what to hold the weights in; by default as they are stored.
-
-    Returns:
-        The model in eval mode, without gradients, and the tokenizer.
+        revision: commit, tag or branch; a commit's hash makes a result reproducible.
+        dtype: of the weights; by default the stored one.
 
     Raises:
         ImportError: transformers is not installed.
-        OSError: the model, or this revision of it, was not found, or the hub not reached; the message says what was
-            tried and what works offline.
-        ValueError: name is empty, or a folder with a revision, or holds no causal language model; the tokenizer or a
-            tensor is missing, damaged, or does not fit; or it would need code of its own.
+        OSError: the model or the hub was not found; the message lists what was tried.
+        ValueError: name or revision is invalid, or the checkpoint cannot be loaded as it is.
     """
-    _check(name, revision)
+    _check_name(name, revision)
+    auto_model, auto_tokenizer = _auto_classes()
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
-        from transformers import (  # slow to import, and needed here alone
-            AutoModelForCausalLM,
-            AutoTokenizer,
-        )
-    except ImportError as error:
-        raise ImportError("load_hub needs transformers: pip install transformers") from error
-    try:
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        options |= {"dtype": "auto" if dtype is None else dtype, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
+        tokenizer = auto_tokenizer.from_pretrained(name, **options)
+        options["dtype"] = "auto" if dtype is None else dtype
+        options["output_loading_info"] = True
+        model, report = auto_model.from_pretrained(name, **options)
     except OSError as error:
-        at = "" if revision is None else f" at revision {revision!r}"
-        hub = f"the hub and its cache on this machine for {name!r}{at}"
-        where = f"the folder {name}" if Path(name).is_dir() else hub
+        place = _place(name, revision)
         raise OSError(
-            f"could not load {name}. Tried: {where}. transformers says: {error}\n{OFFLINE}"
+            f"could not load {name}. Tried: {place}. transformers says: {error}\n{OFFLINE}"
         ) from error
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{name} is no causal language model that can be loaded: {error}"
         ) from error
-    model, found = loaded
-    if found["missing_keys"]:  # transformers fills them with random numbers
-        raise ValueError(f"{name} lacks the weights {sorted(found['missing_keys'])}")
+
+    # transformers fills missing weights with random numbers.
+    if report["missing_keys"]:
+        raise ValueError(f"{name} lacks the weights {sorted(report['missing_keys'])}")
     return HubModel(model.eval().requires_grad_(False), tokenizer)
 
 
-def _check(name: str | Path, revision: str | None) -> None:
+def _auto_classes() -> tuple[Any, Any]:
+    # Imported here because transformers is slow to import, and only load_hub needs it.
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise ImportError("load_hub needs transformers: pip install transformers") from error
+    return AutoModelForCausalLM, AutoTokenizer
+
+
+def _place(name: str | Path, revision: str | None) -> str:
+    """Return where transformers looked, for an error message."""
+    if Path(name).is_dir():
+        return f"the folder {name}"
+    at = "" if revision is None else f" at revision {revision!r}"
+    return f"the hub and its cache on this machine for {name!r}{at}"
+
+
+def _check_name(name: str | Path, revision: str | None) -> None:
     if not str(name).strip():
         raise ValueError(f"name={name!r} must be 'owner/model' or a folder")
+    # Refuse what can only be a mistake before transformers asks the hub for it.
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(
-                f"revision={revision!r} pins a model of the hub; {name} is a folder, which has one version only"
+                f"revision={revision!r} pins a model of the hub; {name} is a folder, which has"
+                " one version only"
             )
     elif isinstance(name, Path) or name.startswith((".", "/")) or name.count("/") > 1:
         raise FileNotFoundError(f"could not load {name}: there is no such folder. {OFFLINE}")

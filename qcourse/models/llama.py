@@ -5,9 +5,8 @@ the position, so q k^T depends on the distance. SwiGLU gates the MLP. With group
 query heads share one key-value head, which makes the KV cache smaller. Weights have the names of
 transformers' LlamaForCausalLM. Everything that methods quantize is an ``nn.Linear``, only called.
 
-Source: Touvron 2023, "Llama"; Zhang 2019 (RMSNorm), Su 2021 (RoPE), Shazeer 2020 (SwiGLU), Ainslie
-2023 (grouped queries).
-`minilm.py` is an encoder: it attends in both directions and generates nothing.
+Source: Touvron 2023 (Llama), Zhang 2019 (RMSNorm), Su 2021 (RoPE), Shazeer 2020 (SwiGLU),
+Ainslie 2023 (grouped queries). `minilm.py` is an encoder: it attends in both directions.
 """
 
 import math
@@ -99,8 +98,7 @@ class Attention(nn.Module):
         past = k.shape[2] - tokens
         mask = None
         if past and tokens > 1:
-            everything = torch.ones(tokens, past + tokens, dtype=torch.bool, device=x.device)
-            mask = everything.tril(past)
+            mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=x.device).tril(past)
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=not past, enable_gqa=True
         )
@@ -169,6 +167,7 @@ class Llama(nn.Module):
         self, ids: Int[Tensor, "batch tokens"], cache: Cache | None = None
     ) -> Float[Tensor, "batch tokens vocabulary"]:
         """Return the logits of the token after each id; ids continue the tokens in the cache."""
+        # Tokens in the cache take the first positions.
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         cos_sin = rope(self.config, positions)
@@ -198,6 +197,7 @@ def load_weights(config: LlamaConfig, weights: Mapping[str, Tensor]) -> Llama:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ValueError(f"weights do not fit config: {error}") from error
+    # load_state_dict assigns two parameters; tie them again.
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval().requires_grad_(False)

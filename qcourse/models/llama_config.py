@@ -34,6 +34,7 @@ class LlamaConfig:
             size = getattr(self, field.name)
             if size < 1:
                 raise ValueError(f"{field.name} must be at least 1, got {size}")
+        # RoPE needs heads of even width; groups of query heads need equal sizes.
         heads = self.num_attention_heads
         if self.hidden_size % (2 * heads):
             raise ValueError(

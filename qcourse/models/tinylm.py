@@ -1,12 +1,10 @@
-"""The tiny language model: a Llama of six million parameters that writes Python documentation, and its tokenizer.
+"""The tiny language model: a Llama of six million parameters that writes Python documentation.
 
-The idea: what quantization does to a language model is seen on a language model, and this one is on every learner's
-machine: it comes with the package, and was trained on what else is there, the standard library's documentation and
-source. A text that it never saw is there too (``stdlib_corpus("held_out")``), so its perplexity means something.
+It comes with the package and was trained on the standard library's documentation and source. Its
+held-out documents, ``stdlib_corpus("held_out")``, give a meaningful perplexity.
 
-Source: trained by tools/train_tinylm.py; MODEL_CARD.md beside the weights says on what, for how long, and how well.
-
-How it differs from ``llama.py``: there is the architecture, here one set of weights for it, with the words it knows.
+Source: tools/train_tinylm.py; MODEL_CARD.md beside the weights.
+`llama.py` is the architecture; this is one set of weights and its tokenizer.
 """
 
 import hashlib
@@ -27,26 +25,17 @@ CHECKSUMS = "SHA256SUMS"  # written with the files; in the format that sha256sum
 
 
 class TinyLM(NamedTuple):
-    """A language model and its tokenizer; id 0 (``<|endoftext|>``) begins and ends a text."""
+    """A language model and its tokenizer; id 0 (``<|endoftext|>``) begins and ends a document."""
 
     model: Llama
     tokenizer: Tokenizer
 
 
 def load_tinylm(folder: Path | None = None, *, dtype: torch.dtype = torch.float32) -> TinyLM:
-    """Load the model that comes with the package, after checking its files' SHA-256; nothing is downloaded.
-
-    Args:
-        folder: holds config.json, tokenizer.json, model.safetensors and their SHA256SUMS; by default the package's own.
-            transformers reads the same folder: ``AutoModelForCausalLM.from_pretrained(folder)``.
-        dtype: what to compute in; the stored weights are bfloat16, which float32 holds exactly.
-
-    Returns:
-        The model in eval mode, without gradients, and the tokenizer.
+    """Return the model in eval mode and its tokenizer, after checking their SHA-256, offline.
 
     Raises:
-        FileNotFoundError: a file is missing; the message says which, and how to get it.
-        ValueError: a file is not the one that SHA256SUMS describes; the message gives both hashes.
+        FileNotFoundError, ValueError: a file is missing, or its SHA-256 is not the stored one.
 
     >>> from qcourse.models.generate import generate
     >>> model, tokenizer = load_tinylm()
@@ -56,20 +45,24 @@ def load_tinylm(folder: Path | None = None, *, dtype: torch.dtype = torch.float3
     """
     folder = FOLDER if folder is None else folder
     config, tokenizer, weights = _read_checked(folder)
+    # The file holds bfloat16; float32 represents it exactly.
     tensors = {name: weight.to(dtype) for name, weight in parse_safetensors(weights).items()}
     sizes = LlamaConfig.from_transformers(json.loads(config))
-    return TinyLM(load_weights(sizes, tensors), Tokenizer.from_buffer(tokenizer))
+    model = load_weights(sizes, tensors)
+    return TinyLM(model, Tokenizer.from_buffer(tokenizer))
 
 
 def _read_checked(folder: Path) -> list[bytes]:
+    """Return the contents of FILES; raise if one is missing or has another SHA-256."""
     missing = [name for name in (CHECKSUMS, *FILES) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"the tiny language model is incomplete: {folder} lacks {' and '.join(missing)}. It comes with the package:"
-            " install that again, or make another one with tools/train_tinylm.py"
+            f"the tiny language model is incomplete: {folder} lacks {' and '.join(missing)}. It"
+            " comes with the package: install that again, or make another one with"
+            " tools/train_tinylm.py"
         )
-    lines = (folder / CHECKSUMS).read_text(encoding="ascii").splitlines()
-    expected = {name: digest for digest, name in (line.split() for line in lines)}
+    # A damaged file must not load: every number of the lessons is about these weights.
+    expected = _stored_checksums(folder / CHECKSUMS)
     contents = []
     for name in FILES:
         content = (folder / name).read_bytes()
@@ -81,3 +74,12 @@ def _read_checked(folder: Path) -> list[bytes]:
             )
         contents.append(content)
     return contents
+
+
+def _stored_checksums(path: Path) -> dict[str, str]:
+    """Return SHA-256 by file name."""
+    checksums = {}
+    for line in path.read_text(encoding="ascii").splitlines():
+        digest, name = line.split()
+        checksums[name] = digest
+    return checksums

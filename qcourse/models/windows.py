@@ -1,7 +1,6 @@
 """Windows of a token sequence, and the call of a model on them.
 
-A model is any function from ids (batch, tokens) to logits, or to an object with ``.logits``: a
-module of this package, of transformers, or a plain function.
+A model is any function from ids (batch, tokens) to logits, or to an object with ``.logits``.
 
 Source: transformers' "Perplexity of fixed-length models", for windows that overlap.
 `evaluate.py` computes measures from these windows.
@@ -23,14 +22,12 @@ Model = Callable[..., Any]  # ids (batch, tokens) -> logits, or an object with .
 def batches_of_windows(
     tokens: Tensor, context: int, stride: int, batch_size: int, *models: Model
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ids and targets (batch, context) of windows that start every `stride` tokens.
+    """Yield ids and targets (batch, context); a target that an earlier window predicts is -1.
 
-    A target is -1 if an earlier window predicts it.
-
-    >>> uniform = lambda ids: torch.zeros(*ids.shape, 50)
-    >>> for ids, targets in batches_of_windows(torch.arange(7), 4, 2, 8, uniform):
-    ...     print(ids.tolist(), targets.tolist())
-    [[0, 1, 2, 3], [2, 3, 4, 5]] [[1, 2, 3, 4], [-1, -1, 5, 6]]
+    >>> next(batches_of_windows(torch.arange(7), 4, 2, 8, print))
+    (tensor([[0, 1, 2, 3],
+            [2, 3, 4, 5]]), tensor([[ 1,  2,  3,  4],
+            [-1, -1,  5,  6]]))
     """
     room = min(max_positions(model) for model in models)
     _check_windows(tokens, context, stride, batch_size, room)
@@ -46,6 +43,7 @@ def batches_of_windows(
         batches.append(starts[len(whole) :])
 
     for batch in batches:
+        # A window has one token more than the context: the target of its last id.
         windows = torch.stack([tokens[start : start + context + 1] for start in batch])
         targets = windows[:, 1:].clone()
         # Every window but the first repeats context - stride targets of the one before.
@@ -66,13 +64,15 @@ def device_of(model: Model) -> torch.device | None:
     """Return the device of a module's first parameter; None for a function or a module without."""
     if not isinstance(model, nn.Module):
         return None
-    return next((parameter.device for parameter in model.parameters()), None)
+    first = next(model.parameters(), None)
+    return None if first is None else first.device
 
 
 def max_positions(model: Model) -> float:
     """Return ``config.max_position_embeddings``, or infinity if the model does not have it."""
     config = getattr(model, "config", None)
-    return getattr(config, "max_position_embeddings", None) or math.inf
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions or math.inf
 
 
 def _check_windows(tokens: Tensor, context: int, stride: int, batch_size: int, room: float) -> None:
