@@ -25,6 +25,14 @@ FILES = {
 }
 
 
+# its doctests, and the tests named after it
+GPTQ_TESTS = {
+    "qcourse/methods/gptq.py",
+    "tests/methods/test_gptq.py",
+    "tests/methods/test_gptq_fast.py",
+}
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A repository on `main` with one commit."""
@@ -53,14 +61,7 @@ def commit(root: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "tests"),
     [
-        (
-            "qcourse/methods/gptq.py",
-            {
-                "qcourse/methods/gptq.py",
-                "tests/methods/test_gptq.py",
-                "tests/methods/test_gptq_fast.py",
-            },
-        ),
+        ("qcourse/methods/gptq.py", GPTQ_TESTS),
         ("qcourse/methods/ranges.py", {"tests/methods/test_calibration.py"}),
         ("tests/methods/test_gptq.py", {"tests/methods/test_gptq.py"}),
         ("tests/methods/inputs.py", {"tests/models/test_fold.py"}),

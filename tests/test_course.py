@@ -1,5 +1,7 @@
-"""The course's commands: what they run, what they say when something is missing, and that the files which name
-packages, versions and commands agree with one another."""
+"""The course's commands: what they run and what they say when something is missing.
+
+And the files that name packages, versions and commands agree with one another.
+"""
 
 import itertools
 import os
@@ -12,7 +14,9 @@ from pathlib import Path
 
 import course
 import jaxtyping
+import pip_output
 import pytest
+import step_runner
 import torch
 import torch_build
 import venv_setup
@@ -31,11 +35,8 @@ PIN = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
 
 def lines(name: str) -> list[str]:
     """The lines of a file of the repository that are neither empty nor comments."""
-    return [
-        line
-        for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
-        if line and line[0] != "#"
-    ]
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and line[0] != "#"]
 
 
 def pins() -> dict[str, Version]:
@@ -52,7 +53,7 @@ def direct() -> list[Requirement]:
 
 
 def brought_by(requirement: Requirement, seen: set[tuple[str, str]]) -> None:
-    """Add to `seen` each (package, extra) that a requirement brings here, itself included."""
+    """Add to `seen` each (package, extra) that a requirement installs here, itself included."""
     for extra in ("", *requirement.extras):
         key = (canonicalize_name(requirement.name), extra)
         if key in seen:
@@ -64,7 +65,7 @@ def brought_by(requirement: Requirement, seen: set[tuple[str, str]]) -> None:
                 brought_by(below, seen)
 
 
-# --- the files agree -------------------------------------------------------------------------------------------------
+# --- the files agree -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("requirement", direct(), ids=str)
@@ -81,15 +82,15 @@ def test_everything_that_comes_along_is_pinned() -> None:
 
 
 def test_what_is_installed_is_what_is_pinned() -> None:
-    found = {
-        name: found
-        for name in pins()
-        for found in itertools.islice(metadata.distributions(name=name), 1)
-    }
-    assert "pytest" in found
-    assert {name: Version(installed.version).public for name, installed in found.items()} == {
-        name: str(pins()[name]) for name in found
-    }
+    pinned = {}
+    installed = {}
+    for name, version in pins().items():
+        # the first distribution is the one that Python imports; packages of other systems have none
+        for found in itertools.islice(metadata.distributions(name=name), 1):
+            pinned[name] = str(version)
+            installed[name] = Version(found.version).public
+    assert "pytest" in installed
+    assert installed == pinned
 
 
 def test_signatures_are_enforced_while_tests_run() -> None:
@@ -125,7 +126,7 @@ def test_make_knows_the_same_commands() -> None:
     assert [course.parser().parse_args([target]).command for target in targets] == targets
 
 
-# --- what stops a reader is one sentence -----------------------------------------------------------------------------
+# --- what stops a reader is one sentence ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,24 +158,23 @@ def test_a_place_where_nothing_can_be_made_is_told(tmp_path: Path) -> None:
         venv_setup.make_venv(tmp_path / "file" / ".venv")
 
 
+FULL_DISK = "ERROR: [Errno 28] No space left on device"
+NO_NETWORK = "WARNING: Retrying (Retry(total=4\nERROR: No matching distribution"
+NO_VERSION = "Collecting x\nERROR: No matching distribution found for x==9\n"
+
+
 @pytest.mark.parametrize(
     ("log", "sentence"),
     [
-        ("ERROR: [Errno 28] No space left on device", "The disk is full"),
-        (
-            "WARNING: Retrying (Retry(total=4\nERROR: No matching distribution",
-            "The package index does not answer",
-        ),
-        (
-            "Collecting x\nERROR: No matching distribution found for x==9\n",
-            "(No matching distribution found for x==9).",
-        ),
+        (FULL_DISK, "The disk is full"),
+        (NO_NETWORK, "The package index does not answer"),
+        (NO_VERSION, "(No matching distribution found for x==9)."),
         ("boom\n\n", "(boom)."),
         ("", "it gave no reason"),
     ],
 )
 def test_what_pip_says_becomes_a_sentence(log: str, sentence: str) -> None:
-    assert sentence in venv_setup.why_pip_failed(log)
+    assert sentence in pip_output.why_pip_failed(log)
 
 
 def test_a_pip_that_fails_is_told_and_its_words_are_kept(
@@ -183,34 +183,29 @@ def test_a_pip_that_fails_is_told_and_its_words_are_kept(
     (tmp_path / ".venv").mkdir()
     (tmp_path / "constraints.txt").write_text(f"torch=={pins()['torch']}", encoding="utf-8")
     monkeypatch.setattr(torch_build, "pip_arguments", lambda *_: [])
-    sentence = r"^pip could not install the packages \(.* not appear to be a Python project.*install\.log\.$"
+    reason = "not appear to be a Python project"
+    sentence = rf"^pip could not install the packages \(.* {reason}.*install\.log\.$"
+    # a folder with nothing to install
     with pytest.raises(SystemExit, match=sentence):
-        venv_setup.pip_install(
-            Path(sys.executable), "lab", tmp_path
-        )  # a folder with nothing to install
+        venv_setup.pip_install(Path(sys.executable), "lab", tmp_path)
     assert "Python project" in (tmp_path / ".venv" / "install.log").read_text(encoding="utf-8")
 
 
 def test_the_end_of_a_failed_command_is_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "course.py"), "test", "no-such-step"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"CONDA_DEFAULT_ENV": "qcourse"},
-    )
+    env = {"CONDA_DEFAULT_ENV": "qcourse"}
+    options = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True}
+    done = subprocess.run(command, check=False, **options)
     assert done.returncode == 1
     assert done.stderr.startswith("No step is called no-such-step: the steps are lint, format")
 
 
-# --- an environment is made once, and mended -------------------------------------------------------------------------
+# --- an environment is made once, and mended -----------------------------------------------------
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the two files that say what to install, and a pip that only writes down what it was asked."""
+    """A folder with the two files that name the packages, and a pip that only records its calls."""
     monkeypatch.delenv("CONDA_DEFAULT_ENV", raising=False)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text(name, encoding="utf-8")
@@ -226,12 +221,12 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fake_venv(venv: Path) -> None:
-    """What `python -m venv` leaves, as far as it is looked at."""
-    (venv / venv_setup.PYTHON_IN_VENV).parent.mkdir(parents=True, exist_ok=True)
-    (venv / venv_setup.PYTHON_IN_VENV).touch()
-    (venv / "pyvenv.cfg").write_text(
-        f"home = /usr/bin\ncommand = python -m venv {venv}\n", encoding="utf-8"
-    )
+    """Write what `python -m venv` writes, as far as the course reads it."""
+    python = venv / venv_setup.PYTHON_IN_VENV
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.touch()
+    config = f"home = /usr/bin\ncommand = python -m venv {venv}\n"
+    (venv / "pyvenv.cfg").write_text(config, encoding="utf-8")
     with (venv.parent / "asked").open("a", encoding="utf-8") as file:
         file.write("venv ")
 
@@ -239,10 +234,9 @@ def fake_venv(venv: Path) -> None:
 def asked(repository: Path, *extras: str) -> str:
     """What getting these extras ready made and installed."""
     (repository / "asked").write_text("", encoding="utf-8")
+    python = repository / ".venv" / venv_setup.PYTHON_IN_VENV
     for extra in extras:
-        assert (
-            venv_setup.ready(extra, repository) == repository / ".venv" / venv_setup.PYTHON_IN_VENV
-        )
+        assert venv_setup.ready(extra, repository) == python
     return (repository / "asked").read_text(encoding="utf-8").strip()
 
 
@@ -275,14 +269,8 @@ def test_another_build_of_torch_installs_again(
 ) -> None:
     monkeypatch.setattr(torch_build.platform, "system", lambda: "Linux")
     asked(repository, "lab")
-    (
-        repository
-        / ".venv"
-        / "lib"
-        / "python3.11"
-        / "site-packages"
-        / f"torch-{installed}.dist-info"
-    ).mkdir(parents=True)
+    packages = repository / ".venv" / "lib" / "python3.11" / "site-packages"
+    (packages / f"torch-{installed}.dist-info").mkdir(parents=True)
     (repository / "asked").write_text("", encoding="utf-8")
     venv_setup.ready("lab", repository, torch=asked_for)
     assert (repository / "asked").read_text(encoding="utf-8") == ("lab " if again else "")
@@ -316,20 +304,20 @@ def test_a_python_that_is_gone_gets_a_new_environment(repository: Path) -> None:
     assert asked(repository, "lab") == "venv lab"
 
 
-# --- the commands ----------------------------------------------------------------------------------------------------
+# --- the commands --------------------------------------------------------------------------------
 
 
 def test_a_failed_step_stops_no_other(capfd: pytest.CaptureFixture[str]) -> None:
     commands = {
-        name: [sys.executable, "-c", f"print('{name} ran'); exit({code})"]
-        for name, code in (("a", 1), ("b", 0))
+        "a": [sys.executable, "-c", "print('a ran'); exit(1)"],
+        "b": [sys.executable, "-c", "print('b ran'); exit(0)"],
     }
-    assert course.run_steps(commands, {}) == 1
+    assert step_runner.run_steps(commands, {}) == 1
     said = capfd.readouterr().out
     assert "a ran" in said
     assert "b ran" in said
     assert re.search(r"Failed: a \(\d+ s\)\.$", said.strip())
-    assert course.run_steps({"b": commands["b"]}, {}) == 0
+    assert step_runner.run_steps({"b": commands["b"]}, {}) == 0
 
 
 def test_a_step_beside_the_others_prints_after_them(
@@ -337,38 +325,30 @@ def test_a_step_beside_the_others_prints_after_them(
 ) -> None:
     begun = tmp_path / "begun"
     types = f"open({str(begun)!r}, 'w'); print('types ran'); exit(1)"
-    tests = f"import os, time\nwhile not os.path.exists({str(begun)!r}): time.sleep(0.01)\nprint('tests ran')"
+    wait = f"while not os.path.exists({str(begun)!r}): time.sleep(0.01)"
+    tests = f"import os, time\n{wait}\nprint('tests ran')"
     commands = {"types": [sys.executable, "-c", types], "tests": [sys.executable, "-c", tests]}
-    assert course.run_steps(commands, {}) == 1
+    assert step_runner.run_steps(commands, {}) == 1
     said = capfd.readouterr().out
-    assert re.findall(r"=== \w+|\w+ ran", said) == [
-        "=== tests",
-        "tests ran",
-        "=== types",
-        "types ran",
-    ]
-    assert re.findall(r"^(\w+) +(ok|FAILED)", said, re.MULTILINE) == [
-        ("types", "FAILED"),
-        ("tests", "ok"),
-    ]
+    shown = re.findall(r"=== \w+|\w+ ran", said)
+    assert shown == ["=== tests", "tests ran", "=== types", "types ran"]
+    table = re.findall(r"^(\w+) +(ok|FAILED)", said, re.MULTILINE)
+    assert table == [("types", "FAILED"), ("tests", "ok")]
 
 
 def test_a_step_that_is_too_long_is_stopped(capfd: pytest.CaptureFixture[str]) -> None:
-    commands = {
-        name: [sys.executable, "-c", "import time; time.sleep(60)"]
-        for name in ("tests", "notebooks")
-    }
-    assert course.run_steps(commands, {}, limit_s=0.5) == 0
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    commands = {"tests": sleep, "notebooks": sleep}
+    assert step_runner.run_steps(commands, {}, limit_s=0.5) == 0
     said = capfd.readouterr().out
-    assert re.findall(r"^(\w+) +(ok|FAILED|stopped)", said, re.MULTILINE) == [
-        ("tests", "stopped"),
-        ("notebooks", "stopped"),
-    ]
+    table = re.findall(r"^(\w+) +(ok|FAILED|stopped)", said, re.MULTILINE)
+    assert table == [("tests", "stopped"), ("notebooks", "stopped")]
     assert "the time is up in: tests, notebooks." in said
 
 
 def test_steps_that_are_all_beside_run_one_by_one(capfd: pytest.CaptureFixture[str]) -> None:
-    assert course.run_steps({"types": [sys.executable, "-c", "print('types ran')"]}, {}) == 0
+    commands = {"types": [sys.executable, "-c", "print('types ran')"]}
+    assert step_runner.run_steps(commands, {}) == 0
     assert "=== types\ntypes ran\n" in capfd.readouterr().out
 
 
@@ -387,7 +367,8 @@ def test_check_runs_what_the_changes_concern(monkeypatch: pytest.MonkeyPatch) ->
     commands = course.check_steps(Path("python"))
     assert [*commands] == ["lint", "format", "types", "sheets", "tests", "checks", "notebooks"]
     assert {"qcourse/methods/gptq.py", "tests/methods/test_gptq.py"} <= set(commands["tests"])
-    assert commands["checks"][commands["checks"].index("-k") + 1] == "06"
+    checks = commands["checks"]
+    assert checks[checks.index("-k") + 1] == "06"
     assert "notebooks/06_gptq.ipynb" in commands["notebooks"]
     names.clear()
     assert [*course.check_steps(Path("python"))] == ["lint", "format", "types", "sheets"]
@@ -406,12 +387,15 @@ def test_lab_becomes_the_command_of_the_package(
     became: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(course, "ready", lambda extra, torch: Path("python"))
-    monkeypatch.setattr(
-        os, "execv", lambda path, arguments: became.extend(arguments), raising=False
-    )
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 7)
-    )
+
+    def execv(path: str, arguments: list[str]) -> None:
+        became.extend(arguments)
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(os, "execv", execv, raising=False)
+    monkeypatch.setattr(subprocess, "run", run)
     assert course.main(["lab", "--port", "9999", "--no-browser"]) == 7
     assert became == ["python", "-m", "qcourse.cli", "lab", "--port", "9999", "--no-browser"]
     assert Path.cwd() == ROOT

@@ -1,6 +1,6 @@
 """A floor of the package loads no floor above or beside it, and no library that is barred there.
 
-The first test imports all modules of a floor in a fresh process and reads what the process has loaded.
+The first test imports all modules of a floor in a fresh process and lists the loaded modules.
 The second one builds a small package that breaks each rule, to prove that the first test can fail.
 """
 

@@ -1,4 +1,4 @@
-"""Which build of PyTorch is installed, tried with the real pip and with package indexes on loopback."""
+"""Which build of PyTorch is installed, tested with the real pip and package indexes on loopback."""
 
 import os
 import re
@@ -36,9 +36,11 @@ BACKEND = """import zipfile
 def build_editable(folder, config_settings=None, metadata_directory=None):
     name = "course-1-py3-none-any.whl"
     with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
-        said = "Metadata-Version: 2.1\\nName: course\\nVersion: 1\\nProvides-Extra: lab\\nRequires-Dist: torch>=9\\n"
-        wheel.writestr("course-1.dist-info/METADATA", said)
-        wheel.writestr("course-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        metadata = "Metadata-Version: 2.1\\nName: course\\nVersion: 1\\nProvides-Extra: lab\\n"
+        metadata += "Requires-Dist: torch>=9\\n"
+        wheel.writestr("course-1.dist-info/METADATA", metadata)
+        tags = "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+        wheel.writestr("course-1.dist-info/WHEEL", tags)
         wheel.writestr("course-1.dist-info/RECORD", "")
     return name
 """
@@ -49,12 +51,10 @@ def write_wheel(folder: Path, version: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(folder / f"torch-{version}-py3-none-any.whl", "w") as wheel:
         about = f"torch-{version}.dist-info"
-        wheel.writestr(
-            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"
-        )
-        wheel.writestr(
-            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        metadata = f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"
+        wheel.writestr(f"{about}/METADATA", metadata)
+        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{about}/WHEEL", tags)
         wheel.writestr(f"{about}/RECORD", "")
 
 
@@ -80,8 +80,9 @@ def indexes(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def root(tmp_path: Path, indexes: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A course to install, with an environment whose pip knows no index but ours."""
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
+    for name in list(os.environ):
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", f"{indexes}/default")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
@@ -133,18 +134,14 @@ def test_the_cpu_build_then_the_other_then_the_cpu_build_again(
 def test_an_index_that_cannot_be_reached(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        torch_build, "CPU_INDEX", "http://127.0.0.1:1/cpu"
-    )  # nobody listens at port 1
+    # nothing listens at port 1
+    monkeypatch.setattr(torch_build, "CPU_INDEX", "http://127.0.0.1:1/cpu")
     assert install(root, python_of(root), "cpu") == VERSION
     said = capsys.readouterr().out.splitlines()
-    assert (
-        said[0]
-        == "PyTorch's own CPU index does not answer, so PyTorch comes from the default index."
-    )
-    assert re.fullmatch(
-        r"It loads \S+ GB \(PyTorch with CUDA\) and takes .* minutes at 50 Mbit/s\.", said[1]
-    )
+    reason = "PyTorch's own CPU index does not answer"
+    assert said[0] == f"{reason}, so PyTorch comes from the default index."
+    announced = r"It loads \S+ GB \(PyTorch with CUDA\) and takes .* minutes at 50 Mbit/s\."
+    assert re.fullmatch(announced, said[1])
     assert re.fullmatch(r"Installed in \d+ s\.", said[-1])
 
 
@@ -155,13 +152,10 @@ def test_an_index_that_lacks_the_version(
     wheel.rename(wheel.with_name("torch-8.0.0+cpu-py3-none-any.whl"))
     assert install(root, python_of(root)) == VERSION
     said = capsys.readouterr().out
-    assert (
-        "PyTorch's own CPU index lacks this version, so PyTorch comes from the default index."
-        in said
-    )
-    assert "No matching distribution" in (root / ".venv" / "install.log").read_text(
-        encoding="utf-8"
-    )
+    reason = "PyTorch's own CPU index lacks this version"
+    assert f"{reason}, so PyTorch comes from the default index." in said
+    log = (root / ".venv" / "install.log").read_text(encoding="utf-8")
+    assert "No matching distribution" in log
 
 
 def test_an_index_that_breaks_off_stops_and_loads_nothing_larger(
@@ -242,12 +236,8 @@ def test_a_gpu_is_there_when_its_device_is(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_choice_that_there_is_not_is_one_sentence(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(venv_setup.ROOT / "tools" / "course.py"),
-        "lab",
-        "--torch=nonsense",
-    ]
+    script = venv_setup.ROOT / "tools" / "course.py"
+    command = [sys.executable, str(script), "lab", "--torch=nonsense"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "TORCH=nonsense is unknown: choose cpu, cuda or auto.\n"
