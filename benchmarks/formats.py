@@ -19,7 +19,8 @@ from qcourse import PerChannel, PerGroup
 from qcourse.numerics.codebook import CodebookQuantizer
 from qcourse.numerics.float_quantizer import FloatQuantizer
 from qcourse.numerics.microscaling import NVFP4Quantizer, mx
-from qcourse.numerics.minifloat import E2M1, E4M3, E5M2, decode, encode
+from qcourse.numerics.minifloat import E2M1, E4M3, E5M2, decode
+from qcourse.numerics.minifloat_encoding import encode
 
 SIZE = 4096
 QUANTIZERS = {

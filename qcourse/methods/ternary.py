@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int8, Shaped, UInt8
+from jaxtyping import Int8, Shaped, UInt8
 from torch import Tensor
 
-from qcourse.numerics.chunks import range_of_rows, wide
+from qcourse.numerics.chunks import wide
 from qcourse.numerics.granularity import Granularity, PerTensor
 from qcourse.numerics.quantized import Parameters
 from qcourse.numerics.scaled import ScaledQuantizer
-from qcourse.numerics.validation import check_finite, check_floating
 
 TRITS = 5  # in a byte
 POWERS = tuple(3**i for i in range(TRITS))
@@ -31,17 +30,16 @@ POWERS = tuple(3**i for i in range(TRITS))
 
 @dataclass(frozen=True)
 class TernaryQuantizer(ScaledQuantizer):
-    """Quantizer to {-1, 0, 1} times a scale.
+    """Quantize to {-1, 0, 1} times a scale.
 
     Args:
-        granularity: which values share a scale; BitNet has one a tensor.
-        scale_rule: "absmean": the mean of |x|. "amax": the largest |x|. "mse": the fraction of the latter that leaves
-            the least squared error.
-        scale_dtype: the floating-point dtype that scales are stored and counted in.
+        granularity: which values share a scale; BitNet has one per tensor.
+        scale_rule: "absmean": the mean of |x|. "amax": the largest |x|. "mse": "amax" of the
+            fraction of the range that leaves the least squared error.
+        scale_dtype: the floating-point dtype that scales are stored in.
 
     Raises:
-        TypeError: granularity is no granularity.
-        ValueError: another argument outside the above.
+        TypeError, ValueError: an argument is not one of the above.
 
     >>> q = TernaryQuantizer()(torch.tensor([0.9, -0.2, 0.1, -1.2]))  # the mean of |x| is 0.6
     >>> q.codes.tolist(), round(q.scale.item(), 4)
@@ -51,7 +49,7 @@ class TernaryQuantizer(ScaledQuantizer):
     granularity: Granularity = PerTensor()
     scale_rule: str = "absmean"
     scale_dtype: torch.dtype = torch.float32
-    code_dtype: ClassVar[torch.dtype] = torch.int8  # type: ignore[misc]
+    code_dtype: ClassVar[torch.dtype] = torch.int8
     scale_rules: ClassVar[tuple[str, ...]] = ("absmean", "amax", "mse")
     bits: ClassVar[int] = 2
 
@@ -59,14 +57,13 @@ class TernaryQuantizer(ScaledQuantizer):
         self._check_fields()
 
     def fit(self, x: Shaped[Tensor, "*shape"]) -> Parameters:
-        """The scale by `scale_rule`; raises what ``ScaledQuantizer.fit`` does."""
+        """Return the scale by `scale_rule`. Raises what `ScaledQuantizer.fit` raises."""
         if self.scale_rule != "absmean":
             return super().fit(x)
-        check_floating(x)
-        shape = self.granularity.scale_shape(x.shape)
-        rows = self.granularity.rows(x.detach())
-        check_finite(x, *range_of_rows(rows))
-        mean = rows.to(wide(x.dtype)).abs().mean(dim=1, dtype=torch.float64).reshape(shape)
+        rows, _, _ = self._checked_rows(x)
+        magnitudes = rows.to(wide(x.dtype)).abs()
+        mean = magnitudes.mean(dim=1, dtype=torch.float64)
+        mean = mean.reshape(self.granularity.scale_shape(x.shape))
         return self.from_range(-mean, mean)
 
     def _exact_scale(self, low: Tensor, high: Tensor) -> Tensor:
@@ -75,9 +72,7 @@ class TernaryQuantizer(ScaledQuantizer):
     def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
         return steps.round_().clamp_(-1, 1)
 
-    def _from_codes(
-        self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype
-    ) -> Float[Tensor, "..."]:
+    def _from_codes(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
         return codes.to(dtype)
 
 

@@ -1,18 +1,19 @@
-"""Real numbers to integer codes and back: the affine quantizer.
+"""The affine quantizer: real numbers to integer codes and back.
 
 The idea: choose a scale (the width of one step) and a zero point (the code that stands for 0), then
 
     codes = saturate(round(x / scale) + zero_point)        x_hat = scale * (codes - zero_point)
 
-Rounding is half to even, the division a true one (not a product with 1/scale), and saturation clips to [qmin, qmax].
+Rounding is half to even, the division is a true division (not a product with 1 / scale), and
+saturation clips to [qmin, qmax].
 
-Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference"
-(CVPR 2018), section 2.1.
+Source: Jacob et al., "Quantization and training of neural networks for efficient
+integer-arithmetic-only inference" (CVPR 2018), section 2.1.
 
-Which values share a scale is the business of `granularity.py`; how codes become bytes, of `packing.py`.
+How it differs: `granularity.py` says which values share a scale, `packing.py` makes bytes of codes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -27,33 +28,39 @@ from qcourse.numerics.validation import check_floating, check_scale, check_store
 
 
 def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
-    """The smallest and largest code of `bits` bits, (qmin, qmax); ValueError for less than one bit.
+    """Return (qmin, qmax), the smallest and the largest code of `bits` bits.
+
+    Raises:
+        ValueError: bits is less than 1.
 
     >>> integer_range(4), integer_range(4, signed=False)
     ((-8, 7), (0, 15))
     """
     if bits < 1:
         raise ValueError(f"bits={bits!r} must be at least 1")
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    if not signed:
+        return 0, (1 << bits) - 1
+    half = 1 << bits - 1
+    return -half, half - 1
 
 
 @dataclass(frozen=True)
 class IntQuantizer(ScaledQuantizer):
-    """The affine quantizer to integers of 2 to 8 bits.
+    """Quantize to integers of 2 to 8 bits: codes = saturate(round(x / scale) + zero_point).
 
     Args:
         bits: 2 to 8.
-        symmetric: True: signed codes and zero_point 0. False: codes 0 .. 2^bits - 1 over [min, max], widened to hold 0.
+        symmetric: True: signed codes, zero_point 0. False: codes from 0 to 2^bits - 1 over
+            [min, max], widened to hold 0.
         granularity: which values share a scale.
-        scale_rule: how a range becomes a scale. "amax": amax / qmax, or (max - min) / (2^bits - 1) when not symmetric.
-            "full": 2 amax / (2^bits - 1), symmetric only; every code is used and the top value clips by half a step.
-            "mse": "amax" on that fraction of the range (of MSE_SHRINKS) which leaves the least squared error.
-        scale_dtype: the floating-point dtype that scales are stored and counted in; codes are made with the stored
-            scale.
+        scale_rule: "amax": amax / qmax, or (max - min) / (2^bits - 1) when not symmetric.
+            "full", symmetric only: 2 amax / (2^bits - 1), which uses every code and clips the
+            largest value by half a step. "mse": "amax" of the fraction of the range (one of
+            MSE_SHRINKS) that leaves the least squared error.
+        scale_dtype: the floating-point dtype that scales are stored in.
 
     Raises:
-        TypeError: granularity is no granularity.
-        ValueError: another argument outside the above.
+        TypeError, ValueError: an argument is not one of the above.
 
     >>> IntQuantizer(bits=4, symmetric=False)(torch.tensor([0.0, 0.4, 1.5])).codes.tolist()
     [0, 4, 15]
@@ -67,9 +74,8 @@ class IntQuantizer(ScaledQuantizer):
     scale_rules: ClassVar[tuple[str, ...]] = ("amax", "full", "mse")
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or self.bits not in range(
-            2, 9
-        ):  # 8.0 and np.uint8(8) would shift wrongly
+        # 8.0 and np.uint8(8) would pass the range check and shift wrongly.
+        if type(self.bits) is not int or self.bits not in range(2, 9):
             raise ValueError(
                 f"bits={self.bits!r} must be a whole number (a Python int) from 2 to 8"
             )
@@ -90,26 +96,33 @@ class IntQuantizer(ScaledQuantizer):
         return integer_range(self.bits, signed=self.symmetric)[1]
 
     @property
-    def code_dtype(self) -> torch.dtype:  # type: ignore[override]
-        """What codes are held in: int8 when symmetric, uint8 when not."""
+    def code_dtype(self) -> torch.dtype:
+        """The dtype that holds codes: int8 when symmetric, uint8 when not."""
         return torch.int8 if self.symmetric else torch.uint8
 
     def parameter_nbytes(self, parameters: Parameters) -> int:
-        """Bytes of the scales in their dtype and, when not symmetric, of the zero points packed like any code."""
-        zeros = 0 if self.symmetric else packed_nbytes(parameters.zero_point.numel(), self.bits)
-        return super().parameter_nbytes(parameters) + zeros
+        """Return the bytes of the scales and, when not symmetric, of the packed zero points."""
+        scale_nbytes = super().parameter_nbytes(parameters)
+        if self.symmetric:
+            return scale_nbytes
+        return scale_nbytes + packed_nbytes(parameters.zero_point.numel(), self.bits)
 
     @property
-    def _zero_points(self) -> tuple[int, int]:
+    def _zero_point_range(self) -> tuple[int, int]:
         return (0, 0) if self.symmetric else (self.qmin, self.qmax)
 
     def _exact_scale(self, low: Tensor, high: Tensor) -> Tensor:
-        if self.symmetric:
-            return torch.maximum(-low, high) / (self.qmax + 0.5 * (self.scale_rule == "full"))
-        return (high - low) / (self.qmax - self.qmin)
+        if not self.symmetric:
+            return (high - low) / (self.qmax - self.qmin)
+        amax = torch.maximum(-low, high)
+        # "full" lets amax lie half a step beyond qmax, so that [-amax, amax] is 2^bits - 1 steps.
+        steps = self.qmax + 0.5 if self.scale_rule == "full" else self.qmax
+        return amax / steps
 
     def _zero_point(self, low: Tensor, scale: Tensor) -> Tensor:
-        return torch.zeros_like(low) if self.symmetric else (-low / scale.double()).round()
+        if self.symmetric:
+            return torch.zeros_like(low)
+        return (-low / scale.double()).round()
 
     def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
         return steps.round_().add_(zero_point).clamp_(self.qmin, self.qmax)
@@ -129,17 +142,18 @@ def quantize(
     scale: float | Tensor | None = None,
     zero_point: int | Tensor | None = None,
 ) -> QuantizedTensor:
-    """IntQuantizer(bits, ...)(x): saturate(round(x / scale) + zero_point), on x's own range or on the scale given.
+    """Return saturate(round(x / scale) + zero_point), with the scale of x's range or a given one.
 
     Args:
-        x: finite floating-point values, any shape; float16 and bfloat16 are worked on in float32. Gradients stop here
-            (rounding has none to give).
-        scale: use this scale instead of x's own, broadcast to the shape `granularity.scale_shape` gives.
-        zero_point: the code for 0 that goes with `scale`; 0 if left out.
+        x: finite floats of any shape; float16 and bfloat16 are computed in float32. Gradients
+            stop here, since rounding has none.
+        scale: replaces the scale of x's range; broadcasts to `granularity.scale_shape(x.shape)`.
+        zero_point: the code for 0 that goes with `scale`; 0 by default.
         bits, symmetric, granularity, scale_rule, scale_dtype: as in `IntQuantizer`.
 
     Raises:
-        TypeError, ValueError: as `IntQuantizer`, `IntQuantizer.fit`, `IntQuantizer.encode`; zero_point without scale.
+        TypeError, ValueError: as `IntQuantizer` and its `fit` and `encode`; zero_point is given
+            without scale.
 
     >>> q = quantize(torch.tensor([-0.51, 0.02, 0.33, -0.18, 0.6]), bits=8)
     >>> q.codes.tolist(), round(q.scale.item(), 6)
@@ -153,40 +167,50 @@ def quantize(
             )
         return quantizer(x)
     check_floating(x)
-    shape = granularity.scale_shape(x.shape)
-    exact = _given("scale", torch.as_tensor(scale, dtype=torch.float64, device=x.device), shape)
-    zeros = _given(
-        "zero_point",
-        torch.as_tensor(0 if zero_point is None else zero_point, device=x.device),
-        shape,
-    )
-    check_scale(exact)
-    check_stored_scale(exact.to(scale_dtype), exact)
-    given = Parameters(exact.to(scale_dtype), zeros)
-    codes = quantizer.encode(
-        x, given
-    )  # which has looked whether the zero points fit the codes' dtype
-    return QuantizedTensor(codes, replace(given, zero_point=zeros.to(codes.dtype)), quantizer)
+    parameters = _given_parameters(x, quantizer, scale, zero_point)
+    codes = quantizer.encode(x, parameters)
+    # `encode` has checked that the zero points fit the dtype of the codes.
+    stored = Parameters(parameters.scale, parameters.zero_point.to(codes.dtype))
+    return QuantizedTensor(codes, stored, quantizer)
 
 
 def fake_quantize(
     x: Shaped[Tensor, "*shape"], bits: int = 8, **options: object
 ) -> Float[Tensor, "*shape"]:
-    """quantize then dequantize, in x's dtype: what x has become once it has been stored in codes.
+    """Return x quantized and dequantized, in x's dtype and without a gradient.
 
-    Takes and raises what `quantize` does. What rounds beyond a narrow dtype's largest value saturates there. The result
-    carries no gradient (rounding has none).
+    Takes and raises what `quantize` does.
 
     >>> fake_quantize(torch.tensor([0.3, 2.6, 7.0]), bits=4).tolist()
     [0.0, 3.0, 7.0]
     """
     x_hat = quantize(x, bits, **options).dequantize()  # type: ignore[arg-type]
+    if x_hat.dtype == x.dtype:
+        return x_hat
+    # A value that rounds beyond the largest one of a narrow dtype saturates.
     limit = min(torch.finfo(x.dtype).max, torch.finfo(x_hat.dtype).max)
-    return x_hat if x_hat.dtype == x.dtype else x_hat.clamp(-limit, limit).to(x.dtype)
+    return x_hat.clamp(-limit, limit).to(x.dtype)
 
 
-def _given(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A caller's scale or zero point, one for each place of `shape`."""
+def _given_parameters(
+    x: Tensor,
+    quantizer: IntQuantizer,
+    scale: float | Tensor,
+    zero_point: int | Tensor | None,
+) -> Parameters:
+    """Return a caller's scale and zero point, checked and stored in the quantizer's dtype."""
+    shape = quantizer.granularity.scale_shape(x.shape)
+    exact = torch.as_tensor(scale, dtype=torch.float64, device=x.device)
+    exact = _expanded("scale", exact, shape)
+    zeros = torch.as_tensor(0 if zero_point is None else zero_point, device=x.device)
+    zeros = _expanded("zero_point", zeros, shape)
+    check_scale(exact)
+    stored = exact.to(quantizer.scale_dtype)
+    check_stored_scale(stored, exact)
+    return Parameters(stored, zeros)
+
+
+def _expanded(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     try:
         return value.detach().expand(shape)
     except RuntimeError:

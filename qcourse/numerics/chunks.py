@@ -1,9 +1,10 @@
-"""Working through a large tensor in pieces that stay in the cache.
+"""Work through a large tensor in pieces that stay in the cache.
 
-The idea: dividing, rounding and clipping a whole matrix one after another moves it to memory and back each time; doing
-all three to a piece of it, then going on, does not. That is most of what makes a quantizer fast.
+The idea: dividing, rounding and clipping a whole matrix, one after another, moves it to memory and
+back three times. Doing all three to one piece before the next piece moves it once. Most of a
+quantizer's speed comes from this.
 
-`granularity.py` lays a tensor out as rows that share a scale; this file walks along them.
+How it differs from `granularity.py`: that lays a tensor out as rows; this walks along the rows.
 """
 
 import math
@@ -13,61 +14,58 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qcourse.numerics.quantized import Parameters
-
-CHUNK = 1 << 19  # values worked on at a time: 2 MiB of float32
+CHUNK = 1 << 19  # values per piece: 2 MiB of float32
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in: float64 stays, everything else becomes float32."""
+    """Return the dtype to compute in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def range_of_rows(rows: Float[Tensor, "scales size"]) -> tuple[Tensor, Tensor]:
-    """The smallest and largest value of each row; NaN passes through."""
+    """Return the smallest and the largest value of each row; NaN passes through."""
     if len(rows) == 1:
         low, high = torch.aminmax(rows)
         return low[None], high[None]
-    parts = [
-        (part.amin(dim=1), part.amax(dim=1)) for part in rows.split(max(1, CHUNK // rows.shape[1]))
-    ]
-    return torch.cat([low for low, _ in parts]), torch.cat([high for _, high in parts])
+    lows = []
+    highs = []
+    for piece in rows.split(_rows_per_piece(rows)):
+        lows.append(piece.amin(dim=1))
+        highs.append(piece.amax(dim=1))
+    return torch.cat(lows), torch.cat(highs)
 
 
 def sum_of_squares(x: Tensor) -> float:
-    """||x||^2, summed along each row in x's dtype and over the rows in float64; in float64 where that leaves float32.
+    """Return ||x||^2: rows are summed in x's dtype, then added in float64.
 
     >>> sum_of_squares(torch.tensor([[3.0, 4.0]]))
     25.0
     """
-    size = float(torch.linalg.vector_norm(x, dim=-1).double().square().sum())
-    return (
-        size
-        if 0 < size < math.inf
-        else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-    )
+    row_norms = torch.linalg.vector_norm(x, dim=-1)
+    total = float(row_norms.double().square().sum())
+    if 0 < total < math.inf:
+        return total
+    # Squares left the range of float32, or x is all zero.
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
-def chunks(
-    rows: Tensor, parameters: Parameters, out: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """rows and out in pieces of about CHUNK values, each with the scales and zero points of its rows as a column."""
-    scale, zero_point = (
-        parameters.scale.detach().reshape(-1, 1),
-        parameters.zero_point.reshape(-1, 1),
-    )
-    if rows.numel() <= CHUNK:  # methods that go column by column come here a thousand times
-        yield rows, scale, zero_point, out
+def chunks(rows: Tensor, out: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield `rows` and `out` in pieces of about CHUNK values, with the matching part of each column.
+
+    A column (scales, 1) has one value per row, such as its scale.
+    """
+    # Methods that go column by column come here thousands of times with a small tensor.
+    if rows.numel() <= CHUNK:
+        yield rows, out, *columns
         return
     if len(rows) == 1:
-        for part, part_out in zip(rows.split(CHUNK, dim=1), out.split(CHUNK, dim=1), strict=True):
-            yield part, scale, zero_point, part_out
+        for part, out_part in zip(rows.split(CHUNK, dim=1), out.split(CHUNK, dim=1), strict=True):
+            yield part, out_part, *columns
         return
-    count = max(1, CHUNK // rows.shape[1])
-    yield from zip(
-        rows.split(count),
-        scale.split(count),
-        zero_point.split(count),
-        out.split(count),
-        strict=True,
-    )
+    count = _rows_per_piece(rows)
+    pieces = [tensor.split(count) for tensor in (rows, out, *columns)]
+    yield from zip(*pieces, strict=True)
+
+
+def _rows_per_piece(rows: Tensor) -> int:
+    return max(1, CHUNK // rows.shape[1])

@@ -1,17 +1,18 @@
-"""Small floats times a scale: FP8 by tensor or by row, FP4 by group, with scales that are floats or powers of two.
+"""Small floats times a scale: FP8 per tensor or per row, FP4 per group.
 
-The idea: a small float has a range of its own, but hardly ever the range of the data: E4M3 ends at 448, and a weight of
-deviation 0.02 would lie among its subnormals. So a scale moves the data to where the format is dense,
+The idea: a small float has a range of its own, which is rarely the range of the data. E4M3 ends at
+448; most weights with standard deviation 0.02 would be subnormal. So a scale moves the data to
+where the format is dense:
 
     codes = encode(x / scale)        x_hat = scale * decode(codes)
 
-as for integers, only that here the grid is finest around 0, and a scale that is off by a factor of two costs little. So
-a power of two will do as a scale, of which only the exponent need be kept.
+The grid is finest around 0, so a scale that is wrong by a factor of two costs little. A power of
+two will do, and only its exponent has to be stored.
 
-Source: Micikevicius et al. (2022), section 3.1; OCP Microscaling Formats MX 1.0 (2023), section 6.3, whose rule for the
-shared exponent is "floor"; the other rules are those of torchao's ``ScaleCalculationMode``.
+Source: Micikevicius et al. (2022), section 3.1; OCP Microscaling Formats MX 1.0 (2023), section
+6.3, for the rule "floor"; torchao's `ScaleCalculationMode` for "even", "ceil" and "rceil".
 
-How it differs from ``minifloat.py``: there a format; here a quantizer, with ranges and scales.
+How it differs from `minifloat.py`: that describes the formats; this adds ranges and scales.
 """
 
 from dataclasses import dataclass
@@ -21,34 +22,34 @@ import torch
 from torch import Tensor
 
 from qcourse.numerics.granularity import Granularity, PerTensor
-from qcourse.numerics.minifloat import E4M3, E5M2, E8M0, FloatFormat, decode, encode_finite
+from qcourse.numerics.minifloat import E4M3, E5M2, E8M0, FloatFormat, decode
+from qcourse.numerics.minifloat_encoding import encode_finite
 from qcourse.numerics.scaled import ScaledQuantizer
 
 POWER_RULES = ("floor", "even", "ceil", "rceil")
-_CAST = {
-    E4M3: torch.float8_e4m3fn,
-    E5M2: torch.float8_e5m2,
-}  # what torch casts to, once x is within the range
+
+# The formats that torch can cast to. Beyond the largest number its versions differ.
+_TORCH_DTYPES = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
 
 
 @dataclass(frozen=True)
 class FloatQuantizer(ScaledQuantizer):
-    """Quantizer to a small float format times a scale.
+    """Quantize to a small float format times a scale: codes = encode(x / scale).
 
     Args:
-        format: what the codes are; at most 8 bits.
+        format: the format of the codes.
         granularity: which values share a scale.
-        scale_rule: "amax": amax / format.max, so that the largest value becomes the largest code. "mse": "amax" on that
-            fraction of the range which leaves the least squared error. "unit": 1, whatever the data; what lies beyond
-            the format saturates. The others make powers of two, with E for the exponent of format.max: "floor":
-            2^(floor(log2 amax) - E), the MX standard's, which may clip the largest values; "even": amax is rounded to
-            the format's mantissa first; "ceil": 2^(ceil(log2 amax) - E); "rceil": the smallest that does not clip.
-        scale_dtype: the floating-point dtype that scales are stored and counted in; torch.float8_e8m0fnu holds powers
-            of two in a byte.
+        scale_rule: "amax": amax / format.max. "mse": "amax" of the fraction of the range that
+            leaves the least squared error. "unit": 1; values beyond the format saturate.
+            The others are powers of two, with E the exponent of format.max. "floor":
+            2^(floor(log2 amax) - E), as in MX, which may clip the largest values. "even": as
+            "floor", with amax first rounded to the format's mantissa. "ceil":
+            2^(ceil(log2 amax) - E). "rceil": the smallest that does not clip.
+        scale_dtype: the floating-point dtype that scales are stored in; torch.float8_e8m0fnu
+            holds a power of two in one byte.
 
     Raises:
-        TypeError: format or granularity is none.
-        ValueError: another argument outside the above.
+        TypeError, ValueError: an argument is not one of the above.
 
     >>> from qcourse.numerics.minifloat import E2M1
     >>> q = FloatQuantizer(E2M1)(torch.tensor([0.125, -0.5, 1.5, 0.03]))
@@ -60,7 +61,7 @@ class FloatQuantizer(ScaledQuantizer):
     granularity: Granularity = PerTensor()
     scale_rule: str = "amax"
     scale_dtype: torch.dtype = torch.float32
-    code_dtype: ClassVar[torch.dtype] = torch.uint8  # type: ignore[misc]
+    code_dtype: ClassVar[torch.dtype] = torch.uint8
     scale_rules: ClassVar[tuple[str, ...]] = ("amax", "mse", "unit", *POWER_RULES)
 
     def __post_init__(self) -> None:
@@ -74,49 +75,52 @@ class FloatQuantizer(ScaledQuantizer):
 
     @property
     def bits(self) -> int:
-        """Bits a code."""
+        """Bits per code."""
         return self.format.bits
 
     def _exact_scale(self, low: Tensor, high: Tensor) -> Tensor:
         amax = torch.maximum(-low, high)
         if self.scale_rule == "unit":
             return torch.ones_like(amax)
-        if self.scale_rule not in POWER_RULES:
-            return amax / self.format.max
-        return _power_of_two(amax, self.format, self.scale_rule)
+        if self.scale_rule in POWER_RULES:
+            return _power_of_two(amax, self.format, self.scale_rule)
+        return amax / self.format.max
 
     def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
-        if (
-            self.format in _CAST and steps.dtype == torch.float32
-        ):  # the same codes, several times as fast
-            return (
-                steps.clamp_(-self.format.max, self.format.max)
-                .to(_CAST[self.format])
-                .view(torch.uint8)
-            )
+        if self.format in _TORCH_DTYPES and steps.dtype == torch.float32:
+            # torch's cast gives the same codes several times as fast, once steps are in range.
+            limit = self.format.max
+            in_range = steps.clamp_(-limit, limit)
+            return in_range.to(_TORCH_DTYPES[self.format]).view(torch.uint8)
         return encode_finite(steps, self.format)
 
     def _from_codes(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.format in _CAST:
-            return codes.view(_CAST[self.format]).to(dtype)
+        if self.format in _TORCH_DTYPES:
+            return codes.view(_TORCH_DTYPES[self.format]).to(dtype)
         return decode(codes, self.format).to(dtype)
 
 
 def _power_of_two(amax: Tensor, format: FloatFormat, rule: str) -> Tensor:
-    """The shared scale of a block, exactly, for amax in float64; the smallest that E8M0 holds for a block of zeros."""
-    top = (
-        torch.frexp(torch.tensor(format.max)).exponent - 1
-    )  # of the largest number; frexp's mantissas begin at 1/2
+    """Return the power of two for amax (float64) by one of POWER_RULES."""
+    exponent = _scale_exponent(amax, format, rule)
+    scale = torch.exp2(exponent.double()).clamp(min=E8M0.smallest)
+    # A block of zeros gets the smallest scale that E8M0 holds.
+    return scale.where(amax > 0, E8M0.smallest)
+
+
+def _scale_exponent(amax: Tensor, format: FloatFormat, rule: str) -> Tensor:
+    # frexp splits a number into mantissa * 2^exponent with mantissa in [1/2, 1).
     if rule == "rceil":
         mantissa, exponent = torch.frexp(amax / format.max)
-        exponent = exponent - (mantissa == 0.5).int()
-    else:
-        mantissa, exponent = torch.frexp(amax)
-        if rule == "ceil":
-            exponent = exponent + (mantissa > 0.5).int()
-        elif (
-            rule == "even"
-        ):  # where half a step of the format would carry the mantissa to the next power of two
-            exponent = exponent + (mantissa >= 1 - 2.0 ** -(format.mantissa_bits + 2)).int()
-        exponent = exponent - 1 - top
-    return torch.exp2(exponent.double()).clamp(min=E8M0.smallest).where(amax > 0, E8M0.smallest)
+        is_power_of_two = mantissa == 0.5
+        return exponent - is_power_of_two.int()
+    mantissa, exponent = torch.frexp(amax)
+    if rule == "ceil":
+        exponent = exponent + (mantissa > 0.5).int()
+    if rule == "even":
+        # From half a step below 1 upwards, the format's mantissa rounds to the next power of two.
+        half_step = 2.0 ** -(format.mantissa_bits + 2)
+        exponent = exponent + (mantissa >= 1 - half_step).int()
+    # floor(log2 amax) is exponent - 1, and so is the exponent of the format's largest number.
+    top = torch.frexp(torch.tensor(format.max)).exponent - 1
+    return exponent - 1 - top

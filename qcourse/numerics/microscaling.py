@@ -1,42 +1,35 @@
-"""Blocks of 4-, 6- or 8-bit floats under a shared scale, as hardware multiplies them: the MX formats and NVFP4.
+"""Blocks of 4-, 6- or 8-bit floats with a shared scale, as hardware multiplies them: MX and NVFP4.
 
-The idea: where few neighbours share a scale, the scale itself has to be small. In the MX formats 32 values share a
-power of two, one byte (E8M0): decoding adds exponents and multiplies nothing. A power of two is up to twice too large,
-though. NVFP4 gives 16 values a scale with a mantissa, in E4M3, and puts one float32 for the whole tensor above all of
-them, since E4M3 alone would not reach from the smallest block to the largest.
+The idea: where few neighbors share a scale, the scale has to be small. In the MX formats 32 values
+share a power of two in one byte (E8M0), so decoding adds exponents and multiplies nothing; but the
+power of two may be almost twice too large. NVFP4 gives 16 values a scale with a mantissa, in E4M3.
+E4M3 alone does not reach from the smallest block to the largest, so one float32 scales the tensor.
 
-Source: OCP Microscaling Formats MX 1.0 (2023); NVIDIA's description of NVFP4 (2025). The order of the float operations
-is that of torchao's ``nvfp4_quantize``, so that codes are equal to the bit.
+Source: OCP Microscaling Formats MX 1.0 (2023); NVIDIA's description of NVFP4 (2025). The order of
+the float operations is that of torchao's `nvfp4_quantize`, so codes agree bit for bit.
 
-How it differs from ``float_quantizer.py``: there any format with any scale; here the combinations that have names.
+How it differs from `float_quantizer.py`: that combines any format with any scale; here are the
+combinations that have names, and the one with two scales.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qcourse.numerics.chunks import CHUNK, range_of_rows, wide
+from qcourse.numerics.chunks import chunks, wide
 from qcourse.numerics.float_quantizer import POWER_RULES, FloatQuantizer
 from qcourse.numerics.granularity import Granularity, PerGroup
-from qcourse.numerics.minifloat import (
-    E2M1,
-    E2M3,
-    E3M2,
-    E4M3,
-    E5M2,
-    FloatFormat,
-    code_values,
-    encode_finite,
-)
-from qcourse.numerics.quantized import QuantizedTensor
-from qcourse.numerics.validation import check_finite, check_floating, check_scale
+from qcourse.numerics.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, FloatFormat, code_values
+from qcourse.numerics.minifloat_encoding import encode_finite
+from qcourse.numerics.row_quantizer import RowQuantizer
+from qcourse.numerics.validation import check_scale
 
 
 def mx(format: FloatFormat, scale_rule: str = "floor") -> FloatQuantizer:
-    """An MX format: 32 neighbours share a power of two, kept in a byte (E8M0).
+    """Return the quantizer of an MX format: 32 neighbors share a power of two in one byte (E8M0).
 
     Args:
         format: E4M3 or E5M2 (MXFP8), E3M2 or E2M3 (MXFP6), E2M1 (MXFP4).
@@ -51,33 +44,21 @@ def mx(format: FloatFormat, scale_rule: str = "floor") -> FloatQuantizer:
     """
     if format not in (E4M3, E5M2, E3M2, E2M3, E2M1):
         raise ValueError(
-            f"format={format!r} is none of the float formats of MX: E4M3, E5M2, E3M2, E2M3, E2M1"
+            f"format={format!r} must be a float format of MX: E4M3, E5M2, E3M2, E2M3 or E2M1"
         )
     if scale_rule not in POWER_RULES:
-        raise ValueError(
-            f"scale_rule={scale_rule!r} must make a power of two: one of {', '.join(POWER_RULES)}"
-        )
+        known = ", ".join(POWER_RULES)
+        raise ValueError(f"scale_rule={scale_rule!r} must make a power of two: one of {known}")
     return FloatQuantizer(format, PerGroup(32), scale_rule, torch.float8_e8m0fnu)
-
-
-def mx_quantize(
-    x: Shaped[Tensor, "*shape"], format: FloatFormat, scale_rule: str = "floor"
-) -> QuantizedTensor:
-    """mx(format, scale_rule)(x): x in blocks of 32 along its last axis.
-
-    >>> mx_quantize(torch.ones(1, 32), E2M1).bits_per_weight
-    4.25
-    """
-    return mx(format, scale_rule)(x)
 
 
 @dataclass(frozen=True, eq=False)
 class BlockScales:
-    """The two scales of NVFP4: a value is code * scale of its block * scale of the tensor.
+    """The two scales of NVFP4: x_hat = code value * block scale * tensor scale.
 
     Args:
-        scale: in E4M3, from its smallest normal number up, one for each block of 16.
-        tensor_scale: one for all.
+        scale: one per block of 16, in E4M3, at least its smallest normal number.
+        tensor_scale: one for the tensor, in float32.
     """
 
     scale: Shaped[Tensor, "*scales"]
@@ -85,126 +66,80 @@ class BlockScales:
 
 
 @dataclass(frozen=True)
-class NVFP4Quantizer:
-    """NVFP4: E2M1 in blocks of 16 with a scale in E4M3 each, and a float32 for the tensor.
+class NVFP4Quantizer(RowQuantizer):
+    """Quantize to NVFP4: E2M1 in blocks of 16 with an E4M3 scale each, and a float32 scale for all.
 
-    tensor_scale = amax / (6 * 448), so that the block with the largest value has the largest scale. A method that fits
-    group after group by itself (GPTQ with groups that are not static) would give each of them another tensor_scale.
+    tensor_scale = amax / (6 * 448), so the block with the largest value has the largest scale.
+    GPTQ with groups that are not static fits one group at a time, each with its own tensor_scale.
 
     Args:
-        per_tensor: whether there is a scale for the tensor; without, it is 1, and blocks whose amax is below 6/64 or
-            above 6 * 448 do without a fitting scale.
-        granularity: PerGroup(16) is the format's; another for what goes through a block column by column.
+        per_tensor: False: tensor_scale is 1; blocks with amax below 6/64 or above 6 * 448 then
+            have no fitting scale.
+        granularity: PerGroup(16) is the format's; methods that go column by column use others.
 
     >>> q = NVFP4Quantizer()(torch.tensor([[6.0, 0.5, *14 * [0.0]], [0.75, 0.25, *14 * [0.0]]]))
-    >>> q.bits_per_weight, q.dequantize()[:, :2].tolist()  # 4.5 and the 32 bits of the tensor's scale
+    >>> q.bits_per_weight, q.dequantize()[:, :2].tolist()  # 4.5, and the 32 bits of tensor_scale
     (5.5, [[6.0, 0.5], [0.75, 0.25]])
     """
 
     per_tensor: bool = True
     granularity: Granularity = PerGroup(16)
     bits: ClassVar[int] = 4
-
-    def __call__(self, x: Shaped[Tensor, "*shape"]) -> QuantizedTensor:
-        """x quantized on its own range; raises what `fit` raises."""
-        parameters = self.fit(x)
-        return QuantizedTensor(self._encode(x, parameters), parameters, self)
+    code_dtype: ClassVar[torch.dtype] = torch.uint8
 
     def fit(self, x: Shaped[Tensor, "*shape"]) -> BlockScales:
-        """The scales for x's own range; none below E4M3's smallest normal number, as in the published code.
+        """Return the scales for x's own range.
 
         Raises:
             TypeError: x is not a floating-point tensor.
-            ValueError: x is empty, has NaN or infinity, or 16 does not divide its last axis; x so small that float32
-                cannot divide by its scale.
+            ValueError: x is empty, has NaN or infinity, does not suit the granularity, or is so
+                small that float32 cannot divide by its scale.
         """
-        check_floating(x)
-        shape = self.granularity.scale_shape(x.shape)
-        low, high = range_of_rows(self.granularity.rows(x.detach()))
-        check_finite(x, low, high)
+        _, low, high = self._checked_rows(x)
         amax = torch.maximum(-low, high).float()
-        largest = amax.max()
-        tensor_scale = (
-            largest / (E4M3.max * E2M1.max)
-            if self.per_tensor and largest > 0
-            else torch.ones_like(largest)
-        )
-        if not torch.isfinite(1 / tensor_scale):
-            raise ValueError(
-                f"x reaches {float(largest):.3g} at most, too small for float32 to divide by its scale"
-            )
-        scale = amax / E2M1.max / tensor_scale
-        scale = scale.clamp(E4M3.smallest_normal, E4M3.max).to(torch.float8_e4m3fn)
+        tensor_scale = self._tensor_scale(amax.max())
+        # As in the published code, no block scale is below the normal numbers of E4M3.
+        exact = amax / E2M1.max / tensor_scale
+        scale = exact.clamp(E4M3.smallest_normal, E4M3.max).to(torch.float8_e4m3fn)
+        shape = self.granularity.scale_shape(x.shape)
         return BlockScales(scale.reshape(shape), tensor_scale)
 
-    def encode(
-        self, x: Shaped[Tensor, "*shape"], parameters: BlockScales
-    ) -> Integer[Tensor, "*shape"]:
-        """E2M1 codes of x / (scale tensor_scale).
-
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty or has NaN or infinity; scales of the wrong shape, or not positive.
-        """
-        check_floating(x)
-        self._check(parameters, x.shape)
-        check_finite(x, *range_of_rows(x.detach().reshape(1, -1)))
-        return self._encode(x, parameters)
-
-    def decode(
-        self, codes: Integer[Tensor, "*shape"], parameters: BlockScales
-    ) -> Float[Tensor, "*shape"]:
-        """code * (scale tensor_scale), in float32; ValueError for scales that `encode` refuses."""
-        self._check(parameters, codes.shape)
-        return self._decode(codes, parameters)
-
-    def nearest(
-        self, x: Shaped[Tensor, "*shape"], parameters: BlockScales
-    ) -> tuple[Integer[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        """Codes and the floats they stand for, unchecked."""
-        codes = self._encode(x, parameters)
-        return codes, self._decode(codes, parameters)
-
     def parameter_nbytes(self, parameters: BlockScales) -> int:
-        """A byte a block, and four for the tensor if it has a scale."""
+        """Return one byte per block, and four for the tensor if it has a scale."""
         return parameters.scale.numel() + 4 * self.per_tensor
 
-    def _check(self, parameters: BlockScales, shape: torch.Size) -> None:
-        expected = self.granularity.scale_shape(shape)
-        if parameters.scale.shape != expected:
+    def _tensor_scale(self, largest: Tensor) -> Tensor:
+        scale = torch.ones_like(largest)
+        if self.per_tensor and largest > 0:
+            scale = largest / (E4M3.max * E2M1.max)
+        if not torch.isfinite(1 / scale):
             raise ValueError(
-                f"scale of shape {tuple(parameters.scale.shape)} must have the shape {expected}"
+                f"x reaches {float(largest):.3g} at most, too small for float32 to divide by its"
+                " scale"
+            )
+        return scale
+
+    def _check_parameters(self, parameters: BlockScales, shape: tuple[int, ...]) -> None:
+        if parameters.scale.shape != shape:
+            raise ValueError(
+                f"scale of shape {tuple(parameters.scale.shape)} must have the shape {shape}"
             )
         check_scale(parameters.scale)
         check_scale(parameters.tensor_scale)
 
-    def _encode(self, x: Tensor, parameters: BlockScales) -> Tensor:
-        rows = self.granularity.rows(x.detach())
-        codes = torch.empty(rows.shape, dtype=torch.uint8, device=x.device)
-        factors = (1 / parameters.tensor_scale / parameters.scale.float()).reshape(-1, 1)
-        count = max(1, CHUNK // rows.shape[1])
-        for part, factor, out in zip(
-            rows.split(count), factors.split(count), codes.split(count), strict=True
-        ):
-            out.copy_(encode_finite(part.to(wide(x.dtype)) * factor, E2M1))
-        return self.granularity.unrows(codes, x.shape)
+    def _encode_rows(self, rows: Tensor, parameters: BlockScales) -> Tensor:
+        codes = torch.empty(rows.shape, dtype=self.code_dtype, device=rows.device)
+        # torchao multiplies by 1 / tensor_scale / scale instead of dividing by their product.
+        factors = 1 / parameters.tensor_scale / parameters.scale.float()
+        for part, codes_part, factor in chunks(rows, codes, factors.reshape(-1, 1)):
+            steps = part.to(wide(rows.dtype)) * factor
+            codes_part.copy_(encode_finite(steps, E2M1))
+        return codes
 
-    def _decode(self, codes: Tensor, parameters: BlockScales) -> Tensor:
-        rows = self.granularity.rows(codes)
-        x_hat = torch.empty(rows.shape, device=codes.device)
-        scales = (parameters.scale.float() * parameters.tensor_scale).reshape(-1, 1)
-        levels, count = code_values(E2M1).to(codes.device), max(1, CHUNK // rows.shape[1])
-        for part, scale, out in zip(
-            rows.split(count), scales.split(count), x_hat.split(count), strict=True
-        ):
-            torch.mul(levels[part.int()], scale, out=out)
-        return self.granularity.unrows(x_hat, codes.shape)
-
-
-def nvfp4_quantize(x: Shaped[Tensor, "*shape"], *, per_tensor: bool = True) -> QuantizedTensor:
-    """NVFP4Quantizer(per_tensor)(x): x in blocks of 16 along its last axis.
-
-    >>> nvfp4_quantize(torch.ones(1, 16)).dequantize()[0, :2].tolist()
-    [1.0, 1.0]
-    """
-    return NVFP4Quantizer(per_tensor)(x)
+    def _decode_rows(self, codes: Tensor, parameters: BlockScales) -> Tensor:
+        x_hat = torch.empty(codes.shape, device=codes.device)
+        scales = parameters.scale.float() * parameters.tensor_scale
+        levels = code_values(E2M1).to(codes.device)
+        for part, x_hat_part, scale in chunks(codes, x_hat, scales.reshape(-1, 1)):
+            torch.mul(levels[part.int()], scale, out=x_hat_part)
+        return x_hat

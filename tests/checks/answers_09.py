@@ -9,7 +9,8 @@ from torch import Tensor
 
 from qcourse.numerics.granularity import PerGroup
 from qcourse.numerics.microscaling import NVFP4Quantizer, mx
-from qcourse.numerics.minifloat import E2M1, E4M3, FloatFormat, decode, encode
+from qcourse.numerics.minifloat import E2M1, E4M3, FloatFormat, decode
+from qcourse.numerics.minifloat_encoding import encode
 
 # Right answers.
 

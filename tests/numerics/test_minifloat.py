@@ -17,9 +17,8 @@ from qcourse.numerics.minifloat import (
     E8M0,
     FloatFormat,
     decode,
-    encode,
-    encode_finite,
 )
+from qcourse.numerics.minifloat_encoding import encode, encode_finite
 
 FORMATS = [E4M3, E5M2, E3M2, E2M3, E2M1, E8M0]
 SIGNED = [format for format in FORMATS if format.signed]
