@@ -1,13 +1,15 @@
 """Sheet 06, GPTQ: cases, references, tolerances, points and known mistakes.
 
-In the cases of 06.3 and 06.4 no weight comes nearer than a fiftieth of a step to the middle between two codes, when its
-turn comes. So float32 and float64, Cholesky and an inverse for each column, blocks or none, all give the same codes.
-What is drawn there is drawn until no known mistake gives the right codes, or those of another mistake. Where weights
-are pushed beyond both ends of a grid, which chance does not often do, cases have a Hessian made for it.
+In 06.3 and 06.4 every weight, when its turn comes, is at least a fiftieth of a step from half-way
+between two codes. So float32 and float64, a Cholesky factor and an inverse per column, with blocks
+or without, all give the same codes. Cases are drawn until no known mistake gives the right codes or
+those of another mistake. Chance rarely pushes weights beyond both ends of a grid; cases that do so
+have a Hessian made for it.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -15,41 +17,49 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, pick, qmax, telling_rows, uniform, whole
+from qcourse.checks.common import (
+    f64,
+    make_cases,
+    pick,
+    qmax,
+    telling_rows,
+    uniform,
+    variants,
+    whole,
+)
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
-MARGIN = 0.02  # of a step, from a tie
-NUDGE = 1e-4  # a relative change of the weights that no answer should hang on
-CANDIDATES = (
-    32  # rows that are drawn at once; those are taken that suit, for each row is swept by itself
-)
-Answers = list[
-    tuple[str, np.ndarray]
-]  # of the reference, named "", and of mistakes: (rows, numbers)
+MARGIN = 0.02  # steps: the least distance of a weight from a tie
+NUDGE = 1e-4  # a relative change of the weights that no answer should depend on
+CANDIDATES = 32  # rows drawn at once, of which suitable ones are taken: rows are independent
+
+# The answers of the reference, named "", and of mistakes: (rows, numbers) each.
+Answers = list[tuple[str, np.ndarray]]
 
 
 def _hessian(generator: Generator, inputs: int) -> Tensor:
-    """The damped second moment of inputs that are alike, and some louder than others."""
-    own, common = (torch.randn(4 * inputs, count, generator=generator) for count in (inputs, 1))
+    """Return x^T x / tokens, damped, of correlated inputs of different size."""
+    own = torch.randn(4 * inputs, inputs, generator=generator)
+    common = torch.randn(4 * inputs, 1, generator=generator)
     x = (own + 1.5 * common) * uniform(generator, 0.6, 1.6, inputs)
     h = x.T @ x / len(x)
-    return h + 0.01 * h.diagonal().mean() * torch.eye(inputs)
+    damp = 0.01 * h.diagonal().mean()
+    return h + damp * torch.eye(inputs)
 
 
-# 06.1 -------------------------------------------------------------------------------------------------------------
+# 06.1 ---------------------------------------------------------------------------------------------
 
 
 def _moment_cases(generator: Generator) -> list[Case]:
     by_hand = [
+        # Two tokens, one token, more tokens than inputs.
         ([[1.0, 2.0], [3.0, 0.0]], 0.1),
         ([[2.0, 0.0, 1.0]], 0.01),
         ([[1.0, -1.0], [0.5, 2.0], [-2.0, 1.0]], 0.5),
     ]
-    shapes = ((6, 3, 0.01), (3, 5, 0.1), (8, 4, 1.0))
-    drawn = [
-        (torch.randn(tokens, inputs, generator=generator) + 0.5, damp)
-        for tokens, inputs, damp in shapes
-    ]
+    drawn = []
+    for tokens, inputs, damp in ((6, 3, 0.01), (3, 5, 0.1), (8, 4, 1.0)):
+        drawn.append((torch.randn(tokens, inputs, generator=generator) + 0.5, damp))
     return make_cases(by_hand, drawn)
 
 
@@ -58,12 +68,37 @@ def _moment(x: Any) -> np.ndarray:
 
 
 def _damped(h: np.ndarray, damp: float) -> np.ndarray:
-    return h + damp * np.trace(h) / len(h) * np.eye(len(h))
+    # H + damp mean(diag H) I
+    inputs = len(h)
+    return h + damp * np.trace(h) / inputs * np.eye(inputs)
 
 
-def _damped_by(unit: Callable[[np.ndarray], Any]) -> Callable[..., np.ndarray]:
-    """The second moment of x, with damp times what unit makes of it added."""
-    return lambda x, damp: _moment(x) + damp * unit(_moment(x))
+def _damped_hessian(x: Any, damp: float) -> np.ndarray:
+    return _damped(_moment(x), damp)
+
+
+def _damped_by_trace(x: Any, damp: float) -> np.ndarray:
+    h = _moment(x)
+    return h + damp * (np.trace(h) * np.eye(len(h)))
+
+
+def _damped_by_identity(x: Any, damp: float) -> np.ndarray:
+    h = _moment(x)
+    return h + damp * np.eye(len(h))
+
+
+def _damped_everywhere(x: Any, damp: float) -> np.ndarray:
+    h = _moment(x)
+    return h + damp * (np.trace(h) / len(h))
+
+
+def _damped_sum(x: Any, damp: float) -> np.ndarray:
+    return len(x) * _damped_hessian(x, damp)
+
+
+def _damped_tokens(x: Any, damp: float) -> np.ndarray:
+    of_tokens = f64(x) @ f64(x).T / len(x)
+    return _damped(of_tokens, damp)
 
 
 DAMPED = Exercise(
@@ -72,57 +107,62 @@ DAMPED = Exercise(
     function="damped_hessian",
     points=1,
     cases=_moment_cases,
-    reference=lambda x, damp: _damped(_moment(x), damp),
+    reference=_damped_hessian,
     mistakes=(
         Mistake(
             "damped by the sum of the diagonal, not its mean",
-            _damped_by(lambda h: np.trace(h) * np.eye(len(h))),
-            "With a thousand inputs, how much larger than a single entry is what you add to it?",
+            _damped_by_trace,
+            "With a thousand inputs, how much larger than a single entry is the term that you add"
+            " to it?",
         ),
         Mistake(
             "damped by damp itself",
-            _damped_by(lambda h: np.eye(len(h))),
-            "Make every input ten times as loud: is what you add still the same share of the diagonal?",
+            _damped_by_identity,
+            "Multiply every input by ten: is your term still the same share of the diagonal?",
         ),
         Mistake(
             "damped everywhere, not on the diagonal alone",
-            _damped_by(lambda h: np.trace(h) / len(h)),
-            "Noise of its own on every input makes each of them louder. Does it make two of them more alike?",
+            _damped_everywhere,
+            "Independent noise on every input makes each input larger. Does it make two inputs more"
+            " correlated?",
         ),
         Mistake(
             "summed over the tokens, not averaged",
-            lambda x, damp: len(x) * _damped(_moment(x), damp),
-            "The same tokens twice over: should that change the matrix?",
+            _damped_sum,
+            "Use the same tokens twice: should that change the matrix?",
         ),
         Mistake(
             "x x^T, a matrix of tokens",
-            lambda x, damp: _damped(f64(x) @ f64(x).T / len(x), damp),
-            "There has to be a row for each input, however many tokens there were: which axis has to go?",
+            _damped_tokens,
+            "The matrix needs one row per input, for any number of tokens: which axis must be"
+            " summed over?",
         ),
     ),
 )
 
 
-# 06.2 -------------------------------------------------------------------------------------------------------------
+# 06.2 ---------------------------------------------------------------------------------------------
 
 
 def _step_case(generator: Generator, inputs: int) -> tuple[Tensor, Tensor, int]:
-    """Weights of which one is well away from a whole number, and from half-way between two."""
+    """Draw weights; weight i is well away from a whole number and from half-way between two."""
     i = int(whole(generator, 0, inputs - 1))
     w = uniform(generator, -4, 4, inputs)
-    w[i] = whole(generator, -4, 4) + pick(generator, -1, 1) * uniform(generator, 0.15, 0.4)
+    code = whole(generator, -4, 4)
+    side = pick(generator, -1, 1)
+    w[i] = code + side * uniform(generator, 0.15, 0.4)
     return w, _hessian(generator, inputs), i
 
 
 def _step_cases(generator: Generator) -> list[Case]:
+    diagonal = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]]
     by_hand = [
+        # Two correlated inputs.
         ([0.4, 0.4], [[2.0, 1.0], [1.0, 1.0]], 1),
+        # Weight 1 does not move: its input is uncorrelated.
         ([1.7, -0.6, 2.0], [[1.0, 0.0, 0.5], [0.0, 2.0, 0.0], [0.5, 0.0, 1.5]], 0),
-        (
-            [-1.7, 0.25, 3.5],
-            [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]],
-            0,
-        ),  # nobody can answer
+        # No other weight can compensate.
+        ([-1.7, 0.25, 3.5], diagonal, 0),
     ]
     drawn = [_step_case(generator, inputs) for inputs in (2, 3, 4, 6)]
     return make_cases(by_hand, drawn)
@@ -138,21 +178,31 @@ def _round_one(
     divided: bool = True,
     rounding: Callable[[float], float] = np.rint,
 ) -> np.ndarray:
-    """The optimal brain surgeon's step, and its ways to go wrong; entry i is always the rounded weight."""
-    w, h = f64(w), f64(hessian)
+    """Return w after the optimal brain surgeon's step; the options are ways to go wrong.
+
+    Entry i is always the rounded weight.
+    """
+    w = f64(w)
+    h = f64(hessian)
+    rounded = rounding(w[i])
+
+    # w += (round(w_i) - w_i) / [H^-1]_ii * row i of H^-1
     direction = np.linalg.inv(h)[i] if inverse else h[i]
-    new = w + factor * (rounding(w[i]) - w[i]) * direction / (direction[i] if divided else 1)
-    new[i] = rounding(w[i])
+    diagonal = direction[i] if divided else 1
+    new = w + factor * (rounded - w[i]) * direction / diagonal
+    new[i] = rounded
     return new
 
 
 def _undivided(w: Any, hessian: Any, i: int) -> np.ndarray:
-    """Not even weight i arrives where it should."""
-    return f64(w) + (np.rint(f64(w)[i]) - f64(w)[i]) * np.linalg.inv(f64(hessian))[i]
+    """Move weight i too far as well."""
+    w = f64(w)
+    change = np.rint(w[i]) - w[i]
+    return w + change * np.linalg.inv(f64(hessian))[i]
 
 
 def _all_the_wrong_way(w: Any, hessian: Any, i: int) -> np.ndarray:
-    """Weight i as well."""
+    """Move weight i the wrong way as well."""
     return 2 * f64(w) - _round_one(w, hessian, i)
 
 
@@ -165,77 +215,83 @@ STEP = Exercise(
     reference=_round_one,
     tolerance=1e-3,  # an inverse in float32
     mistakes=(
-        *(
-            Mistake(
-                "H in the place of its inverse",
-                lambda w, hessian, i, factor=factor: _round_one(
-                    w, hessian, i, inverse=False, factor=factor
-                ),
-                "At a minimum the gradient 2 H d points along one axis. What has to be done to H to get d alone?",
-            )
-            for factor in (1, -1)
+        *variants(
+            "H in place of its inverse",
+            "At a minimum the gradient 2 H d points along one axis. How do you get d alone from"
+            " H d?",
+            partial(_round_one, inverse=False, factor=1),
+            partial(_round_one, inverse=False, factor=-1),
         ),
-        *(
-            Mistake(
-                "not divided by the diagonal",
-                function,
-                "By how much does your step move weight i itself, and by how much should it?",
-            )
-            for function in (
-                lambda w, hessian, i: _round_one(w, hessian, i, divided=False),
-                _undivided,
-            )
+        *variants(
+            "not divided by the diagonal",
+            "By how much does your step move weight i itself, and by how much should it?",
+            partial(_round_one, divided=False),
+            _undivided,
         ),
-        *(
-            Mistake(
-                "the weights move the wrong way",
-                function,
-                "δ is what rounding ADDS: is it w less its code, or the code less w? And what has weight i become?",
-            )
-            for function in (
-                lambda w, hessian, i: _round_one(w, hessian, i, factor=-1),
-                _all_the_wrong_way,
-            )
+        *variants(
+            "the weights move the wrong way",
+            "δ is what rounding ADDS: is it w minus its code, or the code minus w? And which value"
+            " did weight i get?",
+            partial(_round_one, factor=-1),
+            _all_the_wrong_way,
         ),
         Mistake(
             "the others do not move",
-            lambda w, hessian, i: _round_one(w, hessian, i, factor=0),
-            "Weight i is rounded now. Who makes up for what that changed in the output?",
+            partial(_round_one, factor=0),
+            "Weight i is rounded now. Which weights compensate for the change of the output?",
         ),
         Mistake(
             "floored, not rounded",
-            lambda w, hessian, i: _round_one(w, hessian, i, rounding=np.floor),
-            "What is the whole number nearest to 0.7?",
+            partial(_round_one, rounding=np.floor),
+            "Which whole number is closest to 0.7?",
         ),
     ),
 )
 
 
-# 06.3 -------------------------------------------------------------------------------------------------------------
-
+# 06.3 ---------------------------------------------------------------------------------------------
 
 Row = Callable[[np.ndarray, int], np.ndarray]
 
 
+def _moved_to_code(
+    steps: np.ndarray, rounded: np.ndarray, codes: np.ndarray, scale: Any
+) -> np.ndarray:
+    return scale * (codes - steps)
+
+
+def _moved_to_unsaturated(
+    steps: np.ndarray, rounded: np.ndarray, codes: np.ndarray, scale: Any
+) -> np.ndarray:
+    return scale * (rounded - steps)
+
+
 @dataclass(frozen=True)
 class _Rounding:
-    """How steps (w / scale) become codes, and by how much a weight is then said to have moved.
+    """How steps (w / scale) become codes, and how far a weight is then said to have moved.
 
     Args:
         below, above: how many codes there are below -qmax and above qmax.
-        moved: from steps, codes before and after saturation, and scale.
+        moved: the move, from steps, codes before and after saturation, and scale.
     """
 
     below: float = 1
     above: float = 0
-    moved: Callable[..., np.ndarray] = lambda steps, rounded, codes, scale: scale * (codes - steps)
+    moved: Callable[..., np.ndarray] = _moved_to_code
 
 
-RIGHT = _Rounding()
-BEFORE = _Rounding(moved=lambda steps, rounded, codes, scale: scale * (rounded - steps))
-NARROW = _Rounding(below=0)
-UNSATURATED = _Rounding(np.inf, np.inf), _Rounding(np.inf, 0), _Rounding(1, np.inf)
 ENDS = "the ends of the grid"
+RIGHT = _Rounding()
+WRONG_ENDS = (
+    # Not saturated, or at one end only.
+    _Rounding(below=np.inf, above=np.inf),
+    _Rounding(below=np.inf, above=0),
+    _Rounding(below=1, above=np.inf),
+    # The others compensate for the code before saturation.
+    _Rounding(moved=_moved_to_unsaturated),
+    # The lowest code is never used.
+    _Rounding(below=0),
+)
 
 
 def _sweep(
@@ -246,31 +302,37 @@ def _sweep(
     row: Row,
     rounding: _Rounding = RIGHT,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each column its steps (w / scale, when its turn comes) and codes; afterwards w moves along a row.
+    """Yield the steps (w / scale, when its turn comes) and the codes of each column.
 
     Args:
-        grid: from w as it has become and the column to the scales, (out,).
+        grid: the scales (out,), from the current w and the column.
         top: qmax.
-        row: from hessian and the column to how far each column moves where this one moves by 1, (in,).
+        row: how far each column moves if this column moves by 1 (in,), from hessian and column.
     """
-    w, h = f64(w).copy(), f64(hessian)
+    w = f64(w).copy()
+    h = f64(hessian)
     for j in range(w.shape[1]):
         scale = grid(w, j)
         steps = w[:, j] / scale
         rounded = np.rint(steps)
         codes = np.clip(rounded, -top - rounding.below, top + rounding.above)
         yield steps, codes
-        w += np.outer(rounding.moved(steps, rounded, codes, scale), row(h, j))
+
+        # Every column moves along the row; this one ends exactly on its codes.
+        moved = rounding.moved(steps, rounded, codes, scale)
+        w += np.outer(moved, row(h, j))
         w[:, j] = scale * codes
 
 
+# The rows that people use. The right one is that of the inverse for the columns that are left.
+
+
 def _padded(row: np.ndarray, j: int) -> np.ndarray:
-    """What columns j and on do, after zeros for those that are done."""
+    """Return the row of columns j and on, after zeros for the finished columns."""
     return np.concatenate([np.zeros(j), row])
 
 
 def _by_inverse(h: np.ndarray, j: int) -> np.ndarray:
-    """The right row: of the inverse for the columns that are left."""
     inverse = np.linalg.inv(h[j:, j:])
     return _padded(inverse[0] / inverse[0, 0], j)
 
@@ -294,7 +356,7 @@ def _against_hessian(h: np.ndarray, j: int) -> np.ndarray:
 
 
 def _undivided_factor(h: np.ndarray, j: int) -> np.ndarray:
-    """Row j of the factor as it is."""
+    """Return row j of the Cholesky factor of the inverse as it is."""
     inverse = np.linalg.inv(h[j:, j:])
     return _padded(inverse[0] / np.sqrt(inverse[0, 0]), j)
 
@@ -303,89 +365,114 @@ def _undivided_inverse(h: np.ndarray, j: int) -> np.ndarray:
     return _padded(np.linalg.inv(h[j:, j:])[0], j)
 
 
-def _nobody(h: np.ndarray, j: int) -> np.ndarray:
+def _no_compensation(h: np.ndarray, j: int) -> np.ndarray:
     return np.zeros(len(h))
 
 
+def _fixed(scale: Any) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Return a grid of given scales (out, 1), whatever w has become."""
+    return lambda w, j: f64(scale)[:, 0]
+
+
 def _codes_by(row: Row, rounding: _Rounding = RIGHT) -> Callable[..., np.ndarray]:
-    """The sweep on a given grid."""
+    """Return the sweep on a given grid."""
 
     def codes(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray:
         swept = _sweep(w, hessian, _fixed(scale), qmax(bits), row, rounding)
-        return np.stack([codes for _, codes in swept], axis=1).astype(np.int64)
+        columns = [codes for _, codes in swept]
+        return np.stack(columns, axis=1).astype(np.int64)
 
     return codes
 
 
 def _codes_at_the_end(w: Any, hessian: Any, scale: Any, bits: int) -> np.ndarray:
-    """Every step moves every column, and what has become of them is rounded last of all."""
-    w, inverse, scale = f64(w).copy(), np.linalg.inv(f64(hessian)), f64(scale)[:, 0]
+    """Move every column in every step, and round the result only at the end."""
+    w = f64(w).copy()
+    inverse = np.linalg.inv(f64(hessian))
+    scale = f64(scale)[:, 0]
     top = qmax(bits)
     for j in range(w.shape[1]):
         w_hat = scale * np.clip(np.rint(w[:, j] / scale), -top - 1, top)
         w += np.outer(w_hat - w[:, j], inverse[j] / inverse[j, j])
-    return np.clip(np.rint(w / scale[:, None]), -top - 1, top).astype(np.int64)
+    steps = np.rint(w / scale[:, None])
+    return np.clip(steps, -top - 1, top).astype(np.int64)
 
 
-def _saturated_wrongly(by: Callable[[_Rounding], Callable[..., Any]]) -> list[Mistake]:
-    """The mistakes at the ends of a grid, for a function of the rounding."""
-    advice = "The others may push a weight beyond the last code, or the first: which code does it get then?"
-    return [Mistake(ENDS, by(rounding), advice) for rounding in (*UNSATURATED, BEFORE, NARROW)]
+def _saturated_wrongly(by: Callable[[_Rounding], Callable[..., Any]]) -> tuple[Mistake, ...]:
+    """Return the mistakes at the ends of a grid, for a sweep with a given rounding."""
+    return variants(
+        ENDS,
+        "Compensation may push a weight beyond the last code, or beyond the first. Which code does"
+        " it get then?",
+        *(by(rounding) for rounding in WRONG_ENDS),
+    )
+
+
+# What makes a row of weights suitable for a case.
 
 
 def _clear(swept: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """In which rows no weight was near a tie when its turn came, (rows,)."""
-    return np.all([np.abs(steps - np.floor(steps) - 0.5) > MARGIN for steps, _ in swept], axis=0)
+    """Return in which rows no weight was near a tie when its turn came, (rows,)."""
+    distances = [np.abs(steps - np.floor(steps) - 0.5) for steps, _ in swept]
+    return np.all([distance > MARGIN for distance in distances], axis=0)
 
 
 def _answers(exercise: Exercise, args: tuple[Any, ...], besides: Collection[str]) -> Answers:
-    """What the reference and the mistakes give, row by row; but for mistakes of these names."""
-    functions = [("", exercise.reference)]
-    functions += [
-        (mistake.name, mistake.function)
-        for mistake in exercise.mistakes
-        if mistake.name not in besides
-    ]
-    return [(name, _rows(function(*args))) for name, function in functions]
+    """Return the answers of the reference and of the mistakes not named in `besides`."""
+    answers = [("", _rows(exercise.reference(*args)))]
+    for mistake in exercise.mistakes:
+        if mistake.name not in besides:
+            answers.append((mistake.name, _rows(mistake.function(*args))))
+    return answers
 
 
 def _rows(answer: Any) -> np.ndarray:
-    """All numbers of an answer, (rows, numbers)."""
+    """Return all numbers of an answer, (rows, numbers)."""
     return np.hstack(answer) if isinstance(answer, tuple) else answer
 
 
 def _steady(
     exercise: Exercise, w: Tensor, *others: Any, besides: Collection[str] = ()
 ) -> tuple[np.ndarray, Answers]:
-    """In which rows neither the reference nor a mistake hangs on the last digits of w, (rows,); and their answers."""
-    turn = NUDGE * (-1.0) ** torch.arange(w.shape[1])
+    """Return in which rows no answer depends on the last digits of w, (rows,), and the answers."""
+    signs = (-1.0) ** torch.arange(w.shape[1])
+    turn = NUDGE * signs
     answers = _answers(exercise, (w, *others), besides)
     steady = np.ones(len(w), dtype=bool)
     for nudged in (w * (1 + turn), w * (1 - turn)):
         moved = _answers(exercise, (nudged, *others), besides)
         for (_, before), (_, after) in zip(answers, moved, strict=True):
-            steady &= np.isclose(before, after, rtol=MARGIN, atol=MARGIN).all(axis=1)
+            close = np.isclose(before, after, rtol=MARGIN, atol=MARGIN)
+            steady &= close.all(axis=1)
     return steady, answers
 
 
 def _told(answers: Answers) -> np.ndarray:
-    """Which pairs of answers of different names each row tells apart, (rows, pairs)."""
-    pairs = [(a, b) for (one, a), (other, b) in combinations(answers, 2) if one != other]
-    return np.stack([np.abs(a - b).max(axis=1) > MARGIN for a, b in pairs], axis=1)
+    """Return which pairs of answers of different names each row tells apart, (rows, pairs)."""
+    told = []
+    for (name, numbers), (other_name, other_numbers) in combinations(answers, 2):
+        if name != other_name:
+            told.append(np.abs(numbers - other_numbers).max(axis=1) > MARGIN)
+    return np.stack(told, axis=1)
 
 
 def _ends_told(answers: Answers) -> bool:
-    """Whether the mistakes at the ends of the grid differ from the reference in some row."""
+    """Return whether each mistake at the ends of the grid differs from the reference."""
     (_, right), *wrong = answers
-    return all(np.abs(a - right).max() > MARGIN for name, a in wrong if name == ENDS)
+    at_the_ends = [numbers for name, numbers in wrong if name == ENDS]
+    return all(np.abs(numbers - right).max() > MARGIN for numbers in at_the_ends)
 
 
 def _codes_case(
     generator: Generator, out: int, inputs: int, bits: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Rows that suit, drawn until they tell all mistakes apart; the largest of a row may be beyond its grid."""
+    """Draw suitable rows that tell all mistakes apart.
+
+    The largest weight of a row may lie beyond its grid.
+    """
     while True:
-        w, h = torch.randn(CANDIDATES, inputs, generator=generator), _hessian(generator, inputs)
+        w = torch.randn(CANDIDATES, inputs, generator=generator)
+        h = _hessian(generator, inputs)
         scale = 0.9 * w.abs().amax(dim=1, keepdim=True) / qmax(bits)
         clear = _clear(_sweep(w, h, _fixed(scale), qmax(bits), _by_inverse))
         steady, answers = _steady(SWEEP, w, h, scale, bits, besides={ENDS})
@@ -394,47 +481,39 @@ def _codes_case(
             return w[rows], h, scale[rows], bits
 
 
-def _fixed(scale: Any) -> Callable[[np.ndarray, int], np.ndarray]:
-    """A grid of given scales (out, 1), whatever w has become."""
-    return lambda w, j: f64(scale)[:, 0]
+# Hands each error on to the next column, in full.
+HANDED_ON = [[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 1.0]]
 
 
 def _codes_cases(generator: Generator) -> list[Case]:
-    pair, ones = [[2.0, 1.0], [1.0, 1.0]], [[1.0]]
+    pair = [[2.0, 1.0], [1.0, 1.0]]
     four = [[2.0, 1.8, 1.6, 1.6], [1.8, 2.2, 2.0, 1.6], [1.6, 2.0, 2.2, 1.6], [1.6, 1.6, 1.6, 1.6]]
-    handed_on = [
-        [3.0, 2.0, 1.0],
-        [2.0, 2.0, 1.0],
-        [1.0, 1.0, 1.0],
-    ]  # each error goes to the next column, in full
     by_hand = [
-        ([[0.4, 0.4]], pair, ones, 4),
-        ([[1.4, 0.4, -0.6, 2.4]], four, ones, 4),  # the lesson's
-        ([[7.3, 7.4], [0.3, -0.7]], pair, [[1.0], [0.25]], 4),  # pushed beyond the last code
-        (
-            [[7.4, 7.3, 5.0], [-4.2, -4.15, -1.5]],
-            handed_on,
-            [[1.0], [0.5]],
-            4,
-        ),  # beyond either end, and one more
+        # Two columns, then the example of the lesson.
+        ([[0.4, 0.4]], pair, [[1.0]], 4),
+        ([[1.4, 0.4, -0.6, 2.4]], four, [[1.0]], 4),
+        # A weight is pushed beyond the last code.
+        ([[7.3, 7.4], [0.3, -0.7]], pair, [[1.0], [0.25]], 4),
+        # Beyond either end, with one more column after it.
+        ([[7.4, 7.3, 5.0], [-4.2, -4.15, -1.5]], HANDED_ON, [[1.0], [0.5]], 4),
     ]
     shapes = ((3, 4, 4), (4, 5, 3), (2, 8, 4), (4, 6, 3))
     drawn = [_codes_case(generator, *shape) for shape in shapes]
-    return make_cases(
-        by_hand, [*drawn, _pushed_codes_case(generator, 3), _pushed_codes_case(generator, 4)]
-    )
+    pushed = [_pushed_codes_case(generator, bits) for bits in (3, 4)]
+    return make_cases(by_hand, [*drawn, *pushed])
 
 
 def _pushed_codes_case(generator: Generator, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """A row that is pushed beyond the last code and one beyond the first, by a Hessian that hands each error on."""
-    handed_on = torch.tensor([[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
-    first = qmax(bits) + torch.tensor([[0.0], [1.0]])  # how far out either end lies
+    """Draw a row that is pushed beyond the last code and one beyond the first."""
+    handed_on = torch.tensor(HANDED_ON)
+    signs = torch.tensor([[1.0], [-1.0]])
+    last = qmax(bits) + torch.tensor([[0.0], [1.0]])  # the last code in each direction
     while True:
-        steps = torch.cat(
-            [first + uniform(generator, 0.25, 0.45, 2, 2), uniform(generator, 1, 2, 2, 1)], dim=1
-        )
+        at_the_end = last + uniform(generator, 0.25, 0.45, 2, 2)
+        inside = uniform(generator, 1, 2, 2, 1)
+        steps = torch.cat([at_the_end, inside], dim=1)
         scale = uniform(generator, 0.1, 2.0, 2, 1)
-        w = steps * scale * torch.tensor([[1.0], [-1.0]])
+        w = steps * scale * signs
         clear = _clear(_sweep(w, handed_on, _fixed(scale), qmax(bits), _by_inverse))
         steady, answers = _steady(SWEEP, w, handed_on, scale, bits)
         if (clear & steady).all() and _ends_told(answers):
@@ -450,40 +529,39 @@ SWEEP = Exercise(
     reference=_codes_by(_by_inverse),
     mistakes=(
         Mistake(
-            "rounding to nearest: nobody answers",
-            _codes_by(_nobody),
-            "Is column 1 still what it was when its turn comes? What stands right of the diagonal in a LOWER factor?",
+            "round-to-nearest (RTN): no weight compensates",
+            _codes_by(_no_compensation),
+            "Does column 1 change before its turn comes? And what stands right of the diagonal in"
+            " a LOWER factor?",
         ),
-        *(
-            Mistake(
-                "H in the place of its inverse",
-                _codes_by(row),
-                "Which matrix says how the others answer: that of the inputs, or its inverse? And whose factor is U?",
-            )
-            for row in (_by_hessian, _against_hessian, _by_factor_of_hessian)
+        *variants(
+            "H in place of its inverse",
+            "Which matrix tells how the other weights compensate: that of the inputs, or its"
+            " inverse? And of which one is U the factor?",
+            _codes_by(_by_hessian),
+            _codes_by(_against_hessian),
+            _codes_by(_by_factor_of_hessian),
         ),
-        *(
-            Mistake(
-                "columns that are done still take part",
-                function,
-                "A rounded column can answer no more. For which columns is the inverse that column 1 needs?",
-            )
-            for function in (_codes_by(_by_whole_inverse), _codes_at_the_end)
+        *variants(
+            "finished columns still take part",
+            "A rounded column cannot compensate any more. Over which columns is the inverse that"
+            " column 1 needs?",
+            _codes_by(_by_whole_inverse),
+            _codes_at_the_end,
         ),
-        *(
-            Mistake(
-                "the error is not divided by the diagonal",
-                _codes_by(row),
-                "Your update acts on column j as well: does it bring it just to where it was rounded to?",
-            )
-            for row in (_undivided_factor, _undivided_inverse)
+        *variants(
+            "the error is not divided by the diagonal",
+            "Your update acts on column j as well: does it move column j exactly to its rounded"
+            " value?",
+            _codes_by(_undivided_factor),
+            _codes_by(_undivided_inverse),
         ),
-        *_saturated_wrongly(lambda rounding: _codes_by(_by_inverse, rounding)),
+        *_saturated_wrongly(partial(_codes_by, _by_inverse)),
     ),
 )
 
 
-# 06.4 -------------------------------------------------------------------------------------------------------------
+# 06.4 ---------------------------------------------------------------------------------------------
 
 
 def _amax_scale(w: np.ndarray, top: float) -> np.ndarray:
@@ -491,31 +569,28 @@ def _amax_scale(w: np.ndarray, top: float) -> np.ndarray:
     return np.where(amax == 0, 1.0, amax / top)
 
 
+@dataclass
 class _Groups:
-    """Scales of groups; they are kept as they come.
+    """A grid of groups, whose scales are computed at their turn and kept.
 
     Args:
-        before: the weights to fit to, where they are not those of the moment.
-        every_column: fit anew at each column, not only at a group's first.
+        before: the weights to take the scales from, if not the current ones.
+        every_column: compute a scale anew at each column, not only at a group's first.
     """
 
-    def __init__(
-        self, group_size: int, top: float, *, before: Any = None, every_column: bool = False
-    ) -> None:
-        self.group_size, self.top, self.before, self.every_column = (
-            group_size,
-            top,
-            before,
-            every_column,
-        )
-        self.scales: dict[int, np.ndarray] = {}
+    group_size: int
+    top: float
+    before: Any = None
+    every_column: bool = False
+    scales: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __call__(self, w: np.ndarray, j: int) -> np.ndarray:
         group = j // self.group_size
         if self.every_column or group not in self.scales:
             start = group * self.group_size
             source = w if self.before is None else f64(self.before)
-            self.scales[group] = _amax_scale(source[:, start : start + self.group_size], self.top)
+            columns = source[:, start : start + self.group_size]
+            self.scales[group] = _amax_scale(columns, self.top)
         return self.scales[group]
 
 
@@ -525,43 +600,60 @@ def _groups_by(
     *,
     before: bool = False,
     within: bool = False,
-    **fitted: bool,
+    every_column: bool = False,
 ) -> Callable[..., Any]:
-    """The sweep in groups, scales fitted as `_Groups` says; `within`: an error is answered in its own group alone."""
+    """Return the sweep in groups.
+
+    Args:
+        before: take the scales from the weights before the sweep.
+        within: compensate each error in its own group only.
+        every_column: see `_Groups`.
+    """
 
     def codes_and_scales(
         w: Any, hessian: Any, group_size: int, bits: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        groups = _Groups(group_size, qmax(bits), before=w if before else None, **fitted)
-
-        def cut(h: np.ndarray, j: int) -> np.ndarray:
-            full = row(h, j)
-            return (
-                np.where(np.arange(len(h)) // group_size == j // group_size, full, 0)
-                if within
-                else full
-            )
-
-        codes = np.stack(
-            [codes for _, codes in _sweep(w, hessian, groups, qmax(bits), cut, rounding)], axis=1
-        )
-        return codes.astype(np.int64), np.stack(list(groups.scales.values()), axis=1)
+        source = w if before else None
+        groups = _Groups(group_size, qmax(bits), source, every_column)
+        row_used = partial(_row_within_group, row, group_size) if within else row
+        swept = _sweep(w, hessian, groups, qmax(bits), row_used, rounding)
+        codes = np.stack([codes for _, codes in swept], axis=1)
+        scales = np.stack(list(groups.scales.values()), axis=1)
+        return codes.astype(np.int64), scales
 
     return codes_and_scales
+
+
+def _row_within_group(row: Row, group_size: int, h: np.ndarray, j: int) -> np.ndarray:
+    """Return the row with zeros for the columns of other groups."""
+    groups = np.arange(len(h)) // group_size
+    return np.where(groups == j // group_size, row(h, j), 0)
 
 
 def _groups_case(
     generator: Generator, out: int, inputs: int, group_size: int, bits: int, *, telling: bool = True
 ) -> tuple[Any, ...]:
-    """Rows that suit, drawn until they tell all mistakes apart, unless that is not asked for."""
+    """Draw suitable rows; unless `telling` is False, they tell all mistakes apart."""
     while True:
-        w, h = torch.randn(CANDIDATES, inputs, generator=generator), _hessian(generator, inputs)
-        clear = _clear(_sweep(w, h, _Groups(group_size, qmax(bits)), qmax(bits), _by_inverse))
-        steady, answers = _steady(GROUPS, w, h, group_size, bits, besides={ENDS} if telling else ())
+        w = torch.randn(CANDIDATES, inputs, generator=generator)
+        h = _hessian(generator, inputs)
+        grid = _Groups(group_size, qmax(bits))
+        clear = _clear(_sweep(w, h, grid, qmax(bits), _by_inverse))
+        besides = {ENDS} if telling else ()
+        steady, answers = _steady(GROUPS, w, h, group_size, bits, besides=besides)
         told = _told(answers) if telling else np.ones((len(w), 1), dtype=bool)
         rows = telling_rows(told, clear & steady, out)
         if len(rows):
             return w[rows], h, group_size, bits
+
+
+# Hands four times each error on to the next column.
+FOUR_TIMES = [
+    [33.0, 8.0, 4.0, 0.0],
+    [8.0, 2.0, 1.0, 0.0],
+    [4.0, 1.0, 1.0, 0.0],
+    [0.0, 0.0, 0.0, 1.0],
+]
 
 
 def _groups_cases(generator: Generator) -> list[Case]:
@@ -571,12 +663,6 @@ def _groups_cases(generator: Generator) -> list[Case]:
         [0.0, 0.0, 1.0, 0.0],
         [1.0, 0.0, 0.0, 1.0],
     ]
-    four_times = [
-        [33.0, 8.0, 4.0, 0.0],
-        [8.0, 2.0, 1.0, 0.0],
-        [4.0, 1.0, 1.0, 0.0],
-        [0.0, 0.0, 0.0, 1.0],
-    ]
     near_pairs = [
         [2.0, 1.0, 0.0, 0.5],
         [1.0, 1.0, 0.0, 0.0],
@@ -584,32 +670,32 @@ def _groups_cases(generator: Generator) -> list[Case]:
         [0.5, 0.0, 0.5, 2.0],
     ]
     by_hand = [
+        # An error changes the scale of the next group.
         ([[2.4, 7.0, 3.1, 6.6]], far_pair, 2, 4),
+        # Errors stay in their group, and leave it.
         ([[0.4, 3.0, -1.2, 2.0], [-2.7, 1.6, 0.2, 3.0]], near_pairs, 2, 3),
-        (
-            [[6.4, 7.0, 3.0, 2.0], [-6.4, -7.0, -3.0, 2.0]],
-            four_times,
-            2,
-            4,
-        ),  # pushed beyond either end
+        # Weights are pushed beyond either end.
+        ([[6.4, 7.0, 3.0, 2.0], [-6.4, -7.0, -3.0, 2.0]], FOUR_TIMES, 2, 4),
     ]
     shapes = ((4, 6, 2, 3), (2, 6, 3, 3), (3, 8, 4, 4), (4, 6, 3, 4))
     drawn = [_groups_case(generator, *shape) for shape in shapes]
+
+    # One group per row, and groups of one weight.
     one_group = _groups_case(generator, 3, 4, 4, 3, telling=False)
     groups_of_one = _groups_case(generator, 2, 4, 1, 4, telling=False)
-    return make_cases(by_hand, [*drawn, one_group, groups_of_one, _pushed_groups_case(generator)])
+    pushed = _pushed_groups_case(generator)
+    return make_cases(by_hand, [*drawn, one_group, groups_of_one, pushed])
 
 
 def _pushed_groups_case(generator: Generator) -> tuple[Any, ...]:
-    """A row pushed beyond the last code and one beyond the first, by a Hessian that hands on four times each error."""
-    four_times = torch.tensor(
-        [[33.0, 8.0, 4.0, 0.0], [8.0, 2.0, 1.0, 0.0], [4.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
-    )
+    """Draw a row that is pushed beyond the last code and one beyond the first."""
+    four_times = torch.tensor(FOUR_TIMES)
+    signs = torch.tensor([[1.0], [-1.0]])
+    sevens = torch.full((2, 1), 7.0)
     while True:
-        first = torch.cat([6 + uniform(generator, 0.3, 0.45, 2, 1), torch.full((2, 1), 7.0)], dim=1)
-        steps = torch.cat([first, uniform(generator, 1, 6, 2, 2)], dim=1) * torch.tensor(
-            [[1.0], [-1.0]]
-        )
+        pushing = 6 + uniform(generator, 0.3, 0.45, 2, 1)
+        rest = uniform(generator, 1, 6, 2, 2)
+        steps = torch.cat([pushing, sevens, rest], dim=1) * signs
         w = steps * uniform(generator, 0.1, 2.0, 2, 1)
         clear = _clear(_sweep(w, four_times, _Groups(2, 7), 7, _by_inverse))
         steady, answers = _steady(GROUPS, w, four_times, 2, 4)
@@ -624,32 +710,34 @@ GROUPS = Exercise(
     points=4,
     cases=_groups_cases,
     reference=_groups_by(_by_inverse),
-    tolerance=1e-3,  # a scale comes out of the updates before it, in float32
+    tolerance=1e-3,  # a scale comes from the updates before it, in float32
     mistakes=(
         Mistake(
-            "scales fitted before the sweep",
+            "scales computed before the sweep",
             _groups_by(_by_inverse, before=True),
-            "That is called static groups, and is no mistake elsewhere. Here, which weights has a group at its turn?",
+            "Other programs offer that as static groups. Which weights does a group have here when"
+            " its turn comes?",
         ),
         Mistake(
             "a new scale at every column",
             _groups_by(_by_inverse, every_column=True),
-            "A group has one scale for all its codes, those already written included: when must it be known?",
+            "A group has one scale for all its codes, the first ones included: when must it be"
+            " known?",
         ),
         Mistake(
-            "errors are answered within their group alone",
+            "errors are compensated within their group alone",
             _groups_by(_by_inverse, within=True),
-            "A group shares a scale. Does an input stop at the border of a group to go together with others?",
+            "A group shares a scale. Are inputs of different groups uncorrelated because of that?",
         ),
-        *(
-            Mistake(
-                "H in the place of its inverse",
-                _groups_by(row),
-                "As in 06.3: is it the matrix of the inputs that says how the others answer, or its inverse?",
-            )
-            for row in (_by_hessian, _against_hessian, _by_factor_of_hessian)
+        *variants(
+            "H in place of its inverse",
+            "As in 06.3: which matrix tells how the other weights compensate, that of the inputs or"
+            " its inverse?",
+            _groups_by(_by_hessian),
+            _groups_by(_against_hessian),
+            _groups_by(_by_factor_of_hessian),
         ),
-        *_saturated_wrongly(lambda rounding: _groups_by(_by_inverse, rounding)),
+        *_saturated_wrongly(partial(_groups_by, _by_inverse)),
     ),
 )
 

@@ -323,9 +323,9 @@ def groups_nearest(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tu
     return q.codes, q.scale
 
 
-INSTEAD = "H in the place of its inverse"
-DONE = "columns that are done still take part"
-NEAREST = "rounding to nearest: nobody answers"
+INSTEAD = "H in place of its inverse"
+DONE = "finished columns still take part"
+NEAREST = "round-to-nearest (RTN): no weight compensates"
 ENDS = "the ends of the grid"
 CLAMPS = (
     (ENDS, lambda codes, bits: codes),
@@ -373,7 +373,7 @@ MISTAKES = [
     *(("06.4", name, groups_by(clamp)) for name, clamp in CLAMPS),
     ("06.4", ENDS, groups_by(clamped, early=True)),
     ("06.4", "", groups_by(clamped, dim=None)),
-    ("06.4", "scales fitted before the sweep", groups_static),
-    ("06.4", "errors are answered within their group alone", groups_block_only),
+    ("06.4", "scales computed before the sweep", groups_static),
+    ("06.4", "errors are compensated within their group alone", groups_block_only),
     ("06.4", "", groups_nearest),
 ]
