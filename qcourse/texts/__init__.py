@@ -1,1 +1,1 @@
-"""Floor 3: what models read: the standard library, as running text and as pairs of question and answer."""
+"""Texts that models read (floor 3): the standard library as documents and as query pairs."""

@@ -1,12 +1,9 @@
-"""What takes seconds to read is read once: rows kept as JSON in the user's cache folder.
+"""Rows that take seconds to read, kept as JSON in the user's cache folder.
 
-The idea: the standard library's texts are parsed from thousands of files, the same ones at each start. What came out is
-kept under a key of all that it depends on, the Python that runs and the code that reads. A file that is not there yet,
-or damaged, or cannot be written, costs time and nothing else.
+The file's name has a hash of all that the rows depend on: the running Python and the reading code.
+A missing, damaged or unwritable file costs time and nothing else.
 
-Source: none.
-
-How it differs from ``storage.py``: that keeps what cannot be made again.
+`storage.py` keeps what cannot be made again.
 """
 
 import hashlib
@@ -32,22 +29,29 @@ def cached_rows(
     read: Callable[[], Iterable[Row]],
     readers: Iterable[str | Path],
 ) -> tuple[Row, ...]:
-    """What read() gives, or gave an earlier process.
+    """Return read(), or what it gave an earlier process.
 
     Args:
-        name: of the file.
-        row: the dataclass of a row; its fields are what JSON can hold.
-        read: takes seconds.
-        readers: the source files that decide what is read; a change in one is a change of key.
+        row: the dataclass of a row, with fields that JSON can hold.
+        readers: the source files that decide what is read; a changed file is a changed key.
     """
-    about = f"{sys.version} {sysconfig.get_path('stdlib')}".encode()
-    key = hashlib.sha256(about + b"".join(Path(each).read_bytes() for each in readers)).hexdigest()[
-        :16
-    ]
-    path = platformdirs.user_cache_path("qcourse", appauthor=False) / f"{name}_{key}.json"
-    with suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
-        return tuple(row(*fields) for fields in json.loads(path.read_bytes()))
+    path = _cache_path(name, readers)
+    # Not there yet, or damaged: read again.
+    with suppress(OSError, ValueError, TypeError):
+        stored = json.loads(path.read_bytes())
+        return tuple(row(*fields) for fields in stored)
     rows = tuple(read())
-    with suppress(OSError):  # where nothing can be kept, the next process reads again
-        write_whole(path, json.dumps([astuple(each) for each in rows]))  # type: ignore[call-overload]
+    # If the folder cannot be written, the next process reads again.
+    with suppress(OSError):
+        content = json.dumps([astuple(each) for each in rows])  # type: ignore[call-overload]
+        write_whole(path, content)
     return rows
+
+
+def _cache_path(name: str, readers: Iterable[str | Path]) -> Path:
+    about = f"{sys.version} {sysconfig.get_path('stdlib')}"
+    digest = hashlib.sha256(about.encode())
+    for reader in readers:
+        digest.update(Path(reader).read_bytes())
+    key = digest.hexdigest()[:16]
+    return platformdirs.user_cache_path("qcourse", appauthor=False) / f"{name}_{key}.json"

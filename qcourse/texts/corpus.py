@@ -1,26 +1,19 @@
-"""What the tiny language model learns from and is judged by: the standard library, as documentation and as code.
+"""The tiny language model's training and held-out documents: the standard library of this Python.
 
-The idea: a language model needs text, and every learner has some megabytes of it: the standard library of the Python
-that runs. It is split once and for all by a hash of the qualified name: a twentieth is held out. The unit of splitting
-is a class or function of a package's top level, with its docstrings and its source and all that is in it, and with its
-C or pure-Python twin: so nothing held out is trained on in another form, and a text that is edited, or moved within its
-package, stays on its side in every version of Python. Since parts of the library quote one another, a paragraph that
-occurs in a held-out text is also cut out of all training texts, and none is kept twice.
+A hash of its name decides whether a unit is held out (one in twenty). A unit is a class or function
+at a package's top level, with docstrings, source and its C or Python twin, so nothing held out is
+trained on in another form, in any version of Python. Paragraphs of held-out documents are also cut
+out of all training documents, and no paragraph occurs twice.
 
-Two kinds of text, each document of one kind only: "docs" are help topics, docstrings and signatures; "code" is source
-without its docstrings.
-
-Source: the standard library of the Python that runs, as ``corpus_sources.py`` reads it.
-
-How it differs from ``docstring_pairs.py``: there, short pairs ask an encoder which belongs to which; here, running text is
-predicted token by token.
+Source: the running standard library, as ``corpus_sources.py`` reads it.
+`docstring_pairs.py` makes short pairs for an encoder; this makes running text for a decoder.
 """
 
 import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from jaxtyping import Int
@@ -40,23 +33,18 @@ from qcourse.texts.docstring_pairs import SKIPPED
 
 HELD_OUT_SHARE = 1 / 20
 MIN_REPEATED = 40  # characters: shorter paragraphs recur without being quotations
-SEPARATOR = "<|endoftext|>"  # the token that begins a text and ends it
+SEPARATOR = "<|endoftext|>"  # the token that begins and ends a document
 
 
 def is_held_out(unit: str) -> bool:
-    """Tell whether a unit is held out: SHA-256(unit) < 2^256 / 20, whether it is written in C or in Python.
-
-    Args:
-        unit: the name of a package and of a class or function in it, "json.JSONDecoder"; that of a module for what else
-            is in it; "topics.return" for a help topic.
-
-    Returns:
-        The same answer on every machine and version. False for what some installations lack, as tkinter.
+    """Return SHA-256(unit) < 2^256 / 20, the same for a C module and its Python twin.
 
     >>> is_held_out("json.loads"), is_held_out("_json.loads"), is_held_out("json.dumps")
     (False, False, False)
     """
     top, dot, rest = unit.partition(".")
+    # _json, _pyio and _py_abc become json, io and abc. Modules that some installations lack, such
+    # as tkinter, are never held out.
     top = re.sub(r"^_+(py_?)?", "", top)
     digest = hashlib.sha256(f"{top}{dot}{rest}".encode()).digest()
     return top not in SKIPPED and int.from_bytes(digest) < HELD_OUT_SHARE * 2**256
@@ -64,16 +52,7 @@ def is_held_out(unit: str) -> bool:
 
 @cache
 def stdlib_corpus(part: str) -> tuple[Document, ...]:
-    """Read the running Python's standard library as documents: topics, then modules by name, docs before code.
-
-    Args:
-        part: "held_out" or "train"; either takes some seconds to read, the first time.
-
-    Returns:
-        Documents without the paragraphs that an earlier one has or, for "train", that a held-out one has.
-
-    Raises:
-        ValueError: another part.
+    """Return the "train" or "held_out" documents: topics, then modules by name, docs before code.
 
     >>> {document.kind for document in stdlib_corpus("held_out")} == {"docs", "code"}
     True
@@ -81,42 +60,34 @@ def stdlib_corpus(part: str) -> tuple[Document, ...]:
     if part not in ("train", "held_out"):
         raise ValueError(f"part must be 'train' or 'held_out', got {part!r}")
     readers = [__file__, corpus_sources.__file__]
-    return cached_rows(f"stdlib_{part}", Document, lambda: _read_part(part), readers)
+    return cached_rows(f"stdlib_{part}", Document, partial(_read_part, part), readers)
 
 
 def _read_part(part: str) -> tuple[Document, ...]:
-    """The documents of a part, from the library's files."""
-
     def keep(unit: str) -> bool:
         return is_held_out(unit) == (part == "held_out")
 
     documents = [document for document in read_topics() if keep(document.name)]
     for top in top_level_names():
         documents += read_package(top, keep)
-    return unrepeated(documents, against=stdlib_corpus("held_out") if part == "train" else ())
+    held_out = stdlib_corpus("held_out") if part == "train" else ()
+    return unrepeated(documents, against=held_out)
 
 
 def unrepeated(
     documents: Iterable[Document], *, against: Iterable[Document] = ()
 ) -> tuple[Document, ...]:
-    """Cut out every paragraph of at least 40 characters that stands in ``against`` or in an earlier document.
-
-    Args:
-        documents: in the order in which the first to have a paragraph keeps it.
-        against: documents whose paragraphs none of the others may have.
-
-    Returns:
-        The documents that have something left. Paragraphs are what blank lines separate; they are compared without
-        regard to indentation and line breaks.
+    """Drop paragraphs of 40 or more characters that ``against`` or an earlier document has.
 
     >>> page = Document("a", "docs", "A short one." + chr(10) * 2 + "A long one" + 9 * ", longer")
     >>> [len(document.text) for document in unrepeated([page, page])]
     [96, 12]
-    >>> [document.text for document in unrepeated([page], against=[page])]
-    ['A short one.']
     """
-    seen = {_key(paragraph) for document in against for paragraph in paragraphs(document.text)}
-    seen = {key for key in seen if len(key) >= MIN_REPEATED}
+    seen = set()
+    for document in against:
+        keys = [_key(paragraph) for paragraph in paragraphs(document.text)]
+        seen.update(key for key in keys if len(key) >= MIN_REPEATED)
+    # Compare paragraphs without their spacing; a document with nothing left is dropped.
     kept = []
     for document in documents:
         new = []
@@ -124,6 +95,7 @@ def unrepeated(
             key = _key(paragraph)
             if key and key not in seen:
                 new.append(paragraph)
+            # Short paragraphs never enter `seen`, so they may recur.
             if len(key) >= MIN_REPEATED:
                 seen.add(key)
         if new:
@@ -132,32 +104,21 @@ def unrepeated(
 
 
 def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Int[Tensor, " tokens"]:
-    """Join documents to one row of ids, a separator before each and at the end: the text that a model is judged by.
-
-    Args:
-        documents: in this order; ``stdlib_corpus("held_out")``, or those of one kind.
-        tokenizer: has the token ``<|endoftext|>``, as the tiny language model's.
-
-    Returns:
-        The ids; without any document, one separator.
-
-    Raises:
-        ValueError: the tokenizer has no separator.
+    """Return one row of ids: a separator before each document and at the end.
 
     >>> from tokenizers.models import WordLevel
     >>> tokenizer = Tokenizer(WordLevel({SEPARATOR: 0, "print": 1}))
-    >>> encode_documents([Document("a", "code", "print"), Document("b", "code", "print")], tokenizer)
+    >>> encode_documents(2 * [Document("a", "code", "print")], tokenizer)
     tensor([0, 1, 0, 1, 0])
     """
     separator = tokenizer.token_to_id(SEPARATOR)
     if separator is None:
-        raise ValueError(f"tokenizer must have the token {SEPARATOR!r}, and has it not")
-    encodings = tokenizer.encode_batch(
-        [document.text for document in documents], add_special_tokens=False
-    )
-    return torch.tensor(
-        [separator, *(i for encoding in encodings for i in (*encoding.ids, separator))]
-    )
+        raise ValueError(f"tokenizer must have the token {SEPARATOR!r}, and does not")
+    texts = [document.text for document in documents]
+    ids = [separator]
+    for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
+        ids += [*encoding.ids, separator]
+    return torch.tensor(ids)
 
 
 def _key(paragraph: str) -> str:

@@ -1,12 +1,11 @@
-"""Read the standard library of the running Python as texts: its help topics, its docstrings, its source.
+"""Read the running standard library as documents: help topics, docstrings and source.
 
-The idea: what is written in Python is parsed and never imported; what is written in C has no source here, and is
-imported for its docstrings. Each text is of one kind: docstrings and signatures are "docs", and are cut out of what
-remains as "code". Left out are tests, tables, and what is no part of the library though it lies in its folder.
+Python modules are parsed, never imported; C modules have no source here and are imported for their
+docstrings. Docstrings and signatures are "docs"; the remaining source is "code". Tests, tables and
+folders that are not part of the library are left out.
 
 Source: ``pydoc_data.topics``, ``sys.stdlib_module_names``.
-
-How it differs from ``corpus.py``: here texts are read as they stand, there they are split and rid of repetitions.
+`corpus.py` splits these documents and removes repetitions.
 """
 
 import ast
@@ -21,21 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-_LEFT_OUT = {
-    "test",
-    "tests",
-    "idle_test",
-    "pydoc_data",
-    "encodings",
-    "site-packages",
-}  # encodings: tables of characters
+# encodings holds tables of characters.
+_LEFT_OUT = {"test", "tests", "idle_test", "pydoc_data", "encodings", "site-packages"}
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Definition = ast.ClassDef | _Function
+Keep = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text of one kind, and the qualified name of what it is about: a module, or "topics." and a topic."""
+    """A text of one kind; name is a module's, or "topics." and a topic."""
 
     name: str
     kind: Literal["docs", "code"]
@@ -43,18 +37,19 @@ class Document:
 
 
 def read_topics() -> Iterator[Document]:
-    """Read the chapters of the language reference that ``help()`` shows, by name.
+    """Yield the chapters of the language reference that ``help()`` shows, by name.
 
     >>> next(read_topics()).name
     'topics.assert'
     """
-    from pydoc_data.topics import topics  # half a megabyte, seldom needed
+    # Half a megabyte, rarely needed.
+    from pydoc_data.topics import topics
 
     return (Document(f"topics.{name}", "docs", text) for name, text in sorted(topics.items()))
 
 
 def top_level_names() -> list[str]:
-    """Name the library's modules and packages, those included that this machine lacks.
+    """Return the names of the library's modules and packages, on this machine or not.
 
     >>> {"json", "_json"} <= set(top_level_names()) and "test" not in top_level_names()
     True
@@ -62,39 +57,30 @@ def top_level_names() -> list[str]:
     return sorted(sys.stdlib_module_names - _LEFT_OUT)
 
 
-def read_package(top: str, keep: Callable[[str], bool] = lambda unit: True) -> Iterator[Document]:
-    """Read a module, or all of a package: docstrings, then the rest of the source; nothing if it is absent.
+def keep_all(unit: str) -> bool:
+    """Return True."""
+    return True
 
-    Args:
-        top: the name of the module or package.
-        keep: tells which units to read. "json.JSONDecoder" is the class or function with all that is in it, whichever
-            module of json defines it; "json.decoder" is that module's docstring and what stands outside of those.
+
+def read_package(top: str, keep: Keep = keep_all) -> Iterator[Document]:
+    """Yield docs and code of each module of a package; nothing if the package is absent.
+
+    ``keep("json.JSONDecoder")`` decides about that class of json, in any of its modules, and
+    ``keep("json.decoder")`` about the rest of that module.
 
     >>> [(document.name, document.kind) for document in read_package("bisect")]
     [('bisect', 'docs'), ('bisect', 'code')]
     """
     root = Path(sysconfig.get_path("stdlib"))
-    paths = [
-        path for path in (root / f"{top}.py", *sorted((root / top).rglob("*.py"))) if path.is_file()
-    ]
+    candidates = [root / f"{top}.py", *sorted((root / top).rglob("*.py"))]
+    paths = [path for path in candidates if path.is_file()]
     for path in paths:
         parts = path.relative_to(root).with_suffix("").parts
         if _LEFT_OUT.isdisjoint(parts):
-            yield from _source(
-                path, top, ".".join(part for part in parts if part != "__init__"), keep
-            )
+            name = ".".join(part for part in parts if part != "__init__")
+            yield from _python_documents(path, top, name, keep)
     if not paths and importlib.util.find_spec(top):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # some are deprecated
-                module = importlib.import_module(top)
-        except ImportError:  # an extension whose library this machine lacks
-            return
-        entries = [_entry(top, "", inspect.getdoc(module) or "")] if keep(top) else []
-        for name, member in _members(module):
-            if keep(f"{top}.{name}"):
-                entries += _c_entries(member, name)
-        yield Document(top, "docs", "\n\n".join(entries))
+        yield from _extension_documents(top, keep)
 
 
 def paragraphs(text: str) -> list[str]:
@@ -106,48 +92,59 @@ def paragraphs(text: str) -> list[str]:
     return re.split(r"\n(?:[ \t]*\n)+", text.strip("\n"))
 
 
-def _source(path: Path, top: str, name: str, keep: Callable[[str], bool]) -> Iterator[Document]:
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # old sources have escapes such as "\d" that newer parsers warn of
-        source = importlib.util.decode_source(path.read_bytes())
-        try:
+def _python_documents(path: Path, top: str, name: str, keep: Keep) -> Iterator[Document]:
+    source = importlib.util.decode_source(path.read_bytes())
+    try:
+        with warnings.catch_warnings():
+            # Newer parsers warn of escapes such as "\d" in old sources.
+            warnings.simplefilter("ignore")
             tree = ast.parse(source)
-        except SyntaxError:  # a template, or a file that shows an error
-            return
-    entries = [_entry(name, "", ast.get_docstring(tree) or "")] if keep(name) else []
-    lines = source.split("\n")  # and not by splitlines, to which a form feed is one
+    except SyntaxError:  # a template, or a file that demonstrates an error
+        return
+
+    # splitlines would also split at form feeds, which Python's line numbers do not count.
+    lines = source.split("\n")
     kept = [keep(name)] * len(lines)
+    entries = []
+    if keep(name):
+        entries.append(_entry(name, "", ast.get_docstring(tree) or ""))
     for node in tree.body:
         if isinstance(node, _Definition):
-            span, keep_it = (
-                slice(_first_line(node, lines), node.end_lineno),
-                keep(f"{top}.{node.name}"),
-            )
-            kept[span] = [keep_it] * len(kept[span])
-            entries += _entries(node, node.name) if keep_it else []
-    for part in [
-        tree,
-        *(part for node in tree.body if kept[node.lineno - 1] for part in ast.walk(node)),
-    ]:
-        if (
-            isinstance(part, ast.Module | _Definition)
-            and ast.get_docstring(part, clean=False) is not None
-        ):
-            span = slice(part.body[0].lineno - 1, part.body[0].end_lineno)
-            kept[span] = [False] * len(kept[span])
-    code = paragraphs(
-        "\n".join(line if keep_it else "" for line, keep_it in zip(lines, kept, strict=True))
-    )
+            keep_unit = keep(f"{top}.{node.name}")
+            _mark(kept, _first_line(node, lines), node.end_lineno, keep_unit)
+            if keep_unit:
+                entries += _entries(node, node.name)
+    _drop_docstrings(tree, kept)
+
+    # Dropped lines become blank, so that they separate paragraphs.
+    remaining = [line if keep_it else "" for line, keep_it in zip(lines, kept, strict=True)]
+    text = "\n".join(remaining)
+    code = [part for part in paragraphs(text) if not _is_table(part)]
     yield Document(name, "docs", "\n\n".join(entries))
-    yield Document(
-        name, "code", "\n\n".join(paragraph for paragraph in code if not _is_table(paragraph))
-    )
+    yield Document(name, "code", "\n\n".join(code))
+
+
+def _mark(kept: list[bool], start: int, end: int | None, value: bool) -> None:
+    span = slice(start, end)
+    kept[span] = [value] * len(kept[span])
+
+
+def _drop_docstrings(tree: ast.Module, kept: list[bool]) -> None:
+    """Mark the lines of all docstrings as not kept."""
+    parts: list[ast.AST] = [tree]
+    for node in tree.body:
+        if kept[node.lineno - 1]:
+            parts += ast.walk(node)
+    for part in parts:
+        if not isinstance(part, ast.Module | _Definition):
+            continue
+        if ast.get_docstring(part, clean=False) is not None:
+            docstring = part.body[0]
+            _mark(kept, docstring.lineno - 1, docstring.end_lineno, False)
 
 
 def _first_line(node: _Definition, lines: list[str]) -> int:
-    """The index of a definition's first line: that of its decorators, and of comments right above."""
+    """Return the index of a definition's first line, with its decorators and comments above."""
     first = min(part.lineno for part in (node, *node.decorator_list)) - 1
     while first and lines[first - 1].startswith("#"):
         first -= 1
@@ -160,39 +157,58 @@ def _is_table(paragraph: str) -> bool:
 
 
 def _entries(node: _Definition, name: str) -> Iterator[str]:
+    """Yield signature and docstring of a definition, and of those inside it."""
     docstring = ast.get_docstring(node)
     if docstring:
-        yield _entry(
-            name, f"({ast.unparse(node.args)})" if isinstance(node, _Function) else "", docstring
-        )
+        signature = f"({ast.unparse(node.args)})" if isinstance(node, _Function) else ""
+        yield _entry(name, signature, docstring)
     for child in node.body:
         if isinstance(child, _Definition):
             yield from _entries(child, f"{name}.{child.name}")
 
 
+def _extension_documents(top: str, keep: Keep) -> Iterator[Document]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some are deprecated
+            module = importlib.import_module(top)
+    except ImportError:  # an extension whose library this machine lacks
+        return
+    entries = []
+    if keep(top):
+        entries.append(_entry(top, "", inspect.getdoc(module) or ""))
+    for name, member in _members(module):
+        if keep(f"{top}.{name}"):
+            entries += _c_entries(member, name)
+    yield Document(top, "docs", "\n\n".join(entries))
+
+
 def _c_entries(value: object, name: str) -> Iterator[str]:
+    """Yield signature and docstring of an object of a C module, and of a class's members."""
     docstring = inspect.getdoc(value)
     if docstring:
-        try:
-            signature = str(inspect.signature(value)) if callable(value) else ""
-            signature = re.sub(
-                " at 0x[0-9a-f]+", "", signature
-            )  # where a default lies in memory: new each time
-        except Exception:  # its text is evaluated, and may fail in any way
-            signature = ""
-        yield _entry(name, signature, docstring)
+        yield _entry(name, _c_signature(value), docstring)
     if isinstance(value, type):
         for key, member in _members(value):
             yield from _c_entries(member, f"{name}.{key}")
 
 
+def _c_signature(value: object) -> str:
+    try:
+        signature = str(inspect.signature(value)) if callable(value) else ""
+    except Exception:  # inspect evaluates a text of the module, which may fail in any way
+        return ""
+    # The address of a default value differs in each process.
+    return re.sub(" at 0x[0-9a-f]+", "", signature)
+
+
 def _members(value: object) -> list[tuple[str, object]]:
-    members = sorted(vars(value).items())
-    return [
-        (k, v)
-        for k, v in members
-        if not k.startswith("_") and (callable(v) or inspect.isdatadescriptor(v))
-    ]
+    members = []
+    for name, member in sorted(vars(value).items()):
+        documented = callable(member) or inspect.isdatadescriptor(member)
+        if documented and not name.startswith("_"):
+            members.append((name, member))
+    return members
 
 
 def _entry(name: str, signature: str, docstring: str) -> str:

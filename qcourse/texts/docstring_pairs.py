@@ -1,16 +1,12 @@
-"""Texts that every learner has: the docstrings of Python's own standard library, as a retrieval task.
+"""A retrieval task from the docstrings of the running standard library.
 
-The idea: an encoder is good if a question finds its answer. A docstring brings both: its summary line is the query; the
-name of what it documents, with the rest of the docstring, is the document. The texts are read from the source files of
-the Python that runs (parsed, never imported), so there is nothing to download. They are ordered by a hash of their
-qualified name: a text that another version adds, drops or edits changes one pair, and leaves the others in their order.
-Parsing takes seconds, so what it found is kept in the user's cache folder, for this Python and this file as it is.
+An encoder is good if a query finds its document. The summary line of a docstring is the query; the
+documented name and the rest of the docstring are the document. The source files are parsed, never
+imported. Pairs are ordered by a hash of their name, so another version of Python changes few pairs
+and keeps the order. A few hundred short pairs tell a good encoder from a damaged one.
 
-Source: PEP 257 for the summary line; top-1 retrieval is a usual measure for sentence encoders (Muennighoff et al. 2023,
-"MTEB").
-
-How it differs from a corpus that trains a model: a few hundred short pairs are enough to tell a good encoder from a
-damaged one.
+Source: PEP 257 (summary line); Muennighoff et al. 2023, "MTEB" (top-1 retrieval).
+`corpus.py` makes running text for a decoder.
 """
 
 import ast
@@ -21,7 +17,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -33,7 +29,7 @@ from qcourse.texts.cached_rows import cached_rows
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Documented = ast.Module | ast.ClassDef | Function
 
-# Not part of every installation or version of Python, or near-copies of one another (the two graphics libraries).
+# Not part of every installation or version of Python, or near-copies of each other (turtle).
 SKIPPED = {
     "distutils",
     "ensurepip",
@@ -45,13 +41,13 @@ SKIPPED = {
     "turtledemo",
 }
 SUMMARY_WORDS = range(4, 21)
-BODY_WORDS = 12  # at least: shorter ones ("See the manual.") belong to no summary in particular
-BODY_CHARS = 300  # at most, cut at a word: short texts make an evaluation of seconds
+BODY_WORDS = 12  # at least: shorter ones ("See the manual.") fit many summaries
+BODY_CHARS = 300  # at most, cut at a word: short documents make an evaluation of seconds
 
 
 @dataclass(frozen=True)
 class StdlibText:
-    """One docstring: the name of what it documents, its summary line (query), and name and body (document)."""
+    """One docstring: the documented name, its summary line, and name and body."""
 
     name: str
     query: str
@@ -59,17 +55,9 @@ class StdlibText:
 
 
 def stdlib_texts(count: int, *, root: Path | None = None) -> tuple[StdlibText, ...]:
-    """Take the first ``count`` pairs of query and document, in the order of SHA-256(name).
+    """Return the first ``count`` pairs of query and document, in the order of SHA-256(name).
 
-    Args:
-        count: how many; a larger count begins with the same texts.
-        root: the folder of the standard library's source; by default that of the running Python.
-
-    Returns:
-        Pairs from public modules, classes, methods and functions; no summary line and no body occurs twice.
-
-    Raises:
-        ValueError: count is not positive, or is more than there are.
+    root is the folder of the source files. Raises ValueError if there are fewer pairs.
 
     >>> stdlib_texts(300)[:10] == stdlib_texts(10)
     True
@@ -83,47 +71,45 @@ def stdlib_texts(count: int, *, root: Path | None = None) -> tuple[StdlibText, .
 
 
 def retrieval_accuracy(queries: Shaped[Tensor, "..."], documents: Shaped[Tensor, "..."]) -> float:
-    """Share of queries whose most similar document, by cosine, is their own: mean over i of [argmax_j q_i . d_j = i].
+    """Return the mean over i of [argmax_j cos(q_i, d_j) = i], for embeddings (texts, width).
 
-    Args:
-        queries: embeddings (texts, width) of any length; row i belongs to row i of documents.
-        documents: embeddings of the same shape.
-
-    Returns:
-        Between 0 and 1; chance is 1 / texts.
-
-    Raises:
-        ValueError: the shapes differ, are empty or not two-dimensional, or a value is not finite.
+    Raises ValueError if the shapes differ or a value is not finite.
 
     >>> retrieval_accuracy(torch.eye(4), torch.eye(4)[[0, 1, 3, 2]])
     0.5
     """
     if queries.ndim != 2 or queries.shape != documents.shape or queries.numel() == 0:
         raise ValueError(
-            f"queries and documents must have one shape (texts, width), got {tuple(queries.shape)} and"
-            f" {tuple(documents.shape)}"
+            "queries and documents must have one shape (texts, width),"
+            f" got {tuple(queries.shape)} and {tuple(documents.shape)}"
         )
-    unit = [torch.nn.functional.normalize(rows.double()) for rows in (queries, documents)]
-    similarity = unit[0] @ unit[1].T
+    # The cosine is the product of unit vectors; float64 avoids ties by rounding.
+    unit_queries = torch.nn.functional.normalize(queries.double())
+    unit_documents = torch.nn.functional.normalize(documents.double())
+    similarity = unit_queries @ unit_documents.T  # (queries, documents)
     if not similarity.isfinite().all():
         raise ValueError("queries and documents must be finite: they hold NaN or infinity")
     own = torch.arange(len(queries), device=similarity.device)
-    return (similarity.argmax(dim=1) == own).double().mean().item()
+    found = similarity.argmax(dim=1) == own
+    return found.double().mean().item()
 
 
 @cache
 def _all_texts() -> tuple[StdlibText, ...]:
     root = Path(sysconfig.get_path("stdlib"))
-    return cached_rows("stdlib_texts", StdlibText, lambda: _read_texts(root), [__file__])
+    return cached_rows("stdlib_texts", StdlibText, partial(_read_texts, root), [__file__])
 
 
 def _read_texts(root: Path) -> tuple[StdlibText, ...]:
-    pairs = {
-        name: pair for path, module in _sources(root) for name, *pair in _docstrings(path, module)
-    }
+    pairs = {}
+    for path, module in _sources(root):
+        for name, summary, body in _docstrings(path, module):
+            pairs[name] = (summary, body)
+
+    # No summary and no body occurs twice: a query must have one right answer.
     seen: set[str] = set()
     texts = []
-    for name in sorted(pairs, key=lambda name: hashlib.sha256(name.encode()).digest()):
+    for name in sorted(pairs, key=_digest):
         summary, body = pairs[name]
         if seen.isdisjoint((summary, body)):
             texts.append(StdlibText(name, summary, f"{name}: {body}"))
@@ -131,42 +117,46 @@ def _read_texts(root: Path) -> tuple[StdlibText, ...]:
     return tuple(texts)
 
 
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
 def _sources(root: Path) -> Iterator[tuple[Path, str]]:
-    # By the list of the library's own names, since site-packages and much else lie in the same folder.
+    """Yield path and name of the library's public modules."""
+    # Go by the library's own list of names: site-packages and others are in the same folder.
     for top in sorted(sys.stdlib_module_names - SKIPPED):
         for path in [root / f"{top}.py", *sorted((root / top).rglob("*.py"))]:
-            parts = [
-                part for part in path.relative_to(root).with_suffix("").parts if part != "__init__"
-            ]
-            if path.is_file() and not any(
-                part.startswith("_") or part in ("test", "tests") for part in parts
-            ):
-                yield path, ".".join(parts)
+            parts = path.relative_to(root).with_suffix("").parts
+            names = [part for part in parts if part != "__init__"]
+            private = any(name.startswith("_") for name in names)
+            if path.is_file() and not private and {"test", "tests"}.isdisjoint(names):
+                yield path, ".".join(names)
 
 
 def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str, str]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # old sources have escapes such as "\d" that newer parsers warn of
-        try:
+    """Yield name, summary and body of each docstring that makes a good pair."""
+    try:
+        with warnings.catch_warnings():
+            # Newer parsers warn of escapes such as "\d" in old sources.
+            warnings.simplefilter("ignore")
             tree = ast.parse(path.read_bytes())
-        except (
-            SyntaxError,
-            ValueError,
-        ):  # a template, a file that shows an error, one that is no text
-            return
+    except (SyntaxError, ValueError):  # a template, an example of an error, or not a text
+        return
     for name, node in _documented(tree, module):
-        summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
+        docstring = ast.get_docstring(node) or ""
+        summary, _, rest = docstring.partition("\n\n")
         body = textwrap.shorten(rest, BODY_CHARS, placeholder="")
         plain = "\n" not in summary and summary not in body
-        if plain and len(summary.split()) in SUMMARY_WORDS and len(body.split()) >= BODY_WORDS:
+        long_enough = len(body.split()) >= BODY_WORDS
+        if plain and long_enough and len(summary.split()) in SUMMARY_WORDS:
             yield name, summary, body
 
 
 def _documented(node: Documented, name: str) -> Iterator[tuple[str, Documented]]:
+    """Yield a module, class or function and the public ones inside it, with their names."""
     yield name, node
-    if not isinstance(node, Function):  # what a function defines inside is not public
-        for child in node.body:
-            if isinstance(child, ast.ClassDef | Function) and not child.name.startswith("_"):
-                yield from _documented(child, f"{name}.{child.name}")
+    if isinstance(node, Function):  # what a function defines inside is not public
+        return
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | Function) and not child.name.startswith("_"):
+            yield from _documented(child, f"{name}.{child.name}")
