@@ -1,7 +1,7 @@
 """The commands for teachers: grade, feedback, export.
 
 The idea: each command is a few lines around the part that does the work, and imports that part
-only when it runs. What stops a command is one sentence, which `qcourse.cli` prints.
+only when it runs. An error that stops a command is one sentence, which `qcourse.cli` prints.
 """
 
 import argparse
@@ -29,6 +29,7 @@ def add_commands(commands: "argparse._SubParsersAction") -> None:
     for parser in (feedback_parser, export_parser):
         parser.add_argument("graded", help="the folder that `qcourse grade` wrote")
 
+    # A command line is visible to every user, so an address with a password comes from here.
     url = os.environ.get("QCOURSE_DB")
     for parser in (grade_parser, feedback_parser, export_parser):
         parser.add_argument("--sheet", help="the number of a sheet, such as 01 (default: all)")
@@ -67,6 +68,7 @@ def grade(options: argparse.Namespace) -> int:
     from qcourse.grading.grade_class import Settings, grade_class
 
     submitted = Path(options.submitted)
+    # Results are never written among the submissions.
     into = options.into or submitted.resolve().parent / "graded"
     settings = Settings(
         submitted,
@@ -131,6 +133,7 @@ def _people_and_scores(options: argparse.Namespace) -> tuple[list, list]:
             f"There is no gradebook.db in {options.graded}: name what `qcourse grade` wrote."
         )
     with open_gradebook(options.db or default_url(folder)) as book:
+        # "1" means "01"; without a number, every sheet's name matches.
         number = options.sheet.zfill(2) if options.sheet else ""
         found = [score for score in scores(book) if score.sheet.startswith(number)]
         if options.sheet and not found:

@@ -2,7 +2,7 @@
 
 The idea: a page is made of one student's scores and nothing else, so it cannot hold another's;
 `grade_submission.py` leaves out expected values. A reason may hold what the student's own code
-returned or raised, so every text is escaped, and the page tells the browser to run no script and
+returned or raised, so every text is escaped. The page also tells the browser to run no script and
 to load nothing. Points and comments set by a person replace the grader's.
 
 nbgrader looks for the same files (feedback/STUDENT/SHEET/SHEET.html) when it returns feedback.
@@ -15,9 +15,11 @@ from pathlib import Path
 from qcourse.grading.book.results import write_changed
 from qcourse.grading.book.scores import Score
 
+# The color of a section: all points, some, none.
 GOOD = "#2e9e4f"
 PARTLY = "#c98a1b"
 NONE = "#d0492f"
+# The page may use its own style, and nothing else: no script, no image, no link to a file.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STYLE = """\
 body { font-family: sans-serif; line-height: 1.5; max-width: 48rem; margin: 2rem auto; \
@@ -59,6 +61,7 @@ def page(scores: Iterable[Score]) -> str:
     if len(owners) != 1:
         raise ValueError(f"scores must be of one student and one sheet, not of {sorted(owners)}")
     ((student, sheet),) = owners
+    # "01_quantizer" is titled "Sheet 01: quantizer".
     number, _, name = sheet.partition("_")
     title = f"Sheet {number}: {name.replace('_', ' ')}"
     points = sum(score.points for score in scores)

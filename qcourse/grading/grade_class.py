@@ -2,8 +2,9 @@
 
 The idea: everything that can be wrong before the first grade (no folder, no sandbox, a database
 that refuses) is found before it, in one sentence. From then on each grade is kept as it comes, so
-a run that is cut short is continued by the next. What was graded before and has not changed is not
-graded again. A disk or database that refuses halfway stops the run, and the summary says so.
+a run that is cut short is continued by the next. A submission that was graded before and has not
+changed is not graded again. A disk or database that refuses halfway stops the run, and the summary
+says so.
 
 The parts do not know each other: `intake.py` reads, `processes.py` or `dask_cluster.py` grades,
 `recorder.py` keeps what comes, `summary.py` sums up. This file is the order they come in.
@@ -26,27 +27,16 @@ from qcourse.grading.summary import RunSummary, Totals, totals, totals_of
 
 @dataclass(frozen=True)
 class Settings:
-    """How to grade a class.
+    """How to grade a class."""
 
-    Args:
-        submitted: the folder with STUDENT/SHEET.ipynb.
-        into: the folder of the results.
-        sheet: "01" for this sheet alone; None for all.
-        url: of the gradebook; None for SQLite in `into`.
-        workers: processes on this machine; None for one per core.
-        scheduler: tls://HOST:PORT of a Dask scheduler, instead of processes.
-        unsafe: grade without a sandbox.
-        regrade: grade again what was graded before.
-    """
-
-    submitted: Path
-    into: Path
-    sheet: str | None = None
-    url: str | None = None
-    workers: int | None = None
-    scheduler: str | None = None
-    unsafe: bool = False
-    regrade: bool = False
+    submitted: Path  # the folder with STUDENT/SHEET.ipynb
+    into: Path  # the folder of the results
+    sheet: str | None = None  # "01" for this sheet alone; None for all
+    url: str | None = None  # of the gradebook; None for SQLite in `into`
+    workers: int | None = None  # processes on this machine; None for one per core
+    scheduler: str | None = None  # tls://HOST:PORT of a Dask scheduler, instead of processes
+    unsafe: bool = False  # grade without a sandbox
+    regrade: bool = False  # grade again what was graded before
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -59,7 +49,7 @@ def grade_class(settings: Settings) -> RunSummary:
     """Grade what is new or changed, and bring the gradebook and the feedback up to date.
 
     Raises:
-        ValueError: the sheet, the gradebook's address or the scheduler's is not one.
+        ValueError: no such sheet, or not the address of a gradebook or a scheduler.
         OSError: nothing was graded (no folder, no sandbox, another run, a disk that refuses).
     """
     found, problems = intake.find_submissions(settings.submitted, settings.sheet)

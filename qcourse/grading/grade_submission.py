@@ -50,9 +50,11 @@ def grade_submission(
         SandboxError: no sandbox can be started, or it was lost twice.
     """
     limits = limits or Limits()
+    # One generator for all exercises, in the sheet's order.
     generator = torch.Generator().manual_seed(seed)
     sheet = load_sheet(submission.sheet[:2])
     cases = {exercise: exercise.cases(generator) for exercise in sheet.exercises}
+    # The sandbox answers one request at a time, so threads take turns.
     with _one_at_a_time:
         outputs = _outputs(submission, cases, limits, backend)
 
@@ -83,6 +85,7 @@ def grade_exercise(
         return ExerciseGrade(exercise.id, float(exercise.points), exercise.points)
     if verdict.status == NOT_WRITTEN:
         return ExerciseGrade(exercise.id, 0.0, exercise.points, NOT_WRITTEN)
+    # The reason shows what the student's code returned, never what was expected.
     right = f"{verdict.cases_right} of {verdict.cases} cases right"
     reason = f"{right}; {_one_line(verdict.reason)}"
     if verdict.mistake:

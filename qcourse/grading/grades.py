@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+# What holds the code: a sandbox, or only another process with limits.
 BUBBLEWRAP = "bubblewrap"
 NONE = "none"
 BACKENDS = (BUBBLEWRAP, NONE)
@@ -20,23 +21,14 @@ GRADER_S = 60.0  # of our own work: Python's and the sandbox's start, finding na
 
 @dataclass(frozen=True)
 class Limits:
-    """What a submission may use; past it the worker is killed, or the call it is in fails.
+    """What a submission may use; past it the worker is killed, or the call it is in fails."""
 
-    Args:
-        case_s: wall time of one case, and of running one cell.
-        exercise_s: wall time of one exercise, its cells and cases; also its processor time.
-        memory_mib: memory of the worker beyond Python and torch themselves.
-        file_mib: all files that it writes together; they are in memory.
-        reply_mib: one answer, as it is sent.
-        tasks: threads; a worker starts no other process.
-    """
-
-    case_s: float = 5.0
-    exercise_s: float = 20.0
-    memory_mib: int = 1024
-    file_mib: int = 16
-    reply_mib: int = 8
-    tasks: int = 16
+    case_s: float = 5.0  # wall time of one case, and of running one cell
+    exercise_s: float = 20.0  # wall time of an exercise's cells and cases; also processor time
+    memory_mib: int = 1024  # of the worker, beyond Python and torch themselves
+    file_mib: int = 16  # of all files that it writes together; they are in memory
+    reply_mib: int = 8  # of one answer, as it is sent
+    tasks: int = 16  # threads; a worker starts no other process
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -52,20 +44,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Submission:
-    """One student's answers to one sheet.
+    """One student's answers to one sheet."""
 
-    Args:
-        student: the name of the folder it came in.
-        sheet: "01_quantizer", the name of the sheet's file.
-        cells: exercise id -> source of its solution cell; only what the notebook has.
-        sha256: of the file's bytes.
-    """
-
-    student: str
-    sheet: str
+    student: str  # the name of the folder it came in
+    sheet: str  # "01_quantizer", the name of the sheet's file
     path: Path
-    cells: Mapping[str, str]
-    sha256: str
+    cells: Mapping[str, str]  # exercise id -> source of its solution cell, if there is one
+    sha256: str  # of the file's bytes
 
 
 @dataclass(frozen=True)
@@ -90,28 +75,18 @@ class ExerciseGrade:
 
 @dataclass(frozen=True)
 class SubmissionGrade:
-    """One graded submission, and all that is needed to grade it again in the same way.
-
-    Args:
-        exercises: in the sheet's order.
-        seed: the cases were drawn with it.
-        backend: "bubblewrap" or "none".
-        limits: as in `Limits`.
-        environment: a hash of the versions that graded it and of the checks themselves.
-        graded_at: UTC, ISO 8601.
-        problem: why it could not be graded, one sentence; None if it was.
-    """
+    """One graded submission, and all that is needed to grade it again in the same way."""
 
     student: str
     sheet: str
-    exercises: tuple[ExerciseGrade, ...]
+    exercises: tuple[ExerciseGrade, ...]  # in the sheet's order
     submission_sha256: str
-    seed: int
-    backend: str
-    limits: Mapping[str, Any] = field(default_factory=dict)
-    environment: str = ""
-    graded_at: str = ""
-    problem: str | None = None
+    seed: int  # of the cases
+    backend: str  # one of BACKENDS
+    limits: Mapping[str, Any] = field(default_factory=dict)  # as in `Limits`
+    environment: str = ""  # a hash of the versions that graded it, and of the checks
+    graded_at: str = ""  # UTC, ISO 8601
+    problem: str | None = None  # why it could not be graded, one sentence; None if it was
 
     @property
     def points(self) -> float:

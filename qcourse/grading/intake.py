@@ -26,26 +26,21 @@ MOST_NAMES = 5  # of files, in a sentence
 
 @dataclass(frozen=True)
 class Found:
-    """A file that may be a submission; nothing in it has been read.
+    """A file that may be a submission; nothing in it has been read."""
 
-    Args:
-        student: the folder's name in Unicode's composed form, which differs on some file systems.
-        sheet: "01_quantizer".
-    """
-
-    student: str
-    sheet: str
+    student: str  # the folder's name in Unicode's composed form; file systems differ
+    sheet: str  # "01_quantizer"
     path: Path
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What cannot be graded: student, sheet ("" if unknown), file, and one sentence."""
+    """A file or folder that cannot be graded."""
 
     student: str
-    sheet: str
+    sheet: str  # "" if unknown
     path: Path
-    reason: str
+    reason: str  # one sentence, which goes on from the path
 
     @property
     def line(self) -> str:
@@ -72,6 +67,7 @@ def find_submissions(folder: Path, sheet: str | None = None) -> tuple[list[Found
     _refuse_folder_of_one_student(folder, entries)
     groups, problems = _grouped(entries)
 
+    # One file per student and sheet can be graded; several, or one of no sheet, cannot.
     found: list[Found] = []
     for (student, number), paths in groups.items():
         if wanted is not None and number != wanted:
@@ -123,6 +119,7 @@ def sheet_of(path: Path) -> str | None:
     >>> sheet_of(Path("01_quantizer (1).ipynb")), sheet_of(Path("notes.ipynb"))
     ('01', None)
     """
+    # Two digits, and no third: "01_quantizer", but not "2024.ipynb".
     match = SHEET.match(path.name)
     if match is None or match[1] not in sheet_ids():
         return None
@@ -157,6 +154,7 @@ def _grouped(entries: list[Path]) -> tuple[dict[tuple[str, str], list[Path]], li
     for entry in entries:
         student = unicodedata.normalize("NFC", entry.name)
         paths, reason = _notebooks(entry)
+        # A folder without notebooks may have any name.
         if paths and not reason:
             reason = name_problem(student)
         if reason:
@@ -178,6 +176,7 @@ def _notebooks(entry: Path) -> tuple[list[Path], str]:
     if not entry.is_dir():
         misplaced = "is in no student's folder; put it into one"
         return [], misplaced if _is_notebook(entry) else ""
+    # Files in the student's folder, and files one folder deeper; links are not followed.
     try:
         inside = [path for path in entry.iterdir() if not path.name.startswith(".")]
         deeper = [path for path in inside if path.is_dir() and not path.is_symlink()]

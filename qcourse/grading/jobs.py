@@ -16,27 +16,21 @@ from qcourse.grading.sandbox.mounts import SandboxError
 
 @dataclass(frozen=True)
 class Job:
-    """One submission, the seed of its cases, and the longest time that grading it may take."""
+    """One submission to grade."""
 
     submission: Submission
-    seed: int
-    wall_s: float = 600.0
+    seed: int  # of the cases
+    wall_s: float = 600.0  # the longest time that grading it may take
 
 
 @dataclass(frozen=True)
 class Done:
-    """The outcome of a job.
-
-    Args:
-        grade: the grade as plain data; None if there is none.
-        problem: the reason why there is none.
-        sandbox_lost: whether the reason is that the sandbox did not start, or ended.
-    """
+    """The outcome of a job: a grade as plain data, or the reason why there is none."""
 
     job: Job
     grade: dict[str, Any] | None
     problem: str = ""
-    sandbox_lost: bool = False
+    sandbox_lost: bool = False  # whether the sandbox did not start, or ended
 
 
 Work = Callable[[Job], dict[str, Any]]

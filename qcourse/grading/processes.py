@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from qcourse.grading.jobs import Done, Job, Work, reason_of
 from qcourse.grading.sandbox.mounts import SandboxError
 
-READY = "ready"
+READY = "ready"  # what a process says when it can read its first job
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 

@@ -8,8 +8,6 @@ points, the reason, and a mark for review. An error of one submission costs no o
 `grade_class.py` decides the order; `book/` does the writing.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +32,7 @@ from qcourse.grading.grades import NONE, ExerciseGrade, Limits, Submission, Subm
 from qcourse.grading.jobs import Done, Job
 from qcourse.grading.student_names import name_problem, printable
 from qcourse.grading.submitted_notebook import IntakeError, read_file
+from qcourse.grading.summary import problems_table
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -48,18 +47,20 @@ class Recorder:
     def __init__(
         self, results: Results, run: Run, book: "Gradebook", backend: str, limits: Limits
     ) -> None:
+        # Where grades are kept, and what this run grades with.
         self.results = results
         self.run = run
         self.book = book
         self.backend = backend
         self.limits = limits
         self.name = gradebook_name(book.engine.url)
+        # What the run has come to so far.
         self.problems: list[intake.Problem] = []
         self.graded: list[SubmissionGrade] = []
         self.kept: list[SubmissionGrade] = []
         self.held: Held = {}  # by the gradebook, when the run began
-        self.masters: dict[str, NotebookNode] = {}
-        self.versions: dict[str, str] = {}
+        self.masters: dict[str, NotebookNode] = {}  # by sheet
+        self.versions: dict[str, str] = {}  # by sheet
 
     def open(self, sheets: set[str]) -> None:
         """Enter the sheets in the gradebook, and prepare the folder for the formgrader."""
@@ -93,6 +94,7 @@ class Recorder:
     def jobs(self, found: Sequence[intake.Found]) -> Iterator[Job]:
         """Yield the submissions, read one at a time; refuse what cannot be read."""
         for one in found:
+            # A submission that cannot be read leaves no job behind.
             job: Job | None = None
             with self._boundary(one):
                 submission = intake.read_submission(one)
@@ -128,8 +130,10 @@ class Recorder:
             told: what the student reads, if it is something else.
         """
         self._note(one, reason)
+        # The gradebook cannot keep such a name at all.
         if name_problem(one.student):
             return
+        # A student without a sheet is listed without points.
         if not one.sheet:
             self.book.update_or_create_student(one.student)
             return
@@ -137,6 +141,7 @@ class Recorder:
         if not isinstance(submission, Submission):
             submission = Submission(one.student, one.sheet, one.path, {}, "")
         grade = _zero_grade(submission, told or reason, self.backend)
+        # The gradebook may hold this very line from the run before.
         try:
             if without(self.held, [grade]):
                 write_marked(self.results.folder, submission, grade, self.masters[one.sheet])
@@ -153,14 +158,7 @@ class Recorder:
         for sheet in self.masters:
             found += scores(self.book, sheet)
         write_feedback(self.results.folder, found)
-
-        rows = [["student", "file", "reason"]]
-        for one in self.problems:
-            cells = (one.student, one.path.name, one.reason)
-            rows.append([printable(text) for text in cells])
-        table = io.StringIO(newline="")
-        csv.writer(table, lineterminator="\n").writerows(rows)
-        write_changed(self.results.folder / "problems.csv", table.getvalue())
+        write_changed(self.results.folder / "problems.csv", problems_table(self.problems))
         return found
 
     @contextmanager

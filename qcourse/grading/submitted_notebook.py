@@ -21,11 +21,13 @@ from typing import Any
 from qcourse.checks.exercise import Exercise
 
 MOST_BYTES = 8 << 20
+# The last line of an untouched exercise, in either spelling.
 STUBS = (
     'raise NotImplementedError("not written yet")',
     "raise NotImplementedError('not written yet')",
 )
 QUOTES = '"""'
+# "01-2-solution", "01-2-check" or "01-setup".
 MARK = re.compile(r"\d\d-(\d+-\w+|setup)")
 
 
@@ -79,6 +81,7 @@ def code_cells(data: bytes) -> list[tuple[str, str]]:
             f"is in nbformat {version}; "
             "open it in JupyterLab and save it, which makes it nbformat 4"
         )
+    # A notebook may leave its kernel out; only one of another language is refused.
     language = _inside(found, "metadata", "kernelspec", "language")
     if isinstance(language, str) and language.lower() != "python":
         raise IntakeError(f"is for a {language[:40]!r} kernel; the sheets are in Python")

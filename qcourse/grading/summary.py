@@ -7,11 +7,15 @@ itself knows.
 `book/export.py` writes the tables for other systems.
 """
 
+import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qcourse.grading.book.scores import Score
 from qcourse.grading.grades import SubmissionGrade
+from qcourse.grading.intake import Problem
+from qcourse.grading.student_names import printable
 
 NOTHING = "-"  # in the table, if nothing was handed in
 REVIEW = "*"  # beside points that a person should look at
@@ -35,20 +39,13 @@ Totals = dict[tuple[str, str], Total]  # by student and sheet
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did.
+    """What a run did."""
 
-    Args:
-        graded, kept: the grades of this run, and of former ones.
-        held: what the gradebook holds now, by student and sheet.
-        problems: a line for each submission that could not be graded.
-        stopped: why the run was stopped halfway; "" if it was not.
-    """
-
-    graded: tuple[SubmissionGrade, ...]
-    kept: tuple[SubmissionGrade, ...]
-    held: Totals = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-    stopped: str = ""
+    graded: tuple[SubmissionGrade, ...]  # in this run
+    kept: tuple[SubmissionGrade, ...]  # from former runs
+    held: Totals = field(default_factory=dict)  # by the gradebook, now
+    problems: tuple[str, ...] = ()  # a line for each submission that could not be graded
+    stopped: str = ""  # why the run was stopped halfway; "" if it was not
 
     @property
     def exit_status(self) -> int:
@@ -110,6 +107,17 @@ def totals_of(grades: Iterable[SubmissionGrade]) -> Totals:
     return found
 
 
+def problems_table(problems: Iterable[Problem]) -> str:
+    """Return the problems as CSV: student, file and reason of each."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["student", "file", "reason"])
+    for problem in problems:
+        cells = (problem.student, problem.path.name, problem.reason)
+        writer.writerow([printable(text) for text in cells])
+    return table.getvalue()
+
+
 def _table(held: Totals) -> list[str]:
     """Return a line per student with a column per sheet, then the means and the maximum points."""
     students = sorted({student for student, _ in held})
@@ -126,6 +134,7 @@ def _table(held: Totals) -> list[str]:
         means.append(f"{mean:.2f}")
         worths.append(str(worth))
 
+    # The column of a sheet is headed by its number, "01".
     lines = [_row("student", [sheet[:2] for sheet in sheets], width)]
     for student in students:
         cells = [str(held.get((student, sheet), NOTHING)) for sheet in sheets]

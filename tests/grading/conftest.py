@@ -11,12 +11,8 @@ import pytest
 from standins import free_port
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-NOBODY = [
-    "setpriv",
-    "--reuid=65534",
-    "--regid=65534",
-    "--clear-groups",
-]  # PostgreSQL refuses to run as root
+# PostgreSQL refuses to run as root.
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
 @pytest.fixture(scope="session")
@@ -27,30 +23,23 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     as_user = NOBODY if os.getuid() == 0 else []
     if as_user and shutil.which("setpriv") is None:
         pytest.skip("PostgreSQL does not run as root, and setpriv (util-linux) is not here")
-    folder = (
-        Path("/tmp") / f"qcourse-postgres-{os.getpid()}"
-    )  # pytest's own folders are closed to other users
+    # pytest's own folders are closed to other users.
+    folder = Path("/tmp") / f"qcourse-postgres-{os.getpid()}"
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
-    data, port, user = folder / "data", free_port(), "nobody" if as_user else getpass.getuser()
+    data = folder / "data"
+    port = free_port()
+    user = "nobody" if as_user else getpass.getuser()
 
     def run(name: str, *arguments: str) -> None:
         command = [*as_user, str(POSTGRES[-1] / name), *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
 
     try:
-        run(
-            "initdb",
-            "-D",
-            str(data),
-            "-U",
-            user,
-            "--auth=trust",
-            "--no-sync",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-        )
-        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
+        new = ["--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]
+        run("initdb", "-D", str(data), "-U", user, *new)
+        options = f"-c listen_addresses=127.0.0.1 -c port={port}"
+        options += " -c unix_socket_directories='' -c fsync=off"
         run("pg_ctl", "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start")
         yield f"postgresql+psycopg2://{user}:a-password@127.0.0.1:{port}"
         run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
@@ -74,15 +63,13 @@ def postgres(postgres_server: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty gradebook, on one database and then on the other."""
-    return (
-        f"sqlite:///{tmp_path}/gradebook.db"
-        if request.param == "sqlite"
-        else request.getfixturevalue("postgres")
-    )
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/gradebook.db"
+    return request.getfixturevalue("postgres")
 
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jupyter's and nbgrader's settings are the tests' own, and no gradebook is named by the environment."""
+    """The tests have their own settings of Jupyter and nbgrader, and no $QCOURSE_DB."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path_factory.mktemp("jupyter")))
     monkeypatch.delenv("QCOURSE_DB", raising=False)

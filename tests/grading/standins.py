@@ -50,22 +50,19 @@ def write_notebook(path: Path, cells: Mapping[str, str]) -> None:
 
 
 def grade_by_words(job: Job, *, limits: Limits, backend: str) -> dict[str, Any]:
-    """A stand-in for the judge: an exercise has its points where its cell says so; the seed shows in the reason."""
+    """A stand-in for grading: a cell with "right" in it has its points; the reason has the seed."""
     cells = job.submission.cells
-    exercises = tuple(
-        ExerciseGrade(
-            one, worth if "right" in cells.get(one, "") else 0, worth, f"asked with {job.seed}"
-        )
-        for one, worth in WORTH.items()
-    )
+    exercises = []
+    for one, worth in WORTH.items():
+        points = worth if "right" in cells.get(one, "") else 0
+        exercises.append(ExerciseGrade(one, points, worth, f"asked with {job.seed}"))
     one = job.submission
-    return SubmissionGrade(
-        one.student, one.sheet, exercises, one.sha256, job.seed, backend
-    ).to_dict()
+    found = SubmissionGrade(one.student, one.sheet, tuple(exercises), one.sha256, job.seed, backend)
+    return found.to_dict()
 
 
 def in_this_process(jobs: Iterable[Job], work: Work, workers: int) -> Iterator[Done]:
-    """A stand-in for the pool."""
+    """A stand-in for processes."""
     for job in jobs:
         yield Done(job, work(job))
 

@@ -1,4 +1,4 @@
-"""Grades: solutions earn all, stubs nothing, mistakes by case and by name; one cell's fate is its own."""
+"""Grades: solutions earn all, stubs nothing, mistakes part; one cell costs no other exercise."""
 
 import shutil
 import signal
@@ -40,13 +40,11 @@ def solution(sheet_id: str = "01", **changes: str) -> Submission:
     """A sheet with all its solutions, but for cells given as e_01_2=source."""
     path = master(sheet_id)
     submission = read_submission(Found("ada", path.stem, path))
-    cells = {
-        **submission.cells,
-        **{name[2:].replace("_", "."): source for name, source in changes.items()},
-    }
-    return replace(
-        submission, cells={name: source for name, source in sorted(cells.items()) if source}
-    )
+    cells = dict(submission.cells)
+    for name, source in changes.items():
+        cells[name.removeprefix("e_").replace("_", ".")] = source
+    kept = {name: source for name, source in sorted(cells.items()) if source}
+    return replace(submission, cells=kept)
 
 
 def points(grade: SubmissionGrade) -> dict[str, float]:
@@ -56,12 +54,10 @@ def points(grade: SubmissionGrade) -> dict[str, float]:
 @pytest.mark.parametrize("sheet_id", sheet_ids())
 def test_solutions_earn_everything_and_stubs_nothing(sheet_id: str) -> None:
     grade = grade_submission(solution(sheet_id), seed=2**40 + 7, limits=LIMITS)
-    assert (grade.points, grade.problem) == (grade.max_points, None), [
-        one for one in grade.exercises if one.reason
-    ]
-    assert [one.exercise for one in grade.exercises] == [
-        one.id for one in load_sheet(sheet_id).exercises
-    ]
+    failed = [one for one in grade.exercises if one.reason]
+    assert (grade.points, grade.problem) == (grade.max_points, None), failed
+    ids = [one.id for one in load_sheet(sheet_id).exercises]
+    assert [one.exercise for one in grade.exercises] == ids
     path = master(sheet_id).parents[1] / "exercises" / master(sheet_id).name
     grade = grade_submission(read_submission(Found("ada", path.stem, path)), seed=7, limits=LIMITS)
     assert {(one.points, one.reason) for one in grade.exercises} == {(0.0, "not written yet")}
@@ -78,12 +74,8 @@ def test_kernels_run_where_there_is_no_triton(monkeypatch: pytest.MonkeyPatch) -
 def test_a_grade_says_what_it_was_made_with() -> None:
     submission = solution()
     grade = grade_submission(submission, seed=3, limits=LIMITS)
-    assert (grade.student, grade.sheet, grade.seed, grade.backend) == (
-        "ada",
-        "01_quantizer",
-        3,
-        BUBBLEWRAP,
-    )
+    assert (grade.student, grade.sheet) == ("ada", "01_quantizer")
+    assert (grade.seed, grade.backend) == (3, BUBBLEWRAP)
     assert (grade.submission_sha256, grade.limits["case_s"]) == (submission.sha256, 1.0)
     assert len(grade.environment) == 16
     assert grade.graded_at.endswith("+00:00")
@@ -103,26 +95,12 @@ def test_a_known_mistake_is_named_and_earns_what_the_learner_s_own_check_shows(
 
 
 def test_a_reason_holds_no_expected_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = Verdict(
-        "01.1",
-        "not yet",
-        0.33,
-        1,
-        2,
-        6,
-        "symmetric_scale(1) returned 2",
-        "THE ANSWER",
-        "a mistake",
-        "Look.",
-    )
+    said = "symmetric_scale(1) returned 2"
+    verdict = Verdict("01.1", "not yet", 0.33, 1, 2, 6, said, "THE ANSWER", "a mistake", "Look.")
     monkeypatch.setattr(grading, "judge", lambda *args: verdict)
     grade = grade_exercise(find_exercise("01.1"), [], [])
-    assert grade == ExerciseGrade(
-        "01.1",
-        0.33,
-        1,
-        "2 of 6 cases right; symmetric_scale(1) returned 2. Looks like: a mistake. Look.",
-    )
+    reason = f"2 of 6 cases right; {said}. Looks like: a mistake. Look."
+    assert grade == ExerciseGrade("01.1", 0.33, 1, reason)
 
 
 def test_part_of_the_drawn_cases_earns_part_of_half_of_the_points() -> None:
@@ -131,16 +109,10 @@ def symmetric_scale(x, bits):
     return x.abs().max() / (2 ** (bits - 1) - 1) if bits < 8 else 0
 """
     grade = grade_submission(solution(e_01_1=part), seed=3, limits=LIMITS)
-    assert points(grade) == {
-        "01.1": 0.33,
-        "01.2": 3,
-        "01.3": 3,
-        "01.4": 3,
-        "01.5": 2,
-    }  # 2 of 3: not that of 8 bits
-    assert (
-        "symmetric_scale(torch.tensor([-3.0, 1.0, 0.5]), 8) returned 0" in grade.exercises[0].reason
-    )
+    # 2 of 3 drawn cases are right: not that of 8 bits.
+    assert points(grade) == {"01.1": 0.33, "01.2": 3, "01.3": 3, "01.4": 3, "01.5": 2}
+    said = "symmetric_scale(torch.tensor([-3.0, 1.0, 0.5]), 8) returned 0"
+    assert said in grade.exercises[0].reason
 
 
 def test_a_cell_that_is_missing_costs_what_needs_it() -> None:
@@ -179,7 +151,11 @@ def test_a_source_that_is_too_much_for_the_parser_costs_its_own_exercise() -> No
 
 
 def test_a_right_answer_does_not_need_torch() -> None:
-    cell = "import numpy as np\ndef symmetric_scale(x, bits):\n    return np.abs(x.numpy()).max() / (2 ** (bits - 1) - 1)"
+    cell = """
+import numpy as np
+def symmetric_scale(x, bits):
+    return np.abs(x.numpy()).max() / (2 ** (bits - 1) - 1)
+"""
     assert grade_submission(solution(e_01_1=cell), seed=3, limits=LIMITS).points == 12
 
 
@@ -221,14 +197,9 @@ def test_a_cell_that_breaks_costs_those_that_need_it_and_says_so() -> None:
     cell = solution().cells["01.3"] + "\nimport os\nos._exit(4)"
     grade = grade_submission(solution(e_01_3=cell), seed=3, limits=LIMITS)
     assert points(grade) == {"01.1": 1, "01.2": 3, "01.3": 0, "01.4": 0, "01.5": 2}
-    assert (
-        "was never called, because its cell ended Python itself (exit status 4)"
-        in grade.exercises[2].reason
-    )
-    assert (
-        "needs the cell of 01.3, which ended Python itself (exit status 4)"
-        in grade.exercises[3].reason
-    )
+    ended = "ended Python itself (exit status 4)"
+    assert f"was never called, because its cell {ended}" in grade.exercises[2].reason
+    assert f"needs the cell of 01.3, which {ended}" in grade.exercises[3].reason
 
 
 def test_a_submission_has_an_end() -> None:
@@ -257,24 +228,24 @@ import time
     )
     grade = grade_submission(solution(e_01_2=slow), seed=3, limits=replace(LIMITS, exercise_s=1.5))
     assert points(grade) == {"01.1": 1, "01.2": 0, "01.3": 3, "01.4": 3, "01.5": 2}
-    assert (
-        "took longer than 1.5 s over all of its cases and was stopped" in grade.exercises[1].reason
-    )
+    said = "took longer than 1.5 s over all of its cases and was stopped"
+    assert said in grade.exercises[1].reason
 
 
 def test_needed_cells_are_found_by_name() -> None:
     cells = {
         "01.1": "import math as m\ndef one(): return local\nlocal = 3",
-        "01.2": "def two(x):\n    local = 1\n    def inner(): return one() + local\n    return inner()",
+        "01.2": "def two(x):\n    local = 1\n"
+        "    def inner(): return one() + local\n    return inner()",
         "01.3": "def three(x): return m.pi",
         "01.4": "def four(x): return [three(y) for y in x]",
         "01.5": "def five(one): return one",
         "01.6": "def broken(:",
     }
-    template = Sandbox(BUBBLEWRAP)
-    attempt = Attempt(lambda: template.worker(LIMITS), [], cells, LIMITS)
+    sandbox = Sandbox(BUBBLEWRAP)
+    attempt = Attempt(lambda: sandbox.worker(LIMITS), [], cells, LIMITS)
     needed = {name: attempt.needed(name) for name in cells}
-    template.close()
+    sandbox.close()
     assert needed == {
         "01.1": ["01.1"],
         "01.2": ["01.1", "01.2"],
@@ -300,7 +271,8 @@ def test_a_cell_whose_names_cannot_be_found_needs_itself() -> None:
 HOSTILE = {
     "a page of markup": "raise ValueError('<script>alert(1)</script>' * 100)",
     "odd characters": "raise ValueError('a\\x00b\\x1b[31m\\u202e\\ud800\\nc')",
-    "an error without words": "raise type('E' * 500, (Exception,), {'__str__': lambda self: 1 / 0})",
+    "an error without words": "raise type('E' * 500, (Exception,), "
+    "{'__str__': lambda self: 1 / 0})",
     "a long text": "return 'x' * 1_000_000",
     "tuples in tuples": "x = ()\n    for _ in range(500): x = (x,)\n    return x",
     "a great many lists": "return [[]] * 200_000",
@@ -384,25 +356,25 @@ def test_threads_take_turns() -> None:
 
 def test_a_sandbox_that_is_lost_is_started_anew() -> None:
     grading.check_backend(BUBBLEWRAP)
-    template_of(BUBBLEWRAP)._process.kill()
+    sandbox_of(BUBBLEWRAP)._process.kill()
     assert grade_submission(solution(), seed=3, limits=LIMITS).points == 12
 
 
-def template_of(backend: str) -> Sandbox:
-    (template,) = (one for (_, its), one in grading._sandboxes.items() if its == backend)
-    return template
+def sandbox_of(backend: str) -> Sandbox:
+    (sandbox,) = (one for (_, its), one in grading._sandboxes.items() if its == backend)
+    return sandbox
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_warm_python_that_is_ended_inside_is_started_anew(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kernel does for want of memory: bubblewrap outside may take a moment to notice, or never."""
+    """The kernel does so if memory is short; bubblewrap outside may notice late, or never."""
     monkeypatch.setattr(host, "WORKER_S", 1.0)
     monkeypatch.setattr(dialogue, "WORKER_S", 1.0)
     for _ in range(2 if number == signal.SIGKILL else 1):
         grading.check_backend(BUBBLEWRAP)
-        below = psutil.Process(template_of(BUBBLEWRAP)._process.pid).children(recursive=True)
+        below = psutil.Process(sandbox_of(BUBBLEWRAP)._process.pid).children(recursive=True)
         inside = next(process for process in below if process.name().startswith("python"))
         inside.send_signal(number)
         assert grade_submission(solution(), seed=3, limits=LIMITS).points == 12

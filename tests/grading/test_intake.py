@@ -1,4 +1,4 @@
-"""Intake: which files are taken, which are refused in which words, and which cell of a notebook answers an exercise."""
+"""Intake: which files are taken, which are refused and why, which cell answers an exercise."""
 
 import copy
 import json
@@ -126,9 +126,9 @@ def test_two_notebooks_for_one_sheet_are_a_problem_for_their_student_alone(tmp_p
     ]:
         hand_in(tmp_path, b"", student, name)
     assert students(tmp_path) == [("bob", SHEET)]
-    assert reasons(tmp_path) == {
-        "ada": "2 notebooks for one sheet: 01_quantizer-Copy1.ipynb, 01_quantizer.ipynb; keep the one that counts"
-    }
+    names = "01_quantizer-Copy1.ipynb, 01_quantizer.ipynb"
+    said = f"2 notebooks for one sheet: {names}; keep the one that counts"
+    assert reasons(tmp_path) == {"ada": said}
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a;b", 'a"b', " a", "a<b>", "=1+1", "a\tb"])
@@ -180,10 +180,8 @@ def test_a_file_name_that_is_no_text_can_be_told(tmp_path: Path) -> None:
     hand_in(tmp_path, b"")
     os.close(os.open(os.fsencode(tmp_path / "ada") + b"/01_\xfc.ipynb", os.O_CREAT))
     (problem,) = find_submissions(tmp_path)[1]
-    assert (
-        problem.reason
-        == "2 notebooks for one sheet: 01_quantizer.ipynb, 01_\\udcfc.ipynb; keep the one that counts"
-    )
+    names = "01_quantizer.ipynb, 01_\\udcfc.ipynb"
+    assert problem.reason == f"2 notebooks for one sheet: {names}; keep the one that counts"
     assert problem.line.encode().decode().isprintable()
 
 
@@ -243,9 +241,8 @@ def test_what_lies_in_the_wrong_place_is_named(tmp_path: Path) -> None:
     assert found["01_quantizer.ipynb"] == "is in no student's folder; put it into one"
     assert found["bob"] == "holds no notebook"
     assert found["eve"].startswith("is a symbolic link, which is not followed")
-    assert "ada" not in reasons(
-        tmp_path, "01"
-    )  # a notebook of no sheet is none of sheet 01's business
+    # A notebook of no sheet is not reported when only sheet 01 is graded.
+    assert "ada" not in reasons(tmp_path, "01")
 
 
 def fifo(path: Path) -> None:
@@ -422,12 +419,8 @@ def test_the_course_s_own_cells_come_from_the_course(
         assert sheet_of(master(sheet_id)) == sheet_id
         cells = given_cells(sheet_id)
         assert cells
-        assert not [
-            one
-            for one in load_sheet(sheet_id).exercises
-            for source in cells
-            if f"def {one.function}" in source
-        ]
+        for exercise in load_sheet(sheet_id).exercises:
+            assert not [source for source in cells if f"def {exercise.function}" in source]
         assert not [source for source in cells if source.startswith("check(")]
 
 

@@ -1,4 +1,4 @@
-"""A class of 60 through the real sandbox, killed on the way: each ends with the score it deserves, nothing is lost."""
+"""A class of 60 in the real sandbox, killed on the way: each gets its score, nothing is lost."""
 
 import json
 import os
@@ -79,21 +79,14 @@ KINDS: dict[str, tuple[dict[str, str], float]] = {
     "loops": ({"01.5": LOOP}, 10.0),
 }
 PROBLEMS = ("broken", "empty", "link")
-HOW_MANY = {
-    "honest": 26,
-    "wrong": 8,
-    "unfinished": 4,
-    "equal": 3,
-    "dies": 3,
-    "writes": 3,
-    "loops": 1,
-}
-HOW_MANY |= {"untouched": 4, "broken": 3, "empty": 3, "link": 2}
+HOW_MANY = {"honest": 26, "wrong": 8, "unfinished": 4, "equal": 3, "dies": 3, "writes": 3}
+HOW_MANY |= {"loops": 1, "untouched": 4, "broken": 3, "empty": 3, "link": 2}
 
 
 def hand_in(folder: Path) -> dict[str, float]:
-    """Write the class; what each student should get."""
-    expected, aside = {}, folder.parent / "aside.ipynb"
+    """Write the class; return what each student should get."""
+    expected: dict[str, float] = {}
+    aside = folder.parent / "aside.ipynb"
     write_notebook(aside, ANSWERS)
     folders = [str(one) for one in (*OUTSIDE, folder, folder.parent)]
     for kind, count in HOW_MANY.items():
@@ -132,17 +125,17 @@ COMMAND = f"""
 from pathlib import Path
 from qcourse.grading.grade_class import Settings, grade_class
 from qcourse.grading.grades import Limits
+limits = Limits(case_s={QUICK.case_s})
 if __name__ == "__main__":
-    grade_class(Settings(Path("submitted"), Path("graded"), workers=2, limits=Limits(case_s={QUICK.case_s})))
+    grade_class(Settings(Path("submitted"), Path("graded"), workers=2, limits=limits))
 """
 
 
 def run_and_kill(folder: Path, after: int) -> int:
-    """Start to grade, and end it without warning once this many have been graded; how many there were then."""
+    """Start to grade, and kill it once this many have been graded; return how many there were."""
     (folder / "command.py").write_text(COMMAND, encoding="utf-8")
-    with subprocess.Popen(
-        [sys.executable, "command.py"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    ) as run:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "command.py"], cwd=folder, env=env) as run:
         while len(list((folder / "graded").glob("results/*/*.json"))) < after:
             assert run.poll() is None
             time.sleep(0.01)
@@ -164,20 +157,14 @@ def test_everyone_gets_what_they_deserve_also_after_a_kill(tmp_path: Path) -> No
     assert (len(report.kept), len(report.graded)) == (stopped_at, gradeable - stopped_at)
     assert len(report.problems) == 60 - gradeable
     found = held(tmp_path / "graded")
-    assert {
-        student: round(sum(one.points for one in own), 2) for student, own in found.items()
-    } == expected
-    assert {student for student, own in found.items() if any(one.review for one in own)} == {
-        student for student in expected if student.startswith(PROBLEMS)
-    }
+    points = {student: round(sum(one.points for one in own), 2) for student, own in found.items()}
+    assert points == expected
+    reviewed = {student for student, own in found.items() if any(one.review for one in own)}
+    assert reviewed == {student for student in expected if student.startswith(PROBLEMS)}
     assert "Looks like: the natural logarithm." in found["wrong000"][4].comment
     assert snapshot(tmp_path / "submitted") == before
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "submitted",
-        "aside.ipynb",
-        "command.py",
-        "graded",
-    }
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"submitted", "aside.ipynb", "command.py", "graded"}
     assert not [folder for folder in OUTSIDE if (folder / "was-here").exists()]
     same_as_uninterrupted(tmp_path, found)
     again = grade_class(
@@ -188,10 +175,9 @@ def test_everyone_gets_what_they_deserve_also_after_a_kill(tmp_path: Path) -> No
 
 
 def same_as_uninterrupted(folder: Path, found: dict[str, list[Score]]) -> None:
-    """Grade some of them by the same secret in one go, and compare all that the gradebook says, reasons included."""
-    some = random.Random(0).sample(
-        sorted(one for one in found if not one.startswith((*PROBLEMS, "loops"))), 15
-    )
+    """Grade some of them by the same secret in one go, and compare all that the gradebook says."""
+    candidates = [one for one in found if not one.startswith((*PROBLEMS, "loops"))]
+    some = random.Random(0).sample(sorted(candidates), 15)
     for student in some:
         shutil.copytree(folder / "submitted" / student, folder / "whole" / student)
     secret = json.loads((folder / "graded" / "run.json").read_text())["secret"]

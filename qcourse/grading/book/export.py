@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nbgrader.api import Gradebook
 
 BYTE_ORDER_MARK = "\ufeff"
+# What a spreadsheet takes for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 CSV_HEADER = [
     "student",
@@ -45,11 +46,11 @@ Table = list[list[str]]
 class Person:
     """A student as the gradebook has them; a name is empty if it was not entered."""
 
-    id: str
+    id: str  # the name of the folder
     first_name: str
     last_name: str
     email: str
-    lms_user_id: str
+    lms_user_id: str  # of the learning platform, such as Canvas
 
     @property
     def listed(self) -> str:
@@ -113,6 +114,7 @@ def _csv(everyone: list[Person], scores: list[Score]) -> Table:
     by_id = {person.id: person for person in everyone}
     table = [CSV_HEADER]
     for score in scores:
+        # The caller may list only some of the students.
         if score.student not in by_id:
             continue
         person = by_id[score.student]
@@ -139,6 +141,7 @@ def _canvas(everyone: list[Person], scores: list[Score]) -> Table:
     """Return a row per student, a column per sheet; the second row holds each sheet's worth."""
     earned = _earned(scores)
     worth = _worth(scores)
+    # Canvas reads what a sheet is worth from the row below the header.
     worth_cells = [_number(points) for points in worth.values()]
     table = [[*CANVAS_HEADER, *worth], [*CANVAS_WORTH, *worth_cells]]
     for person in everyone:

@@ -1,8 +1,8 @@
 """The results folder as a course that nbgrader's formgrader opens.
 
 The idea: the formgrader shows notebooks from autograded/STUDENT/SHEET/ beside what the database
-says of them. Here such a notebook is the trusted master with the student's solution cells put in,
-and under each check the reason as text; nothing of a submission is run or rendered. A person
+says of them. Here such a notebook is the trusted master with the student's solution cells put in.
+Under each check stands the reason as text; nothing of a submission is run or rendered. A person
 changes points in the formgrader, which writes to the same database.
 
 nbgrader's own Autograde finds nothing to run here: what was handed in is in another folder.
@@ -46,6 +46,7 @@ def write_course(folder: Path, masters: Mapping[str, "NotebookNode"]) -> None:
     for sheet, master in masters.items():
         path = folder / "source" / sheet / f"{sheet}.ipynb"
         files[path] = nbformat.writes(master)
+    # A teacher may have changed these files, so what is there stays.
     for path, text in files.items():
         if not path.exists():
             write(path, text)
@@ -64,6 +65,7 @@ def write_marked(
 
 def handed_in(path: Path) -> datetime | None:
     """Return when nbgrader collected a notebook (UTC, from timestamp.txt), or None if unknown."""
+    # nbgrader writes "2026-01-31 17:00:00.250000 UTC".
     text = _beside(path, "timestamp.txt").removesuffix(" UTC")
     try:
         return datetime.strptime(text, TIMESTAMP)
@@ -84,6 +86,7 @@ def blank_master(path: Path) -> "NotebookNode":
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
+    # A notebook of a student who left a cell out then says so in its place.
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = []
@@ -117,6 +120,7 @@ def _marked(
     # A cell's grade_id is "01-2-solution" or "01-2-check"; an exercise's id is "01.2".
     reasons = {one.exercise.replace(".", "-"): one.reason for one in grade.exercises}
     sources = {exercise.replace(".", "-"): text for exercise, text in submission.cells.items()}
+    # The cells that are neither stay as the master has them.
     notebook = deepcopy(master)
     for cell in notebook.cells:
         exercise, _, kind = _nbgrader(cell).get("grade_id", "").rpartition("-")

@@ -1,7 +1,7 @@
 """What a run leaves on disk: one small file per graded submission, and the secret of its seeds.
 
-The idea: a grade is kept the moment it is known, written to another name and then renamed, so a
-run that is killed loses at most what was being graded. The seeds follow from a secret that is
+The idea: a grade is kept the moment it is known. It is written to another name and then renamed,
+so a run that is killed loses at most what was being graded. The seeds follow from a secret that is
 stored before the first grade, so a run that was cut short is continued with the same cases. The
 next run draws a new secret.
 
@@ -24,35 +24,26 @@ from qcourse.machine import write_whole
 
 @dataclass(frozen=True)
 class Run:
-    """One run over a class, however often it was cut short.
+    """One run over a class, however often it was cut short."""
 
-    Args:
-        secret: what its seeds come from; no student can know it beforehand.
-        regrade: whether to grade again what a former run has graded.
-    """
-
-    secret: str
-    regrade: bool = False
+    secret: str  # what its seeds come from; no student can know it beforehand
+    regrade: bool = False  # whether to grade again what a former run has graded
 
     def seed(self, sheet: str) -> int:
         """Return the seed of a sheet's cases; all students of one run get the same cases."""
         text = f"{self.secret} {sheet}"
         digest = hashlib.sha256(text.encode()).digest()
+        # Six bytes are far below the 2^63 that torch's generator takes.
         return int.from_bytes(digest[:6], "big")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A grade on disk.
-
-    Args:
-        version: of the sheet and its check, when it was graded.
-        recorded: the names of the gradebooks that hold it.
-    """
+    """A grade on disk."""
 
     grade: SubmissionGrade
-    version: str
-    recorded: tuple[str, ...] = ()
+    version: str  # of the sheet and its check, when it was graded
+    recorded: tuple[str, ...] = ()  # the names of the gradebooks that hold it
 
 
 class Results:

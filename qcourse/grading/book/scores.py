@@ -22,28 +22,18 @@ Held = dict[tuple[str, str, str], tuple[float | None, str]]
 
 @dataclass(frozen=True)
 class Score:
-    """What the gradebook says of one exercise of one student.
-
-    Args:
-        student, sheet, exercise: "ada", "01_quantizer", "01.2".
-        points, max_points: what counts, extra credit included, and what the exercise is worth.
-        auto_points: what was graded; None before it is.
-        manual: whether a person has set the points.
-        review: whether a person should look at it.
-        comment: a person's, or the grader's reason if there is none.
-        auto_comment: the grader's reason.
-    """
+    """What the gradebook says of one exercise of one student."""
 
     student: str
-    sheet: str
-    exercise: str
-    points: float
-    max_points: float
-    auto_points: float | None
-    manual: bool
-    review: bool
-    comment: str
-    auto_comment: str
+    sheet: str  # "01_quantizer"
+    exercise: str  # "01.2"
+    points: float  # what counts, extra credit included
+    max_points: float  # what the exercise is worth
+    auto_points: float | None  # what was graded; None before it is
+    manual: bool  # whether a person has set the points
+    review: bool  # whether a person should look at it
+    comment: str  # a person's, or the grader's reason if there is none
+    auto_comment: str  # the grader's reason
 
 
 def scores(book: "Gradebook", sheet: str | None = None) -> list[Score]:

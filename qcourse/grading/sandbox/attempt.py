@@ -24,17 +24,11 @@ from qcourse.grading.sandbox.mounts import SandboxError
 
 @dataclass
 class Attempt:
-    """One run of a submission.
+    """One run of a submission."""
 
-    Args:
-        start: gives a fresh worker.
-        given: the sheet's own cells.
-        cells: exercise id -> source.
-    """
-
-    start: Callable[[], Worker]
-    given: Sequence[str]
-    cells: Mapping[str, str]
+    start: Callable[[], Worker]  # gives a fresh worker
+    given: Sequence[str]  # the sheet's own cells
+    cells: Mapping[str, str]  # exercise id -> source
     limits: Limits
 
     def outputs(self, cases: Mapping[Exercise, Sequence[Case]]) -> dict[str, list[Any]]:
@@ -91,7 +85,9 @@ class Attempt:
 
     def _exercise(self, exercise: Exercise, cases: Sequence[Case]) -> list[Any]:
         """Return the outputs of one exercise, from a worker of its own."""
+        # The cells that this one needs, in the order of the sheet.
         earlier = self.needed(exercise.id)[:-1]
+        # The exercise's time begins when its worker is ready.
         worker = self.start()
         until = time.monotonic() + self.limits.exercise_s
         try:
@@ -142,6 +138,7 @@ class Attempt:
             except WorkerGoneError as gone:
                 outputs.append(_nothing(self._why_gone(gone, until)))
                 break
+            # A function that changes its argument has failed, whatever it returns.
             if changed is not None and type(output) is not Failure:
                 output = changed_argument(exercise.reference, changed)
             # The function is missing because its cell failed, so that failure is the answer.

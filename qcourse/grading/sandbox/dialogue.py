@@ -1,7 +1,7 @@
 """The grader's side of a worker: send a question, one line, and read the reply that comes in time.
 
-The idea: the other side is in a stranger's hands. So each question has a number that its reply
-must carry, each reply has a longest length, and each exchange has a deadline by the clock, however
+The idea: a stranger's code controls the other side. So each question has a number that its reply
+must carry, and each reply has a longest length. Each exchange has a deadline by the clock, however
 slowly the bytes arrive. A reply that breaks these rules ends the worker. Any other reply is an
 answer to one question, right or wrong. It also carries the arguments as the call left them; the
 grader still has what it sent, so it makes the comparison.

@@ -84,6 +84,7 @@ class Sandbox:
         """
         channel, worker_channel = socket.socketpair()
         life, worker_life = socket.socketpair()
+        # The worker's ends are sent to the warm Python and closed here.
         with worker_channel, worker_life:
             message = json.dumps(asdict(limits)).encode()
             descriptors = [worker_channel.fileno(), worker_life.fileno()]
@@ -93,6 +94,7 @@ class Sandbox:
                 channel.close()
                 life.close()
                 raise SandboxError(LOST) from error
+        # The copy says "ready" when it is confined, before it runs anything of the student.
         worker = Worker(channel, life, limits)
         if not _says_ready(channel, WORKER_S):
             raise SandboxError(f"no sandbox: {worker.close() or LOST}; {INSTALL}")
@@ -100,6 +102,7 @@ class Sandbox:
 
     def close(self) -> str:
         """End it, and every worker that is left; return what it said on stderr."""
+        # The warm Python ends when its control socket closes.
         self._control.close()
         try:
             self._process.wait(END_S)
@@ -139,6 +142,7 @@ def _says_ready(channel: socket.socket, wall_s: float) -> bool:
 def _program(backend: str) -> bytes:
     """Return what the warm Python runs: the files it needs, as the only modules of a qcourse."""
     sources = sandbox_sources()
+    # Without a sandbox the packages are where this Python has them.
     path = [SITE]
     if backend == NONE:
         path = sorted({str(folder.parent) for folder in libraries().values()})

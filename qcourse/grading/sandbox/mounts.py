@@ -18,8 +18,8 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 
 NOBODY = "65534"
 # Where Python and its packages are inside the sandbox.
@@ -59,7 +59,7 @@ def libraries() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name in _with_requirements(LIBRARIES):
         distribution = importlib.metadata.distribution(name)
-        for top in _top_level(distribution):
+        for top in _top_level(distribution.files or []):
             found[top] = Path(str(distribution.locate_file(top))).resolve()
     return found
 
@@ -113,10 +113,10 @@ def _with_requirements(names: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _top_level(distribution: importlib.metadata.Distribution) -> set[str]:
-    """Return the folders and modules that a distribution puts into site-packages."""
+def _top_level(files: Iterable[PurePosixPath]) -> set[str]:
+    """Return the folders and modules that a distribution's files are in, below site-packages."""
     found: set[str] = set()
-    for file in distribution.files or []:
+    for file in files:
         if len(file.parts) > 1 or file.suffix == ".py":
             found.add(file.parts[0])
     return found - {"..", "__pycache__", "bin"}

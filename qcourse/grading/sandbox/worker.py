@@ -2,8 +2,8 @@
 
 The idea: all cells share one namespace, as in the notebook. A request runs a cell or calls one
 function on one case; the reply carries the request's number and an answer, which the grader
-compares as it would any other. What the student's code prints is dropped. Nothing that it does to
-this process reaches the grader, which is another one.
+compares as it would any other. Output that the student's code prints is dropped. Nothing that it
+does to this process reaches the grader, which is another one.
 
 `template.py` starts a worker, `confine.py` confines it. This file runs without qcourse around it.
 """
@@ -35,7 +35,7 @@ class _LeftOut(importlib.abc.MetaPathFinder):
 
 
 def leave_out_qcourse() -> None:
-    """Let `from qcourse import check` do nothing, and other imports of qcourse say what is wrong."""
+    """Let `from qcourse import check` do nothing, and other imports of qcourse say why not."""
     for name in list(sys.modules):
         if name.partition(".")[0] == "qcourse" and not name.startswith("qcourse.lab"):
             del sys.modules[name]

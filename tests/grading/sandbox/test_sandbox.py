@@ -1,7 +1,7 @@
 """The sandbox: what a worker cannot reach or do, what it may use, and how it ends.
 
-Each probe is run in a worker without a sandbox as well, where it must get through: a probe that fails everywhere shows
-nothing.
+Each probe is run in a worker without a sandbox as well, where it must get through: a probe that
+fails everywhere shows nothing.
 """
 
 import contextlib
@@ -52,7 +52,8 @@ PROBES = {
     "opens a terminal": "os.openpty()",
     "makes a socket": "socket.socket(socket.AF_UNIX)",
     "moves pages into a pipe": "call('vmsplice', os.pipe()[1], ctypes.byref(Pages()), 1, 0)",
-    "moves bytes between pipes": "a, b = os.pipe(), os.pipe(); os.write(a[1], b'x'); os.splice(a[0], b[1], 1)",
+    "moves bytes between pipes": "a, b = os.pipe(), os.pipe(); os.write(a[1], b'x'); "
+    "os.splice(a[0], b[1], 1)",
     "writes to the root": "open('/tmp/../qcourse-probe', 'w').close(); os.unlink('/qcourse-probe')",
 }
 HEAD = """
@@ -69,16 +70,16 @@ ONLY_ROOT = "writes to the root"
 
 
 @pytest.fixture(scope="module")
-def templates() -> Iterator[dict[str, Sandbox]]:
+def sandboxes() -> Iterator[dict[str, Sandbox]]:
     both = {backend: Sandbox(backend) for backend in (BUBBLEWRAP, NONE)}
     yield both
-    for template in both.values():
-        template.close()
+    for sandbox in both.values():
+        sandbox.close()
 
 
 @pytest.fixture
-def worker(templates: dict[str, Sandbox]) -> Iterator[Worker]:
-    one = templates[BUBBLEWRAP].worker(LIMITS)
+def worker(sandboxes: dict[str, Sandbox]) -> Iterator[Worker]:
+    one = sandboxes[BUBBLEWRAP].worker(LIMITS)
     yield one
     one.close()
 
@@ -97,7 +98,7 @@ def define(worker: Worker, source: str) -> Worker:
 
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_gets_through_without_the_sandbox_and_not_with_it(
-    name: str, templates: dict[str, Sandbox], tmp_path: Path
+    name: str, sandboxes: dict[str, Sandbox], tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -106,14 +107,13 @@ def test_a_probe_gets_through_without_the_sandbox_and_not_with_it(
             probe = probe.replace(f"{{{place}}}", str(value))
         source = f"{HEAD}\nREPLY = ''\ndef probe():\n    {probe}\n    return True"
         through = {}
-        for backend, template in templates.items():
-            worker = define(template.worker(LIMITS), source)
+        for backend, sandbox in sandboxes.items():
+            worker = define(sandbox.worker(LIMITS), source)
             try:
                 through[backend] = called(worker, "probe", (), 3.0) is True
             except WorkerGoneError:
-                through[backend] = (
-                    name == "replaces itself by a program"
-                )  # then nobody is left to answer
+                # The program that replaced the worker does not answer.
+                through[backend] = name == "replaces itself by a program"
             worker.close()
     if name == ONLY_ROOT and os.getuid() != 0:
         through[NONE] = True
@@ -130,8 +130,9 @@ def layers():
     libc = ctypes.CDLL(None)
     sets = ctypes.create_string_buffer(24)
     libc.capget(struct.pack("=Ii", 0x20080522, 0), sets)
-    return (os.getpid(), os.getuid(), os.getgid(), sum(sets.raw), libc.prctl(39, 0, 0, 0, 0), libc.prctl(21),
-            *(libc.prctl(23, number) for number in range(38)))
+    ids = os.getpid(), os.getuid(), os.getgid()
+    privileges = sum(sets.raw), libc.prctl(39, 0, 0, 0, 0), libc.prctl(21)
+    return (*ids, *privileges, *(libc.prctl(23, number) for number in range(38)))
 def limits():
     names = "CPU AS FSIZE NOFILE CORE NPROC MEMLOCK".split()
     return [resource.getrlimit(getattr(resource, f"RLIMIT_{{name}}"))[1] for name in names]
@@ -161,12 +162,11 @@ def test_namespaces_and_processes_are_bounded_without_the_filter_too(
 ) -> None:
     program = host._program(BUBBLEWRAP)
     assert program.count(b"confine.refuse_calls()") == 1
-    monkeypatch.setattr(
-        host, "_program", lambda backend: program.replace(b"confine.refuse_calls()", b"pass")
-    )
-    template = Sandbox(BUBBLEWRAP)
+    without_filter = program.replace(b"confine.refuse_calls()", b"pass")
+    monkeypatch.setattr(host, "_program", lambda backend: without_filter)
+    sandbox = Sandbox(BUBBLEWRAP)
     worker = define(
-        template.worker(LIMITS),
+        sandbox.worker(LIMITS),
         f"""{HEAD}
 def namespace(): call("unshare", 0x10000000)
 def forks():
@@ -181,10 +181,10 @@ def forks():
     )
     assert called(worker, "namespace", (), 2.0).message == "[Errno 28] unshare"
     assert called(worker, "forks", (), 5.0) == LIMITS.tasks
-    before = below(template._process.pid)
+    before = below(sandbox._process.pid)
     worker.close()
-    assert soon(lambda: len(below(template._process.pid)) == len(before) - LIMITS.tasks - 2)
-    template.close()
+    assert soon(lambda: len(below(sandbox._process.pid)) == len(before) - LIMITS.tasks - 2)
+    sandbox.close()
 
 
 def test_only_libraries_are_there(worker: Worker) -> None:
@@ -234,15 +234,16 @@ def fill():
     assert "No space left" in failure.message
 
 
-def test_nothing_of_a_worker_is_left_for_the_next(templates: dict[str, Sandbox]) -> None:
-    template = templates[BUBBLEWRAP]
+def test_nothing_of_a_worker_is_left_for_the_next(sandboxes: dict[str, Sandbox]) -> None:
+    sandbox = sandboxes[BUBBLEWRAP]
     first = define(
-        template.worker(LIMITS), "import torch\ntorch.left = 1\nopen('/tmp/left', 'w').close()"
+        sandbox.worker(LIMITS), "import torch\ntorch.left = 1\nopen('/tmp/left', 'w').close()"
     )
-    second = template.worker(LIMITS)  # while the first is there
+    second = sandbox.worker(LIMITS)  # while the first is there
     define(
         second,
-        "import os, torch\ndef left(): return hasattr(torch, 'left') or os.path.exists('/tmp/left')",
+        "import os, torch\n"
+        "def left(): return hasattr(torch, 'left') or os.path.exists('/tmp/left')",
     )
     assert called(second, "left", (), 2.0) is False
     first.close()
@@ -294,26 +295,37 @@ def test_what_is_left_out_says_so(worker: Worker) -> None:
         assert "is left out here" in worker.run_cell(source, "<cell>", 2.0).message
 
 
-CHANNEL = "import os, socket\nfd = next(n for n in range(3, 64) if os.path.exists('/dev/null') and stat(n))\n"
-STAT = "import os\ndef stat(n):\n    try: return os.fstat(n)\n    except OSError: return None\n"
+CHANNEL = """\
+import os, socket
+fd = next(n for n in range(3, 64) if os.path.exists('/dev/null') and stat(n))
+"""
+STAT = """\
+import os
+def stat(n):
+    try: return os.fstat(n)
+    except OSError: return None
+"""
+UNASKED = b'{"number": 99, "output": ["int", 0]}\n'
+PICKLE = b'{"number": 2, "output": ["pickle", ""], "args": []}\n'
 GONE = {
     "took longer than 0.5 s and was stopped": "while True: pass",
     r"ended Python itself \(exit status 3\)": "os._exit(3)",
     r"ended Python itself \(signal 11\)": "import ctypes; ctypes.string_at(8)",
     "closed the connection": "os.close(fd); time.sleep(60)",
     "sent a line that is no JSON": "os.write(fd, b'hello\\n')",
-    "sent a reply to nothing that was asked": """os.write(fd, b'{"number": 99, "output": ["int", 0]}\\n')""",
-    "sent 'pickle' is no kind of value": """os.write(fd, b'{"number": 2, "output": ["pickle", ""], "args": []}\\n')""",
+    "sent a reply to nothing that was asked": f"os.write(fd, {UNASKED!r})",
+    "sent 'pickle' is no kind of value": f"os.write(fd, {PICKLE!r})",
     "sent more than 1 MiB": "[os.write(fd, b'x' * 4096) for _ in range(999)]",
-    "used more processor time": "import resource; resource.setrlimit(0, (1, 1))\n    while True: pass",
+    "used more processor time": "import resource; resource.setrlimit(0, (1, 1))\n"
+    "    while True: pass",
 }
 
 
 @pytest.mark.parametrize("why", GONE)
 def test_a_worker_that_breaks_off_is_gone_with_a_word(
-    templates: dict[str, Sandbox], why: str
+    sandboxes: dict[str, Sandbox], why: str
 ) -> None:
-    worker = templates[BUBBLEWRAP].worker(LIMITS)
+    worker = sandboxes[BUBBLEWRAP].worker(LIMITS)
     define(worker, f"{STAT}{CHANNEL}import time\ndef break_off():\n    {GONE[why]}")
     with pytest.raises(WorkerGoneError, match=f"^{why}"):
         called(worker, "break_off", (), 0.5 if "0.5" in why else 30.0)
@@ -321,9 +333,9 @@ def test_a_worker_that_breaks_off_is_gone_with_a_word(
         called(worker, "break_off", (), 1.0)
 
 
-def test_a_reply_in_the_wrong_place_is_no_reply(templates: dict[str, Sandbox]) -> None:
-    """A forged reply with the right number is an answer like any other, and the one after it comes out of step."""
-    worker = templates[BUBBLEWRAP].worker(LIMITS)
+def test_a_reply_in_the_wrong_place_is_no_reply(sandboxes: dict[str, Sandbox]) -> None:
+    """A forged reply with the right number is an answer; the reply after it is out of step."""
+    worker = sandboxes[BUBBLEWRAP].worker(LIMITS)
     forged = """os.write(fd, b'{"number": 2, "output": ["int", 7], "args": ["tuple", []]}\\n')"""
     define(worker, f"{STAT}{CHANNEL}\ndef answer():\n    {forged}\n    return 1")
     assert called(worker, "answer", (), 2.0) == 7
@@ -360,8 +372,8 @@ def start(count):
     assert "can't start new thread" in called(worker, "start", (40,), 3.0).message
 
 
-def test_closing_twice_is_closing_once(templates: dict[str, Sandbox]) -> None:
-    worker = templates[BUBBLEWRAP].worker(LIMITS)
+def test_closing_twice_is_closing_once(sandboxes: dict[str, Sandbox]) -> None:
+    worker = sandboxes[BUBBLEWRAP].worker(LIMITS)
     assert worker.close() == worker.close()
 
 
@@ -384,12 +396,12 @@ def below(pid: int) -> list[int]:
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(folder.name)] = int(
-                (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            )
+            after_name = (folder / "stat").read_text().rpartition(")")[2]
+            parents[int(folder.name)] = int(after_name.split()[1])
         except OSError:
             continue
-    found, latest = [], [pid]
+    found = []
+    latest = [pid]
     while latest:
         latest = [process for process, parent in parents.items() if parent in latest]
         found += latest
@@ -401,8 +413,8 @@ def test_a_grader_that_is_killed_leaves_no_process(number: int) -> None:
     program = """
 import time
 from qcourse.grading.sandbox.host import Sandbox, Limits
-template = Sandbox("bubblewrap")
-worker = template.worker(Limits())
+sandbox = Sandbox("bubblewrap")
+worker = sandbox.worker(Limits())
 print("ready", flush=True)
 worker.run_cell("while True: pass", "<cell>", 60)
 """
@@ -427,27 +439,27 @@ GROUP = {
 @pytest.mark.parametrize("backend", [BUBBLEWRAP, NONE])
 @pytest.mark.parametrize("name", GROUP)
 def test_what_a_worker_does_to_its_group_reaches_no_other(
-    name: str, backend: str, templates: dict[str, Sandbox]
+    name: str, backend: str, sandboxes: dict[str, Sandbox]
 ) -> None:
-    template = templates[backend]
+    sandbox = sandboxes[backend]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dialogue, "HANGUP_S", 0.1)
-        victim = template.worker(LIMITS)
+        victim = sandbox.worker(LIMITS)
         define(victim, "import os\ndef niceness(): return os.getpriority(os.PRIO_PROCESS, 0)")
-        attacker = template.worker(LIMITS)
+        attacker = sandbox.worker(LIMITS)
         with contextlib.suppress(WorkerGoneError):
             attacker.run_cell(f"import os\n{GROUP[name]}", "<cell>", 1.0)
         started = time.monotonic()
         attacker.close()
         assert called(victim, "niceness", (), 2.0) == 0
-        define(template.worker(LIMITS), "pass").close()
+        define(sandbox.worker(LIMITS), "pass").close()
         assert time.monotonic() - started < 5
         victim.close()
 
 
-def test_a_reply_that_drips_has_the_deadline_of_any_other(templates: dict[str, Sandbox]) -> None:
-    """Megabytes at once, then single bytes without end, each with a descriptor so that it comes by itself."""
-    worker = templates[BUBBLEWRAP].worker(replace(LIMITS, reply_mib=8))
+def test_a_reply_that_drips_has_the_deadline_of_any_other(sandboxes: dict[str, Sandbox]) -> None:
+    """Megabytes at once, then single bytes without end, each sent alone with a descriptor."""
+    worker = sandboxes[BUBBLEWRAP].worker(replace(LIMITS, reply_mib=8))
     drip = """
 def drip():
     channel = socket.socket(fileno=os.dup(fd))
@@ -466,14 +478,14 @@ def drip():
     assert time.monotonic() - started < 8
 
 
-def test_a_template_that_was_killed_says_so() -> None:
-    template = Sandbox(BUBBLEWRAP)
-    assert template._process.poll() is None
-    os.kill(template._process.pid, signal.SIGKILL)
-    assert soon(lambda: template._process.poll() is not None)
+def test_a_sandbox_that_was_killed_says_so() -> None:
+    sandbox = Sandbox(BUBBLEWRAP)
+    assert sandbox._process.poll() is None
+    os.kill(sandbox._process.pid, signal.SIGKILL)
+    assert soon(lambda: sandbox._process.poll() is not None)
     with pytest.raises(SandboxError, match="the sandbox has ended"):
-        template.worker(LIMITS)
-    template.close()
+        sandbox.worker(LIMITS)
+    sandbox.close()
 
 
 def test_without_bubblewrap_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,6 +531,5 @@ def test_what_is_carried_holds_no_reference() -> None:
     """The program that is sent into the sandbox has none of the checks' own words in it."""
     program = host._program(BUBBLEWRAP)
     assert b"def capture" in program
-    assert not [
-        word for word in (b"SHEET", b"sheet_0", b"class Mistake", b"reference=") if word in program
-    ]
+    secret = (b"SHEET", b"sheet_0", b"class Mistake", b"reference=")
+    assert not [word for word in secret if word in program]

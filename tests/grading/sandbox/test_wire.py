@@ -1,4 +1,4 @@
-"""What crosses comes out as it went in, and whatever else arrives is refused before anything looks at it."""
+"""What crosses comes out as it went in, and anything else is refused before it is looked at."""
 
 import base64
 import contextlib
@@ -108,9 +108,8 @@ def text(data: bytes) -> str:
 
 def npy(header: str) -> str:
     """A file as NumPy saves it, with this header: how arrays crossed once."""
-    return text(
-        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
-    )
+    length = len(header).to_bytes(2, "little")
+    return text(b"\x93NUMPY\x01\x00" + length + header.encode() + bytes(8))
 
 
 NESTED: Any = ["int", 1]
