@@ -1,6 +1,6 @@
 """Quantization-aware training: train weights through a rounding whose gradient is defined by hand.
 
-Rounding has the slope 0, so no gradient passes. The straight-through estimator (STE) uses 1 instead,
+Rounding has the slope 0: no gradient passes. The straight-through estimator (STE) uses 1 instead,
 and 0 beyond the ends of the grid. LSQ also trains the scale.
 
 Source: Bengio et al., "Estimating or propagating gradients through stochastic neurons" (2013);

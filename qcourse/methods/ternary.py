@@ -1,15 +1,11 @@
-"""Ternary weights: -1, 0 or 1 times one scale, the grid of BitNet b1.58, and how to store such codes.
+"""Ternary weights, -1, 0 or 1 times one scale (the grid of BitNet b1.58), and their storage.
 
-The idea: with three levels a product needs no multiplication, only sums and differences. The scale is the mean of |w|:
-what is below half of it becomes 0, all else the sign. Rounding a trained model so is the end of it; a model trained
-that way from the start, through the straight-through estimator, with 8-bit activations, works.
+A product with three levels needs no multiplication. The scale is the mean of |w|. Rounding a
+trained model to this grid destroys it; training on it from the start, through the STE, works. Three
+values are log2 3 = 1.585 bits; five trits per byte (3^5 = 243 of 256 values) take 1.6.
 
-Three values are log2 3 = 1.585 bits. Two bits waste a code; five trits in a byte, 3^5 = 243 of its 256 values, take
-1.6.
-
-Source: Ma et al., "The era of 1-bit LLMs: all large language models are in 1.58 bits" (2024), section 2.
-
-How it differs from ``IntQuantizer(2)``: that has four levels, and a scale that the largest weight sets.
+Source: Ma et al., "The era of 1-bit LLMs: all large language models are in 1.58 bits" (2024).
+``IntQuantizer(2)`` has four levels, and the largest weight sets its scale.
 """
 
 from dataclasses import dataclass
@@ -24,22 +20,16 @@ from qcourse.numerics.granularity import Granularity, PerTensor
 from qcourse.numerics.quantized import Parameters
 from qcourse.numerics.scaled import ScaledQuantizer
 
-TRITS = 5  # in a byte
+TRITS = 5  # per byte
 POWERS = tuple(3**i for i in range(TRITS))
 
 
 @dataclass(frozen=True)
 class TernaryQuantizer(ScaledQuantizer):
-    """Quantize to {-1, 0, 1} times a scale.
+    """Quantize to {-1, 0, 1} times a scale; BitNet has one scale per tensor.
 
-    Args:
-        granularity: which values share a scale; BitNet has one per tensor.
-        scale_rule: "absmean": the mean of |x|. "amax": the largest |x|. "mse": "amax" of the
-            fraction of the range that leaves the least squared error.
-        scale_dtype: the floating-point dtype that scales are stored in.
-
-    Raises:
-        TypeError, ValueError: an argument is not one of the above.
+    The rule "absmean" is the mean of |x|, "amax" the largest |x|, and "mse" the fraction of the
+    largest |x| with the least squared error. Raises TypeError or ValueError for other arguments.
 
     >>> q = TernaryQuantizer()(torch.tensor([0.9, -0.2, 0.1, -1.2]))  # the mean of |x| is 0.6
     >>> q.codes.tolist(), round(q.scale.item(), 4)
@@ -77,14 +67,9 @@ class TernaryQuantizer(ScaledQuantizer):
 
 
 def pack_trits(codes: Shaped[Tensor, "..."]) -> UInt8[Tensor, " bytes"]:
-    """Five codes a byte, sum (code_i + 1) 3^i: 1.6 bits each; what is missing at the end counts as code -1.
+    """Return five codes per byte, sum (code_i + 1) 3^i; the last byte is padded with codes -1.
 
-    Args:
-        codes: int8 in {-1, 0, 1}, any shape.
-
-    Raises:
-        TypeError: codes are not int8.
-        ValueError: codes are empty, or one is another number.
+    Raises TypeError unless codes are int8, ValueError unless all are -1, 0 or 1.
 
     >>> pack_trits(torch.tensor([1, 0, -1, 1, 1, -1], dtype=torch.int8)).tolist()
     [221, 0]
@@ -95,36 +80,37 @@ def pack_trits(codes: Shaped[Tensor, "..."]) -> UInt8[Tensor, " bytes"]:
         raise ValueError(
             f"codes of shape {tuple(codes.shape)} must be at least one, each of them -1, 0 or 1"
         )
-    digits = torch.nn.functional.pad(codes.flatten() + 1, (0, -codes.numel() % TRITS)).reshape(
-        -1, TRITS
-    )
-    return (
-        (digits.int() * torch.tensor(POWERS, dtype=torch.int32, device=codes.device))
-        .sum(dim=1)
-        .to(torch.uint8)
-    )
+    # A byte is a number of five base-3 digits, the lowest first.
+    missing = -codes.numel() % TRITS
+    digits = torch.nn.functional.pad(codes.flatten() + 1, (0, missing))
+    digits = digits.reshape(-1, TRITS).int()  # (bytes, trits)
+    packed = (digits * _powers(codes.device)).sum(dim=1)
+    return packed.to(torch.uint8)
 
 
 def unpack_trits(packed: Shaped[Tensor, "..."], count: int) -> Int8[Tensor, " count"]:
-    """The inverse of ``pack_trits``: the first `count` codes.
+    """Return the first `count` codes, the inverse of ``pack_trits``.
 
-    Raises:
-        TypeError: packed is not uint8.
-        ValueError: packed does not hold `count` codes; a byte is above 242, which stands for no five trits.
+    Raises TypeError unless packed is uint8, ValueError if it does not hold `count` codes.
 
     >>> unpack_trits(torch.tensor([221, 0], dtype=torch.uint8), 6).tolist()
     [1, 0, -1, 1, 1, -1]
     """
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed has dtype {packed.dtype}; packed trits are uint8")
-    if packed.ndim != 1 or -(-count // TRITS) != len(packed) or count < 1:
+    needed = -(-count // TRITS)  # rounded up
+    if packed.ndim != 1 or len(packed) != needed or count < 1:
         raise ValueError(
-            f"packed of shape {tuple(packed.shape)} does not hold count={count} trits, {TRITS} a byte"
+            f"packed of shape {tuple(packed.shape)} does not hold count={count} trits,"
+            f" {TRITS} per byte"
         )
-    if int(packed.max()) >= 3**TRITS:
-        raise ValueError(
-            f"packed has the byte {int(packed.max())}; five trits are at most {3**TRITS - 1}"
-        )
-    powers = torch.tensor(POWERS, dtype=torch.int32, device=packed.device)
-    digits = packed.int()[:, None] // powers % 3  # (bytes, trits)
-    return (digits - 1).to(torch.int8).flatten()[:count]
+    largest = int(packed.max())
+    if largest >= 3**TRITS:
+        raise ValueError(f"packed has the byte {largest}; five trits are at most {3**TRITS - 1}")
+    digits = packed.int()[:, None] // _powers(packed.device) % 3  # (bytes, trits)
+    codes = (digits - 1).to(torch.int8)
+    return codes.flatten()[:count]
+
+
+def _powers(device: torch.device) -> Tensor:
+    return torch.tensor(POWERS, dtype=torch.int32, device=device)
