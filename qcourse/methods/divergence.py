@@ -1,14 +1,14 @@
-"""The range whose histogram, after quantization, still tells most of what it told before.
+"""The range whose histogram keeps most of its information after quantization, by KL divergence.
 
-The idea: let P be the bins inside a candidate range, with all that lies beyond added to the bins at its ends (clipping
-does that). Cut the same bins, without what lies beyond, into as many equal runs as the grid has levels, and spread each
-run's count evenly over those of its bins that hold anything: that is Q, what is left once a run has become one code.
-Take the range with the least KL(P || Q) = sum P log(P / Q).
+The idea: P is the histogram inside a candidate range, with the values beyond it added to its end
+bins, as clipping does. Q leaves those values out, splits the range into one run of bins per level,
+and spreads each run's count evenly over its bins that are not empty. The range with the least
+KL(P || Q) = sum P log(P / Q) wins.
 
 Source: Migacz, "8-bit inference with TensorRT" (GTC 2017), there for |x| and 128 levels.
 
-How it differs from the naive program (which the tests hold, bin by bin): every sum over bins is a difference of running
-sums, so that a candidate costs its levels and not its bins, and all candidates are weighed at once.
+How it differs from the naive program in the tests: sums over bins are differences of running sums,
+so that all candidates are evaluated at once.
 """
 
 import torch
@@ -17,26 +17,34 @@ from torch import Tensor
 
 
 def least_divergence(counts: Int64[Tensor, " bins"], zero: int, levels: int) -> tuple[int, int]:
-    """The bins [start, stop) of the candidate range with the least KL divergence, the narrowest of equals.
+    """Return the bins [start, stop) with the least KL divergence; the narrowest of equals.
+
+    Candidates hold zero, have at least `levels` bins, and reach both ends of the data together.
 
     Args:
-        counts: a histogram that holds at least one value.
-        zero: the bin that begins at 0; every range reaches from there.
-        levels: how many codes the grid has for a range.
-
-    Returns:
-        start <= zero <= stop. Candidates have at least `levels` bins, and both ends go out to the data's at one pace.
+        counts: a histogram of at least one value.
+        zero: the bin that begins at 0.
+        levels: the number of codes of the grid.
 
     >>> least_divergence(torch.tensor([40, 30, 20, 10, 1, 0, 0, 1]), zero=0, levels=2)
     (0, 3)
     """
     used = counts.nonzero()
-    below, above = max(zero - int(used[0]), 0), max(int(used[-1]) + 1 - zero, 0)
+    first_used = int(used[0])
+    last_used = int(used[-1])
+    below = max(zero - first_used, 0)
+    above = max(last_used + 1 - zero, 0)
+
+    # Candidate k reaches k / longest of the way to the data's end, on both sides.
     longest = max(below, above)
     part = torch.arange(1, longest + 1, device=counts.device)
-    start, stop = zero - below * part // longest, zero + above * part // longest
-    allowed = (stop - start >= levels) | (part == longest)
-    start, stop = start[allowed], stop[allowed]
+    start = zero - below * part // longest
+    stop = zero + above * part // longest
+
+    long_enough = stop - start >= levels
+    allowed = long_enough | (part == longest)
+    start = start[allowed]
+    stop = stop[allowed]
     best = divergences(counts, start, stop, levels).argmin()
     return int(start[best]), int(stop[best])
 
@@ -47,44 +55,67 @@ def divergences(
     stop: Int64[Tensor, " ranges"],
     levels: int,
 ) -> Float64[Tensor, " ranges"]:
-    """KL(P || Q) in nats for each range of bins [start, stop), of at least `levels` bins unless it holds all.
+    """Return KL(P || Q) in nats for each range of bins [start, stop), of at least `levels` bins.
 
-    Infinite where an end bin is empty though values lie beyond it: P then has something where Q has nothing.
+    It is infinite if an end bin is empty and values lie beyond it: P is positive where Q is 0.
 
-    >>> two = torch.tensor([0, 0]), torch.tensor([2, 4])
-    >>> divergences(torch.tensor([3, 1, 2, 2]), *two, levels=2).round(decimals=4)  # P = 3 5, then 3 1 2 2
+    >>> start = torch.tensor([0, 0])
+    >>> stop = torch.tensor([2, 4])
+    >>> kl = divergences(torch.tensor([3, 1, 2, 2]), start, stop, levels=2)  # P = 3 5, then 3 1 2 2
+    >>> kl.round(decimals=4)
     tensor([0.3128, 0.0654], dtype=torch.float64)
     """
-    size, held = _running(counts), _running(counts > 0)
-    cuts = (
-        start[:, None]
-        + (stop - start)[:, None] * torch.arange(levels + 1, device=counts.device) // levels
-    )
-    mass, bins = size[cuts].diff(dim=1), held[cuts].diff(dim=1)
-    log_q = (
-        (mass / bins.clamp(min=1)).clamp(min=1).log()
-    )  # of a bin that holds anything, times the mass inside
-    below, above = size[start], size[-1] - size[stop]
-    first, last = counts[start].double(), counts[stop - 1].double()
-    # Sums over P, times the whole mass: first as if nothing lay beyond, then with the two end bins as they are.
-    p_log_p = _running(_xlogx(counts.double()))
-    p_log_p = (
-        p_log_p[stop]
-        - p_log_p[start]
-        + _xlogx(first + below)
-        - _xlogx(first)
-        + _xlogx(last + above)
-        - _xlogx(last)
-    )
-    p_log_q = (mass * log_q).sum(dim=1) + below * log_q[:, 0] + above * log_q[:, -1]
-    kl = (p_log_p - p_log_q) / size[-1] - size[-1].log() + mass.sum(dim=1).log()
-    lost = ((first == 0) & (below > 0)) | ((last == 0) & (above > 0))
-    return torch.where(lost, torch.inf, kl)
+    # The running sums turn each sum over bins into a difference at two edges.
+    count_before = _running_sum(counts)
+    used_before = _running_sum(counts > 0)
+    total = count_before[-1]
+
+    # The run of each level: its count, and log of the count per bin that is not empty.
+    edges = _level_edges(start, stop, levels)
+    run_count = count_before[edges].diff(dim=1)
+    run_bins = used_before[edges].diff(dim=1)
+    per_bin = run_count / run_bins.clamp(min=1)
+    log_q = per_bin.clamp(min=1).log()
+
+    # KL = sum P log P - sum P log Q, with P and Q still to be divided by their totals.
+    below = count_before[start]
+    above = total - count_before[stop]
+    p_log_p = _p_log_p(counts, start, stop, below, above)
+    p_log_q = (run_count * log_q).sum(dim=1)
+    p_log_q = p_log_q + below * log_q[:, 0] + above * log_q[:, -1]
+    kl = (p_log_p - p_log_q) / total
+    kl = kl - total.log() + run_count.sum(dim=1).log()
+
+    below_is_lost = (counts[start] == 0) & (below > 0)
+    above_is_lost = (counts[stop - 1] == 0) & (above > 0)
+    return torch.where(below_is_lost | above_is_lost, torch.inf, kl)
 
 
-def _running(values: Tensor) -> Float64[Tensor, " edges"]:
+def _level_edges(start: Tensor, stop: Tensor, levels: int) -> Int64[Tensor, "ranges edges"]:
+    """The edges that split the bins of each range into `levels` runs, as equal as they can be."""
+    level = torch.arange(levels + 1, device=start.device)
+    bins = stop - start
+    return start[:, None] + bins[:, None] * level // levels
+
+
+def _p_log_p(
+    counts: Tensor, start: Tensor, stop: Tensor, below: Tensor, above: Tensor
+) -> Float64[Tensor, " ranges"]:
+    """sum p log p over each range, p the counts with `below` and `above` added at its ends."""
+    first = counts[start].double()
+    last = counts[stop - 1].double()
+    running = _running_sum(_xlogx(counts.double()))
+    total = running[stop] - running[start]
+
+    # Replace the terms of the two end bins.
+    total = total + _xlogx(first + below) - _xlogx(first)
+    return total + _xlogx(last + above) - _xlogx(last)
+
+
+def _running_sum(values: Tensor) -> Float64[Tensor, " edges"]:
     """The sum of all values before each edge between bins."""
-    return torch.nn.functional.pad(values.double().cumsum(dim=0), (1, 0))
+    after = values.double().cumsum(dim=0)
+    return torch.nn.functional.pad(after, (1, 0))
 
 
 def _xlogx(x: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """Five rules that choose the range of a quantizer, each in a few lines.
 
-The idea: a wide range costs resolution, a narrow one clips. MinMax never clips; MovingAverage forgets the odd batch;
-Percentile clips a share of the values; MeanSquaredError weighs both losses by their squares, and Entropy by how much
-less the codes tell. The first two remember two numbers a scale, the others a histogram (`histogram.py`).
+The idea: a wide range costs resolution, a narrow one clips. The first two rules remember two
+numbers per scale, the others a histogram (`histogram.py`).
 
-Source: Nagel et al., "A white paper on neural network quantization" (2021), section 3.1, and what each rule names.
+Source: Nagel et al., "A white paper on neural network quantization" (2021), section 3.1.
 
-`calibration.py` feeds them, and asks for the range at the end.
+How it differs from `calibration.py`: that module feeds the rules and asks for the range at the end.
 """
 
 from dataclasses import dataclass, replace
@@ -22,75 +21,74 @@ from qcourse.numerics.affine import IntQuantizer
 from qcourse.numerics.granularity import PerChannel
 from qcourse.numerics.scaled import MSE_SHRINKS
 
+# The low and the high end of the range of each scale.
 Range = tuple[Float64[Tensor, " scales"], Float64[Tensor, " scales"]]
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """What to remember of the batches, and which range to choose from that; each of the five below is one."""
+    """What to remember of the batches, and which range to choose from it."""
 
     def observe(self, seen: Any, rows: Tensor, low: Tensor, high: Tensor) -> Any:
-        """What is remembered after a batch, rows (scales, values) and the extremes of each row; seen starts as None."""
+        """Return what to remember after a batch, rows (scales, values); seen starts as None."""
 
     def choose(self, seen: Any, quantizer: IntQuantizer) -> Range:
-        """The range of each scale, low and high."""
+        """Return the low and the high end of the range of each scale."""
 
 
 @dataclass(frozen=True)
 class MinMax:
-    """[min x, max x] over all batches: nothing is clipped, and one outlier sets the scale.
+    """[min x, max x] over all batches: nothing is clipped, and a single outlier sets the scale.
 
     >>> from qcourse.methods.calibration import calibrate
-    >>> calibrate([torch.tensor([0.1, -0.7]), torch.tensor([1.4])], IntQuantizer(4), MinMax()).scale.item()  # 1.4 / 7
+    >>> batches = [torch.tensor([0.1, -0.7]), torch.tensor([1.4])]
+    >>> calibrate(batches, IntQuantizer(4), MinMax()).scale.item()  # 1.4 / 7
     0.20000000298023224
     """
 
     def observe(self, seen: Range | None, rows: Tensor, low: Tensor, high: Tensor) -> Range:
-        """The extremes so far."""
+        low = low.double()
+        high = high.double()
         if seen is None:
-            return low.double(), high.double()
-        return torch.minimum(seen[0], low.double()), torch.maximum(seen[1], high.double())
+            return low, high
+        seen_low, seen_high = seen
+        return torch.minimum(seen_low, low), torch.maximum(seen_high, high)
 
     def choose(self, seen: Range, quantizer: IntQuantizer) -> Range:
-        """The extremes."""
         return seen
 
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """low <- momentum low + (1 - momentum) min x, batch after batch, from the first batch's own; high likewise.
+    """low <- momentum low + (1 - momentum) min x per batch, and the same for high with max x.
 
-    The only rule that depends on the order and the size of the batches. The first of n batches weighs momentum^(n - 1),
-    0.91 of 10 batches at 0.99: for a short run take a smaller momentum.
-
-    Args:
-        momentum: in [0, 1); at 0 the last batch decides alone.
-
+    It starts at the first batch, which keeps the weight momentum^(n - 1) after n batches: 0.91 at
+    0.99 and 10 batches. Only this rule depends on the order and the size of the batches.
     Source: Jacob et al. (CVPR 2018), section 3.1.
 
     >>> from qcourse.methods.calibration import calibrate
-    >>> batches = [torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0])]
-    >>> parameters = calibrate(batches, IntQuantizer(8, symmetric=False), MovingAverage(0.5))
-    >>> round(parameters.scale.item() * 255, 4)
+    >>> batches = [torch.tensor([1.0]), torch.tensor([2.0])]
+    >>> round(calibrate(batches, IntQuantizer(8), MovingAverage(0.5)).scale.item() * 127, 4)
     1.5
     """
 
-    momentum: float = 0.99
+    momentum: float = 0.99  # in [0, 1); at 0 the last batch decides alone
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must be at least 0 and less than 1")
 
     def observe(self, seen: Range | None, rows: Tensor, low: Tensor, high: Tensor) -> Range:
-        """The averages so far."""
+        low = low.double()
+        high = high.double()
         if seen is None:
-            return low.double(), high.double()
-        return torch.lerp(low.double(), seen[0], self.momentum), torch.lerp(
-            high.double(), seen[1], self.momentum
-        )
+            return low, high
+        seen_low, seen_high = seen
+        low = torch.lerp(low, seen_low, self.momentum)
+        high = torch.lerp(high, seen_high, self.momentum)
+        return low, high
 
     def choose(self, seen: Range, quantizer: IntQuantizer) -> Range:
-        """The averages."""
         return seen
 
 
@@ -98,20 +96,17 @@ class _OnHistogram:
     """What the rules below remember."""
 
     def observe(self, seen: Histogram | None, rows: Tensor, low: Tensor, high: Tensor) -> Histogram:
-        """The histogram so far."""
-        return Histogram.of(rows, low, high) if seen is None else seen.add(rows, low, high)
+        if seen is None:
+            return Histogram.of(rows, low, high)
+        return seen.add(rows, low, high)
 
 
 @dataclass(frozen=True)
 class Percentile(_OnHistogram):
-    """The range that keeps `percent` of the values: of |x| when symmetric; else (100 - percent) / 2 go at each end.
+    """The range that keeps `percent` of |x| if symmetric, else clips half of the rest at each end.
 
-    At most one bin (amax / 1024) wider than numpy.percentile of all the data, never narrower; at 100 it is MinMax.
-
-    Args:
-        percent: in (0, 100].
-
-    Source: Wu et al., "Integer quantization for deep learning inference" (2020), whose values are 99.9 to 99.9999.
+    It is at most one bin (amax / 1024) wider than numpy.percentile of all data, never narrower.
+    Source: Wu et al., "Integer quantization for deep learning inference" (2020): 99.9 to 99.9999.
 
     >>> from qcourse.methods.calibration import calibrate
     >>> x = torch.linspace(-1, 1, 10001)
@@ -119,31 +114,33 @@ class Percentile(_OnHistogram):
     0.9
     """
 
-    percent: float = 99.9
+    percent: float = 99.9  # in (0, 100]
 
     def __post_init__(self) -> None:
         if not 0 < self.percent <= 100:
             raise ValueError(f"percent={self.percent} must be greater than 0 and at most 100")
 
     def choose(self, seen: Histogram, quantizer: IntQuantizer) -> Range:
-        """The edges of the bins in which the percentiles lie."""
+        """Return the outer edges of the bins that hold the percentiles, within the extremes."""
+        quantile = 0.5 + self.percent / 200
         if quantizer.symmetric:
-            seen, kept = seen.folded(), self.percent / 100
-        else:
-            kept = 0.5 + self.percent / 200
-        low = BINS - _quantile_edge(seen.counts.flip(1), kept)
-        high = _quantile_edge(seen.counts, kept) - BINS
-        return torch.maximum(low * seen.width, seen.low), torch.minimum(
-            high * seen.width, seen.high
-        )
+            seen = seen.folded()
+            quantile = self.percent / 100
+
+        # The low end is the high end of the mirrored histogram.
+        low = BINS - _quantile_edge(seen.counts.flip(1), quantile)
+        high = _quantile_edge(seen.counts, quantile) - BINS
+        low = torch.maximum(low * seen.width, seen.low)
+        high = torch.minimum(high * seen.width, seen.high)
+        return low, high
 
 
 @dataclass(frozen=True)
 class MeanSquaredError(_OnHistogram):
-    """The fraction f of [min x, max x] with the least sum (x - x_hat)^2, f in MSE_SHRINKS as for scale_rule="mse".
+    """The fraction f of [min x, max x] with the least sum (x - x_hat)^2, f in MSE_SHRINKS.
 
-    Each value counts as the middle of its bin. Since |x - x_hat| is the distance to the grid, and so changes by no more
-    than x does, the root mean square error of the range chosen is at most one bin above that of the best f.
+    Each value counts as the middle of its bin. This moves |x - x_hat| by no more than x itself, so
+    the root mean square error is at most one bin above that of the best f.
 
     >>> from qcourse.methods.calibration import calibrate
     >>> x = torch.randn(4096, generator=torch.Generator().manual_seed(0))
@@ -153,16 +150,22 @@ class MeanSquaredError(_OnHistogram):
     """
 
     def choose(self, seen: Histogram, quantizer: IntQuantizer) -> Range:
-        """The extremes, times the best fraction; errors are measured in bins, so that no square can underflow."""
+        """Return the extremes times the best fraction."""
+        # Measure in bins, so that no square underflows, with one scale per row of the histogram.
         by_row = replace(quantizer, granularity=PerChannel(0), scale_dtype=torch.float32)
-        low, high = (seen.low / seen.width)[:, None], (seen.high / seen.width)[:, None]
-        x = (torch.arange(-BINS, BINS, device=low.device) + 0.5).expand(seen.counts.shape)
+        low = (seen.low / seen.width)[:, None]
+        high = (seen.high / seen.width)[:, None]
+        middles = torch.arange(-BINS, BINS, device=low.device) + 0.5
+        x = middles.expand(seen.counts.shape)
         counts = seen.counts.float()
-        least, best = torch.full_like(seen.low, torch.inf), torch.ones_like(seen.low)
+
+        least = torch.full_like(seen.low, torch.inf)
+        best = torch.ones_like(seen.low)
         for shrink in MSE_SHRINKS:
             parameters = by_row.from_range(shrink * low, shrink * high)
             x_hat = by_row.decode(by_row.encode(x, parameters), parameters)
-            error = x_hat.sub_(x).square_().mul_(counts).sum(dim=1, dtype=torch.float64)
+            squares = x_hat.sub_(x).square_().mul_(counts)
+            error = squares.sum(dim=1, dtype=torch.float64)
             best = torch.where(error < least, shrink, best)
             least = torch.minimum(least, error)
         return seen.low * best, seen.high * best
@@ -170,11 +173,10 @@ class MeanSquaredError(_OnHistogram):
 
 @dataclass(frozen=True)
 class Entropy(_OnHistogram):
-    """The range with the least KL(P || Q): P the clipped histogram, Q the same after quantization (`divergence.py`).
+    """The range with the least KL(P || Q), P the clipped histogram, Q the quantized one.
 
-    Candidates end on bin edges; when not symmetric, both ends go out at one pace. Made for 8 bits, and for histograms
-    with enough values to fill the bins (about 2000); it looks at probabilities, not at how far off a clipped value is.
-
+    See `divergence.py`. The rule suits 8 bits and at least about 2000 values, which fill the bins.
+    It compares probabilities, not how far a clipped value moves.
     Source: Migacz, "8-bit inference with TensorRT" (GTC 2017).
 
     >>> from qcourse.methods.calibration import calibrate
@@ -184,19 +186,28 @@ class Entropy(_OnHistogram):
     """
 
     def choose(self, seen: Histogram, quantizer: IntQuantizer) -> Range:
-        """The best range of bins; a symmetric grid has 2^(bits - 1) levels for |x|."""
-        seen = seen.folded() if quantizer.symmetric else seen
-        levels = 2 ** (quantizer.bits - quantizer.symmetric)
-        ends = [least_divergence(counts, BINS, levels) for counts in seen.counts]
-        low, high = (torch.tensor(ends, device=seen.low.device) - BINS).double().T * seen.width
-        return torch.maximum(low, seen.low), torch.minimum(high, seen.high)
+        """Return the best range of bins, within the extremes."""
+        levels = 2**quantizer.bits
+        if quantizer.symmetric:
+            # Half of the codes are left for |x|.
+            seen = seen.folded()
+            levels //= 2
+        edges = [least_divergence(counts, BINS, levels) for counts in seen.counts]  # (rows, 2)
+        from_zero = (torch.tensor(edges, device=seen.low.device) - BINS).double()
+
+        low, high = from_zero.T * seen.width
+        low = torch.maximum(low, seen.low)
+        high = torch.minimum(high, seen.high)
+        return low, high
 
 
 def _quantile_edge(counts: Tensor, q: float) -> Float64[Tensor, " scales"]:
-    """The quantile q of each row, in bins from the left end: the right edges of the bins of its two neighbours in
-    sorted order, weighed as numpy.quantile weighs the neighbours themselves."""
+    """The quantile q of each row, in bins from the left end."""
+    # As numpy.quantile does, interpolate between the two neighbors in sorted order. Each of them
+    # counts as the right edge of its bin.
     running = counts.cumsum(dim=1)
-    rank = q * (running[:, -1:] - 1).double()  # of the values sorted, counted from 0
-    neighbours = torch.cat([rank.floor(), rank.ceil()], dim=1)
-    edges = torch.searchsorted(running, neighbours.long() + 1).double() + 1
-    return torch.lerp(edges[:, 0], edges[:, 1], rank[:, 0] - rank[:, 0].floor())
+    rank = q * (running[:, -1:] - 1).double()  # the place in sorted order, from 0
+    floor = rank.floor()
+    neighbors = torch.cat([floor, rank.ceil()], dim=1)
+    edges = torch.searchsorted(running, neighbors.long() + 1).double() + 1
+    return torch.lerp(edges[:, 0], edges[:, 1], (rank - floor)[:, 0])
