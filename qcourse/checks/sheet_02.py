@@ -510,7 +510,7 @@ def _bits_per_weight(bits: int, group_size: int, scale_bytes: int, symmetric: bo
     return bits + (8 * scale_bytes + zero_point_bits) / group_size
 
 
-def _bits_without_scales(bits: int, group_size: int, scale_bytes: int, symmetric: bool) -> float:
+def _bits_without_scales(bits: int, group_size: int, scale_bytes: int, symmetric: bool) -> int:
     return bits
 
 

@@ -274,7 +274,7 @@ def _misleads(errors: list[float], order: list[int], misled: int) -> bool:
     # Of the searches in sorted clips, the one by halves has to miss only if misled is 0.
     must_miss = (_first_dip, _dip_by_halves) if misled == 0 else (_last_dip,)
     sorted_misses = all(errors[search(errors)] > best for search in must_miss)
-    return second > MARGIN * best and sorted_misses and shuffled_misses
+    return bool(second > MARGIN * best and sorted_misses and shuffled_misses)
 
 
 def _candidates(x: Tensor, shares: Sequence[float]) -> Clips:

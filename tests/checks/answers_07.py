@@ -313,7 +313,7 @@ def loss_in_weights(groups: Tensor, parts: Tensor, share: float, qmax: int) -> T
 MISTAKES = [
     ("07.1", "salience by the norm of the weights", keep_by(lambda w, x: w.pow(2).sum(0))),
     ("07.1", "the mean of x, not of |x|", keep_by(lambda w, x: x.mean(0))),
-    ("07.1", "the quietest channels", keep_by(lambda w, x: -x.abs().mean(0))),
+    ("07.1", "the smallest channels", keep_by(lambda w, x: -x.abs().mean(0))),
     ("07.1", "the mean of squares, not of |x|", keep_by(lambda w, x: x.pow(2).mean(0).sqrt())),
     ("07.2", "the shift is forgotten", lambda gain, shift, w, s: (gain / s, shift, w * s)),
     (
