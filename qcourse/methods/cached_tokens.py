@@ -57,13 +57,15 @@ class CachedTokens:
             # Raises ValueError unless the group size divides the channels.
             self.quantizer.granularity.scale_shape(x.shape)
         sizes = (*x.shape[:2], x.shape[3])
-        if sizes != self.sizes or x.dtype != self.window.dtype:
+        dtype = self.window.dtype
+        if sizes != self.sizes or x.dtype != dtype:
             raise ValueError(
                 f"{name} of shape {tuple(x.shape)} and {x.dtype} does not continue"
-                f" (batch, kv_heads, head_dim) = {self.sizes} and {self.window.dtype}:"
+                f" (batch, kv_heads, head_dim) = {self.sizes} and {dtype}:"
                 " a cache is for one batch of sequences"
             )
-        return replace(self, window=torch.cat([self.window, x], dim=2))
+        window = torch.cat([self.window, x], dim=2)
+        return replace(self, window=window)
 
     def encode_old(self) -> "CachedTokens":
         """Return the tokens with all but the newest `residual` as codes, in whole groups."""
@@ -93,9 +95,11 @@ class CachedTokens:
         past = self.codes.dequantize().to(self.window.dtype)
         batch, heads, channels = self.sizes
         if self.axis == "channel":
-            past = past.view(batch, heads, channels, -1).mT  # (batch, heads, tokens, channels)
+            rows = past.view(batch, heads, channels, -1)
+            past = rows.mT  # (batch, heads, tokens, channels)
         else:
-            past = past.view(-1, batch, heads, channels).movedim(0, 2)
+            rows = past.view(-1, batch, heads, channels)
+            past = rows.movedim(0, 2)  # (batch, heads, tokens, channels)
         return torch.cat([past, self.window], dim=2)
 
 
@@ -116,4 +120,5 @@ def _joined(old: QuantizedTensor | None, new: QuantizedTensor, dim: int) -> Quan
                 f" {before.item():.3g} would have to become {after.item():.3g}"
             )
     codes = torch.cat([old.codes, new.codes], dim)
-    return replace(old, codes=codes, parameters=replace(old.parameters, **parameters))
+    joined = replace(old.parameters, **parameters)
+    return replace(old, codes=codes, parameters=joined)

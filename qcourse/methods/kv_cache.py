@@ -1,12 +1,11 @@
 """The KV cache as codes: key scales per channel, value scales per token.
 
-The cache grows with every token, so its bytes limit long sequences. Keys have a few channels that
-are large at every token: each channel gets its own scale per group of tokens. Values have hardly
-any, so each token gets its own scales and can become codes at once. Keys wait in floats until
-their group is complete. The newest `residual` tokens stay in floats; each token is rounded once.
+Keys have a few channels that are large at every token, so a channel has one scale per group of
+tokens; the newest keys wait in floats until their group is complete. Values have hardly any outlier
+channels, so each token has its own scales and becomes codes at once.
 
 Source: Liu et al., "KIVI: A tuning-free asymmetric 2bit quantization for KV cache" (ICML 2024),
-section 3. KIVI encodes R keys at once, so 0 to R - 1 keys stay in floats. This window slides.
+section 3; there R keys are encoded together, here the window of floats slides.
 `models.llama.KVCache` holds the same tokens as floats.
 """
 
@@ -29,20 +28,17 @@ class QuantizedKVCache:
         keys, values: quantizers of granularity PerGroup(g), or None for floats. A group is g tokens
             of one channel of a head (axis "channel") or g channels of one token ("token").
         residual: the newest tokens that stay in floats; with axis "channel" up to g - 1 more wait.
-        max_tokens: the capacity; None for no limit.
 
-    Raises:
-        TypeError, ValueError: not a quantizer of granularity PerGroup; an unknown axis; residual or
-            max_tokens is not an int in range.
+    Raises TypeError or ValueError for an argument that is not as above, or max_tokens below 1.
 
     >>> import torch
     >>> from qcourse import IntQuantizer
     >>> int4 = IntQuantizer(4, granularity=PerGroup(32), scale_dtype=torch.float16)
     >>> cache = QuantizedKVCache(int4, int4)
     >>> k, v = torch.randn(2, 1, 2, 64, 32)  # both (batch 1, kv_heads 2, tokens 64, head_dim 32)
-    >>> same, _ = cache.update(0, k, v)
-    >>> cache.length, cache.nbytes, torch.equal(same, k)  # 8192 codes of 4 bits, 256 scales
-    (64, 4608, True)
+    >>> all_k, all_v = cache.update(0, k, v)
+    >>> cache.length, cache.nbytes  # 8192 codes of 4 bits, 256 scales of 2 bytes
+    (64, 4608)
     """
 
     def __init__(
@@ -75,7 +71,10 @@ class QuantizedKVCache:
     @property
     def nbytes(self) -> int:
         """Bytes in storage: packed codes, scales and zero points, and the tokens in floats."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
+        total = 0
+        for keys, values in self.layers.values():
+            total += keys.nbytes + values.nbytes
+        return total
 
     def update(
         self, layer: int, k: Shaped[Tensor, "..."], v: Shaped[Tensor, "..."]
@@ -85,11 +84,8 @@ class QuantizedKVCache:
     ]:
         """Append k and v (batch, kv_heads, tokens, head_dim), both after RoPE; return all tokens.
 
-        They are oldest first: earlier tokens as stored, the tokens of this call unrounded.
-
-        Raises:
-            TypeError, ValueError: k and v are not finite floats of one shape, do not continue the
-                cache, do not suit a quantizer, or exceed max_tokens. This layer is then unchanged.
+        They are oldest first: earlier tokens as stored, the tokens of this call unrounded. Raises
+        TypeError or ValueError, and leaves this layer as it was, for tokens that do not fit.
         """
         if k.ndim != 4 or k.shape != v.shape:
             raise ValueError(
@@ -130,6 +126,7 @@ def _check_counts(residual: Any, max_tokens: Any) -> None:
 
 
 def _check_quantizer(name: str, quantizer: Any, axis: str) -> None:
+    # None keeps the tokens in floats, but its axis must be valid too.
     if axis not in AXES:
         allowed = ", ".join(AXES)
         raise ValueError(

@@ -28,9 +28,6 @@ PER_ROW = IntQuantizer(8, granularity=PerChannel(0))
 def outlier_columns(x: Shaped[Tensor, "..."], threshold: float = 6.0) -> Bool[Tensor, " in"]:
     """Return, per column of x (..., in), whether some |x| exceeds the threshold.
 
-    Raises:
-        TypeError, ValueError: x has no axis or is not finite floats; threshold is not above 0.
-
     >>> outlier_columns(torch.tensor([[0.5, -7.0, 6.0], [-1.0, 0.1, 0.2]])).tolist()
     [False, True, False]
     """
@@ -50,21 +47,18 @@ def llm_int8_matmul(
 ) -> Float[Tensor, "*batch out"]:
     """Return x w^T in x's dtype: outlier columns of x in floats, the others as 8-bit codes.
 
-    Raises:
-        TypeError, ValueError: as ``outlier_columns``; w is not a finite matrix (out, in); x or w is
-            so small that float32 cannot hold a scale.
+    Raises TypeError or ValueError unless x (..., in) and w (out, in) are finite floats that fit.
 
-    >>> x = torch.tensor([[0.5, 40.1, -0.2]])
-    >>> w = torch.tensor([[0.3, 0.01, -0.7]])  # the exact product is 0.691
+    >>> x, w = torch.tensor([[0.5, 40.1, -0.2]]), torch.tensor([[0.3, 0.01, -0.7]])
     >>> [round(float(llm_int8_matmul(x, w, threshold)), 2) for threshold in (6.0, 100.0)]
     [0.69, 0.85]
     """
     columns = outlier_columns(x, threshold)
     check_matrix(w, "w")
-    if x.shape[-1:] != w.shape[1:]:
-        raise ValueError(
-            f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same inputs, their last axis"
-        )
+    x_shape = tuple(x.shape)
+    w_shape = tuple(w.shape)
+    if x_shape[-1] != w_shape[1]:
+        raise ValueError(f"x {x_shape} and w {w_shape} must have the same inputs, their last axis")
     dtype = wide(torch.promote_types(x.dtype, w.dtype))
     rows = x.detach().reshape(-1, x.shape[-1])  # (tokens, in)
     w = w.detach()
@@ -75,7 +69,9 @@ def llm_int8_matmul(
 
     # The integer product; float64 is exact for whole numbers up to 2^53.
     sums = q_x.codes.double() @ q_w.codes.double().T
-    y = sums.to(dtype) * q_x.scale.to(dtype) * q_w.scale.to(dtype).T
+    s_x = q_x.scale.to(dtype)  # (tokens, 1)
+    s_w = q_w.scale.to(dtype)  # (out, 1)
+    y = sums.to(dtype) * s_x * s_w.T
 
     # The outlier columns, in floats.
     x_outliers = rows[:, columns].to(dtype)

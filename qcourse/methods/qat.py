@@ -26,7 +26,7 @@ def straight_through(
 ) -> Float[Tensor, "*shape"]:
     """Return decode(encode(x)) in x's dtype. The gradient passes, but is 0 `beyond` the grid.
 
-    parameters=None fits them to x. Raises TypeError or ValueError as the quantizer's fit.
+    Raises TypeError or ValueError as the quantizer's fit, which also gives missing parameters.
 
     >>> from qcourse import IntQuantizer, quantize
     >>> x = torch.tensor([-9.0, 0.4, 7.4, 7.6], requires_grad=True)
@@ -104,11 +104,9 @@ def lsq(
 ) -> Float[Tensor, "*shape"]:
     """Return s round(clamp(x / s, qmin, qmax)), with LSQ's gradients for x and s.
 
-    Raises:
-        TypeError, ValueError: quantizer is not a symmetric IntQuantizer; scale does not fit it.
+    Raises TypeError or ValueError unless quantizer is a symmetric IntQuantizer that fits scale.
 
-    >>> x = torch.tensor([0.6, 1.4, 30.0])
-    >>> s = torch.tensor(1.0, requires_grad=True)
+    >>> x, s = torch.tensor([0.6, 1.4, 30.0]), torch.tensor(1.0, requires_grad=True)
     >>> lsq(x, s, IntQuantizer(4)).sum().backward()
     >>> round(float(s.grad) * (7 * 3) ** 0.5, 4)  # (1 - 0.6) + (1 - 1.4) + 7
     7.0
@@ -134,8 +132,8 @@ def lsq(
 class FakeQuantized(nn.Module):
     """Parametrization w -> w_hat for ``torch.nn.utils.parametrize.register_parametrization``.
 
-    A learned scale starts from w and is trained by LSQ; otherwise each step fits the scale again
-    ("mse" is slow). Raises TypeError or ValueError as ``lsq`` and the quantizer's fit.
+    A learned scale starts from w and is trained by LSQ; otherwise each step fits the scale again.
+    Raises TypeError or ValueError as ``lsq`` and the quantizer's fit.
     """
 
     def __init__(

@@ -29,11 +29,7 @@ __all__ = [
 
 
 def random_signs(n: int, *, seed: int) -> Float[Tensor, " n"]:
-    """Return n random values +1 or -1.
-
-    >>> random_signs(6, seed=0).tolist()
-    [-1.0, 1.0, 1.0, -1.0, 1.0, 1.0]
-    """
+    """Return n random values +1 or -1."""
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(2, (n,), generator=generator)
     return 2.0 * bits - 1
@@ -46,13 +42,7 @@ def random_hadamard(n: int, *, seed: int) -> Float[Tensor, "n n"]:
 
 
 class Rotation(nn.Module):
-    """Layer x -> x diag(signs) H / sqrt(n) along the last axis; seed=None makes all signs +1.
-
-    >>> rotation = Rotation(8, seed=0)
-    >>> x = torch.arange(8.0)
-    >>> torch.allclose(rotation.inverse(rotation(x)), x, atol=1e-5)
-    True
-    """
+    """Layer x -> x diag(signs) H / sqrt(n) along the last axis; seed=None makes all signs +1."""
 
     signs: Tensor
 
@@ -87,13 +77,12 @@ def cayley_descent(
 
     Args:
         loss: maps (n, n) to a scalar that autograd can differentiate.
-        r: the start, orthogonal to 1e-4; not changed.
         lr: Frobenius norm of the first step; it falls linearly to lr / steps.
         momentum: share of the previous direction that is kept, 0 <= momentum < 1.
 
     Raises:
-        TypeError, ValueError: r is not an orthogonal matrix of floats; another argument is out of
-            range; the loss or its gradient is not finite.
+        TypeError, ValueError: r is not orthogonal to 1e-4; an argument is out of range; the loss or
+            its gradient is not finite.
 
     >>> target = random_hadamard(4, seed=1)
     >>> distance = lambda r: (r - target).square().sum()
@@ -131,9 +120,10 @@ def _gradient(loss: Callable[[Tensor], Tensor], r: Tensor) -> tuple[float, Tenso
         r = r.clone().requires_grad_()
         value = loss(r)
         (gradient,) = torch.autograd.grad(value, r)
-    if not (torch.isfinite(value) and torch.isfinite(gradient).all()):
-        raise ValueError(f"loss={float(value.detach()):.3g} or its gradient is not finite")
-    return float(value.detach()), gradient.double()
+    size = float(value.detach())
+    if not (math.isfinite(size) and torch.isfinite(gradient).all()):
+        raise ValueError(f"loss={size:.3g} or its gradient is not finite")
+    return size, gradient.double()
 
 
 def check_orthogonal(r: Tensor, name: str) -> None:

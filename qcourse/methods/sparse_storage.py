@@ -52,16 +52,12 @@ def compress_sparse(
 ) -> Compressed:
     """Return the values of weight (floats or codes) where mask is True, and their positions.
 
-    Raises:
-        ValueError: weight is not a matrix; mask is not boolean, has another shape, or keeps another
-            number per run than pattern; a weight outside the mask is not 0.
+    Raises ValueError unless mask fits weight and pattern, and weight is 0 outside of it.
 
     >>> w = torch.tensor([[0.0, -1.25, 0.0, 0.5]])
     >>> small = compress_sparse(w, w != 0, NM(2, 4))
-    >>> small.values.tolist(), small.where().tolist()
-    ([[-1.25, 0.5]], [[1, 3]])
-    >>> small.nbytes  # two floats, and two positions of 2 bits in one byte
-    9
+    >>> small.values.tolist(), small.where().tolist(), small.nbytes
+    ([[-1.25, 0.5]], [[1, 3]], 9)
     """
     _check_mask(weight, mask, pattern)
     runs = mask.reshape(-1, pattern.m)
@@ -74,15 +70,17 @@ def compress_sparse(
 
 
 def _check_mask(weight: Tensor, mask: Tensor, pattern: NM) -> None:
-    if weight.ndim != 2 or mask.shape != weight.shape or mask.dtype != torch.bool:
+    shape = tuple(weight.shape)
+    mask_shape = tuple(mask.shape)
+    if weight.ndim != 2 or mask_shape != shape or mask.dtype != torch.bool:
         raise ValueError(
-            f"mask of shape {tuple(mask.shape)} and {mask.dtype} must be boolean and of weight's"
-            f" shape, a matrix; weight has {tuple(weight.shape)}"
+            f"mask of shape {mask_shape} and {mask.dtype} must be boolean and of weight's"
+            f" shape, a matrix; weight has {shape}"
         )
     keep = pattern.keep
     m = pattern.m
-    if weight.shape[1] % m:
-        raise ValueError(f"m={m} does not divide the {weight.shape[1]} inputs of weight")
+    if shape[1] % m:
+        raise ValueError(f"m={m} does not divide the {shape[1]} inputs of weight")
     counts = mask.reshape(-1, m).sum(dim=1)
     if bool((counts != keep).any()):
         found = sorted(set(counts.tolist()))
@@ -100,9 +98,7 @@ def position_bits(m: int) -> int:
 def semi_structured(weight: Float[Tensor, "out in"]) -> Tensor:
     """Return a 2:4 weight, float16 or bfloat16, for torch's sparse tensor cores and `F.linear`.
 
-    Raises:
-        RuntimeError: there is no NVIDIA GPU of compute capability 8.0 or more.
-        ValueError: a run of four has more than two nonzero weights.
+    Raises RuntimeError without an NVIDIA GPU of compute capability 8.0, ValueError unless 2:4.
     """
     has_nvidia = weight.is_cuda and torch.version.hip is None
     if not has_nvidia or torch.cuda.get_device_capability(weight.device) < (8, 0):

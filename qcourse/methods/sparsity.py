@@ -1,12 +1,10 @@
 """N:M pruning: keep N of every M neighbors along the input axis.
 
-Hardware can skip zeros only if it knows how many there are, so exactly N of M weights stay (2:4 on
-NVIDIA's sparse tensor cores). Three scores choose them: |w|; Wanda's |w| ||x||; SparseGPT's
-w^2 / [H^-1]_jj, with GPTQ's column sweep to compensate in the remaining weights.
+Hardware skips zeros only if it knows how many there are: 2:4 on NVIDIA's sparse tensor cores. Three
+scores choose the weights that stay: |w|; Wanda's |w| ||x||; SparseGPT's w^2 / [H^-1]_jj.
 
-Source: Mishra et al., "Accelerating sparse deep neural networks" (2021), 2:4; Sun et al., "A simple
-and effective pruning approach for large language models" (Wanda, ICLR 2024); Frantar and Alistarh,
-"SparseGPT" (ICML 2023).
+Source: Mishra et al., "Accelerating sparse deep neural networks" (2021); Sun et al., "Wanda" (ICLR
+2024); Frantar and Alistarh, "SparseGPT" (ICML 2023).
 `sparse_storage.py` stores the weights that stay.
 """
 
@@ -42,10 +40,7 @@ class NM:
             )
 
     def mask(self, score: Shaped[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        """Return True at the `keep` highest scores of each run of m; the first of equal scores.
-
-        Raises ValueError if m does not divide the last axis.
-        """
+        """Return True at the `keep` highest scores of each run of m; the first of equal scores."""
         if not score.ndim or not score.shape[-1] or score.shape[-1] % self.m:
             raise ValueError(
                 f"m={self.m} of {self.keep}:{self.m} does not divide the last axis"
@@ -68,10 +63,7 @@ class Pruned:
 
 
 def magnitude(w: Shaped[Tensor, "..."], pattern: NM) -> Pruned:
-    """Keep the largest |w|.
-
-    Raises:
-        TypeError, ValueError: w is not a matrix of finite floats; m does not divide its inputs.
+    """Keep the largest |w|. Raises unless w is a finite matrix whose inputs m divides.
 
     >>> magnitude(torch.tensor([[0.1, -1.25, 0.2, 0.5]]), NM(2, 4)).weight.tolist()
     [[0.0, -1.25, 0.0, 0.5]]
@@ -80,7 +72,8 @@ def magnitude(w: Shaped[Tensor, "..."], pattern: NM) -> Pruned:
     mask = pattern.mask(w.detach().abs())
     weight = w.detach() * mask
     # An all-zero weight has the error 0, not 0 / 0.
-    size = w.norm().clamp(min=torch.finfo(w.dtype).tiny)
+    tiny = torch.finfo(w.dtype).tiny
+    size = w.norm().clamp(min=tiny)
     error = (w - weight).norm() / size
     return Pruned(weight, mask, float(error))
 
@@ -88,9 +81,7 @@ def magnitude(w: Shaped[Tensor, "..."], pattern: NM) -> Pruned:
 def wanda(
     w: Shaped[Tensor, "..."], hessian: SecondMoment | Shaped[Tensor, "..."], pattern: NM
 ) -> Pruned:
-    """Keep the largest |w_ij| ||x_j||, with ||x_j|| from the diagonal of the second moment.
-
-    hessian is the second moment (in, in) or any multiple of it. Raises as `magnitude`.
+    """Keep the largest |w_ij| ||x_j||; hessian is any multiple of the second moment (in, in).
 
     >>> h = torch.diag(torch.tensor([100.0, 1.0, 1.0, 1.0]))
     >>> wanda(torch.tensor([[0.1, -1.25, 0.2, 0.5]]), h, NM(2, 4)).mask.tolist()
@@ -115,8 +106,6 @@ def sparsegpt(
     block_size: int = 128,
 ) -> Pruned:
     """Drop the smallest w_j^2 / [H^-1]_jj of each run of m; later weights compensate, as in `gptq`.
-
-    The weights that stay change too. Raises as `wanda` and `inverse_factor`.
 
     >>> h = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
     >>> pruned = sparsegpt(torch.tensor([[1.0, 2.0]]), h, NM(1, 2))
@@ -168,9 +157,7 @@ class _PruningGrid:
 
 
 def _check_fits(w: Tensor, matrix: Tensor) -> None:
-    inputs = w.shape[1]
-    if matrix.shape != (inputs, inputs):
-        raise ValueError(
-            f"hessian of shape {tuple(matrix.shape)} does not fit w of shape {tuple(w.shape)},"
-            " (out, in)"
-        )
+    shape = tuple(w.shape)
+    found = tuple(matrix.shape)
+    if found != (shape[1], shape[1]):
+        raise ValueError(f"hessian of shape {found} does not fit w of shape {shape}, (out, in)")

@@ -29,11 +29,10 @@ class TernaryQuantizer(ScaledQuantizer):
     """Quantize to {-1, 0, 1} times a scale; BitNet has one scale per tensor.
 
     The rule "absmean" is the mean of |x|, "amax" the largest |x|, and "mse" the fraction of the
-    largest |x| with the least squared error. Raises TypeError or ValueError for other arguments.
+    largest |x| with the least squared error.
 
-    >>> q = TernaryQuantizer()(torch.tensor([0.9, -0.2, 0.1, -1.2]))  # the mean of |x| is 0.6
-    >>> q.codes.tolist(), round(q.scale.item(), 4)
-    ([1, 0, 0, -1], 0.6)
+    >>> TernaryQuantizer()(torch.tensor([0.9, -0.2, 0.1, -1.2])).codes.tolist()
+    [1, 0, 0, -1]
     """
 
     granularity: Granularity = PerTensor()
@@ -69,8 +68,6 @@ class TernaryQuantizer(ScaledQuantizer):
 def pack_trits(codes: Shaped[Tensor, "..."]) -> UInt8[Tensor, " bytes"]:
     """Return five codes per byte, sum (code_i + 1) 3^i; the last byte is padded with codes -1.
 
-    Raises TypeError unless codes are int8, ValueError unless all are -1, 0 or 1.
-
     >>> pack_trits(torch.tensor([1, 0, -1, 1, 1, -1], dtype=torch.int8)).tolist()
     [221, 0]
     """
@@ -90,8 +87,6 @@ def pack_trits(codes: Shaped[Tensor, "..."]) -> UInt8[Tensor, " bytes"]:
 
 def unpack_trits(packed: Shaped[Tensor, "..."], count: int) -> Int8[Tensor, " count"]:
     """Return the first `count` codes, the inverse of ``pack_trits``.
-
-    Raises TypeError unless packed is uint8, ValueError if it does not hold `count` codes.
 
     >>> unpack_trits(torch.tensor([221, 0], dtype=torch.uint8), 6).tolist()
     [1, 0, -1, 1, 1, -1]
