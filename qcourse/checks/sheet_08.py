@@ -1,23 +1,22 @@
 """Sheet 08, smoothing and rotation: cases, references, tolerances, points and known mistakes.
 
-The integers of 08.1 are so many and so large that neither 8 nor 16 bits nor a float32 hold their sums, and some minus
-their zero point leave int8. Rotations and Cayley steps are
+In 08.1 there are so many and so large integers that their sums overflow 8 and 16 bits and are not
+exact in float32, and some codes minus their zero point leave int8. Rotations and Cayley steps are
 sums of products that may nearly cancel, so their tolerance is what float32 loses there.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from qcourse.checks.common import f64, make_cases, uniform, whole
+from qcourse.checks.common import f64, make_cases, uniform, variants, whole
 from qcourse.checks.exercise import Case, Exercise, Mistake, Sheet
 
-CANCELLING = (
-    1e-3  # of a hundredth of the largest value, where that is more than of the value itself
-)
+CANCELLING = 1e-3  # the tolerance of a sum that may nearly cancel
 
 
 def _normal(generator: Generator, *shape: int) -> Tensor:
@@ -25,32 +24,33 @@ def _normal(generator: Generator, *shape: int) -> Tensor:
 
 
 def _rotation(generator: Generator, n: int) -> Tensor:
-    """A random orthogonal matrix, not symmetric."""
-    return torch.linalg.qr(_normal(generator, n, n).double()).Q.float()
+    """Return a random orthogonal matrix, not symmetric."""
+    gaussian = _normal(generator, n, n).double()
+    return torch.linalg.qr(gaussian).Q.float()
 
 
-# 08.1 -------------------------------------------------------------------------------------------------------------
+# 08.1 ---------------------------------------------------------------------------------------------
 
 
 def _product_cases(generator: Generator) -> list[Case]:
     by_hand = [
+        # One token, then sums and differences that leave int8.
         ([[3, -4]], 1, [[2, 5], [-1, 0]], 2),
         ([[100, -100, 50], [7, 90, -3]], 30, [[100, 60, 80], [20, -30, 110]], -5),
     ]
-    drawn = [
-        (
-            whole(generator, low, 127, tokens, k),
-            int(whole(generator, 1, 40)),
-            whole(generator, low, 127, 2, k),
-            z_w,
-        )
-        for tokens, k, z_w, low in (
-            (2, 5, 7, -60),
-            (3, 40, -21, -60),
-            (2, 400, 30, -60),
-            (5, 5000, -30, 80),
-        )
-    ]  # the last ones reach 2^25, where float32 has every fourth whole number
+
+    # The sums of the last case reach 2^25, where float32 has every fourth whole number.
+    drawn = []
+    for tokens, k, z_w, low in (
+        (2, 5, 7, -60),
+        (3, 40, -21, -60),
+        (2, 400, 30, -60),
+        (5, 5000, -30, 80),
+    ):
+        q_x = whole(generator, low, 127, tokens, k)
+        z_x = int(whole(generator, 1, 40))
+        q_w = whole(generator, low, 127, 2, k)
+        drawn.append((q_x, z_x, q_w, z_w))
     return make_cases(by_hand, drawn, torch.int8)
 
 
@@ -58,42 +58,45 @@ def _i64(codes: Any) -> np.ndarray:
     return np.asarray(codes).astype(np.int64)
 
 
-def _terms(
-    q_x: Any, z_x: int, q_w: Any, z_w: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The four sums of the lesson, with the signs that they have."""
-    x, w = _i64(q_x), _i64(q_w)
-    return (
-        x @ w.T,
-        -z_x * w.sum(axis=1)[None],
-        -z_w * x.sum(axis=1)[:, None],
-        x.shape[1] * z_x * z_w,
-    )
-
-
-def _centred(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
+def _centered(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
     return (_i64(q_x) - z_x) @ (_i64(q_w) - z_w).T
 
 
-def _without_constant(*args: Any) -> np.ndarray:
-    product, of_w, of_x, _ = _terms(*args)
-    return product + of_w + of_x
+def _without_zero_points(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
+    return _i64(q_x) @ _i64(q_w).T
+
+
+def _without_constant(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
+    """Add three of the four sums of the lesson."""
+    x = _i64(q_x)
+    w = _i64(q_w)
+    of_w = -z_x * w.sum(axis=1)[None]
+    of_x = -z_w * x.sum(axis=1)[:, None]
+    return x @ w.T + of_w + of_x
 
 
 def _exchanged(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
-    """Each zero point meets the sum of its own codes."""
-    x, w = _i64(q_x), _i64(q_w)
-    own = -z_x * x.sum(axis=1)[:, None] - z_w * w.sum(axis=1)[None]
-    return x @ w.T + own + x.shape[1] * z_x * z_w
+    """Multiply each zero point by the sum of its own codes."""
+    x = _i64(q_x)
+    w = _i64(q_w)
+    of_x = -z_x * x.sum(axis=1)[:, None]
+    of_w = -z_w * w.sum(axis=1)[None]
+    constant = x.shape[1] * z_x * z_w
+    return x @ w.T + of_x + of_w + constant
 
 
 def _wrapped_before(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
-    x, w = ((_i64(codes) - zero).astype(np.int8) for codes, zero in ((q_x, z_x), (q_w, z_w)))
+    x = (_i64(q_x) - z_x).astype(np.int8)
+    w = (_i64(q_w) - z_w).astype(np.int8)
     return _i64(x) @ _i64(w).T
 
 
-def _wrapped(kind: type) -> Callable[..., np.ndarray]:
-    return lambda *args: _centred(*args).astype(kind).astype(np.int64)
+def _summed_in_int8(*args: Any) -> np.ndarray:
+    return _centered(*args).astype(np.int8).astype(np.int64)
+
+
+def _summed_in_int16(*args: Any) -> np.ndarray:
+    return _centered(*args).astype(np.int16).astype(np.int64)
 
 
 PRODUCT = Exercise(
@@ -102,69 +105,93 @@ PRODUCT = Exercise(
     function="integer_product",
     points=2,
     cases=_product_cases,
-    reference=_centred,
+    reference=_centered,
     mistakes=(
         Mistake(
             "the zero points are ignored",
-            lambda *args: _terms(*args)[0],
+            _without_zero_points,
             "Which float does the code z_x stand for, and what does it add to your sum?",
         ),
         Mistake(
             "K z_x z_w is missing",
             _without_constant,
-            "Multiply (q_x - z_x)(q_w - z_w) out: what does the last of its four terms sum up to over K?",
+            "Multiply (q_x - z_x)(q_w - z_w) out: what is the sum over K of the last of its four"
+            " terms?",
         ),
         Mistake(
-            "each zero point meets the sum of its own codes",
+            "each zero point multiplies the sum of its own codes",
             _exchanged,
             "In (q_x - z_x)(q_w - z_w), by which of the codes is z_x multiplied?",
         ),
         Mistake(
             "the zero points are subtracted in int8",
             _wrapped_before,
-            "What is -100 - 30 among int8 numbers? Look at the dtype of what you multiply, and since when it has it.",
+            "What is -100 - 30 in int8? Check the dtype of the numbers before you subtract.",
         ),
-        *(
-            Mistake(
-                "the sums are kept in too few bits",
-                _wrapped(kind),
-                "100 times 100 is 10,000: what is the largest number that the dtype of your sums holds?",
-            )
-            for kind in (np.int8, np.int16)
+        *variants(
+            "the sums are kept in too few bits",
+            "100 times 100 is 10,000: what is the largest number that your sums' dtype can hold?",
+            _summed_in_int8,
+            _summed_in_int16,
         ),
     ),
 )
 
 
-# 08.2 -------------------------------------------------------------------------------------------------------------
+# 08.2 ---------------------------------------------------------------------------------------------
 
 
 def _smooth_cases(generator: Generator) -> list[Case]:
     by_hand = [
+        # An outlier below 0, with alpha = 0.5 and with another alpha.
         ([[4.0, -0.5], [-16.0, 1.0]], [[0.5, -0.25], [-1.0, 4.0]], 0.5),
         ([[2.0, -9.0, 1.0]], [[1.0, -0.25, -3.0], [-2.0, 0.125, 1.0]], 0.75),
     ]
     drawn = []
     for alpha, outputs in ((0.3, 3), (0.6, 4), (0.9, 2)):
-        x, w = _normal(generator, 5, 4), _normal(generator, outputs, 4)
-        x[:, 1] = uniform(generator, -20, -5, 5)  # loud, and negative
+        x = _normal(generator, 5, 4)
+        w = _normal(generator, outputs, 4)
+
+        # An outlier channel that is negative, and a column of w that is.
+        x[:, 1] = uniform(generator, -20, -5, 5)
         w[:, 2] = -w[:, 2].abs() - 0.1
         drawn.append((x, w, alpha))
     return make_cases(by_hand, drawn)
-
-
-def _s(x_range: np.ndarray, w_range: np.ndarray, alpha: float) -> np.ndarray:
-    return x_range**alpha / w_range ** (1 - alpha)
 
 
 def _amax(x: Any) -> np.ndarray:
     return np.abs(f64(x)).max(axis=0)
 
 
+def _s(x_range: np.ndarray, w_range: np.ndarray, alpha: float) -> np.ndarray:
+    return x_range**alpha / w_range ** (1 - alpha)
+
+
+def _right_s(x: Any, w: Any, alpha: float) -> np.ndarray:
+    return _s(_amax(x), _amax(w), alpha)
+
+
+def _swapped_s(x: Any, w: Any, alpha: float) -> np.ndarray:
+    return _s(_amax(x), _amax(w), 1 - alpha)
+
+
+def _signed_s(x: Any, w: Any, alpha: float) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # NaN where all of a channel is negative
+        return _s(f64(x).max(axis=0), f64(w).max(axis=0), alpha)
+
+
+def _s_of_mean(x: Any, w: Any, alpha: float) -> np.ndarray:
+    return _s(np.abs(f64(x)).mean(axis=0), _amax(w), alpha)
+
+
+def _s_of_whole_weight(x: Any, w: Any, alpha: float) -> np.ndarray:
+    return _s(_amax(x), np.abs(f64(w)).max(keepdims=True)[0], alpha)
+
+
 def _smoothed(
     scale: Callable[[Any, Any, float], Any],
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """x / s and w s with such a scale."""
+    """Return the function that computes x / s and w s with this scale s."""
 
     def smoothed(x: Any, w: Any, alpha: float) -> tuple[np.ndarray, np.ndarray]:
         s = scale(x, w, alpha)
@@ -173,13 +200,9 @@ def _smoothed(
     return smoothed
 
 
-def _right_s(x: Any, w: Any, alpha: float) -> np.ndarray:
-    return _s(_amax(x), _amax(w), alpha)
-
-
-def _signed_s(x: Any, w: Any, alpha: float) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # NaN where all of a channel is negative
-        return _s(f64(x).max(axis=0), f64(w).max(axis=0), alpha)
+def _roughened(x: Any, w: Any, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    s = _right_s(x, w, alpha)
+    return f64(x) * s, f64(w) / s
 
 
 SMOOTH = Exercise(
@@ -192,56 +215,75 @@ SMOOTH = Exercise(
     mistakes=(
         Mistake(
             "alpha and 1 - alpha are swapped",
-            _smoothed(lambda x, w, alpha: _s(_amax(x), _amax(w), 1 - alpha)),
-            "At alpha = 1 every channel of x should reach the same. Does it, or is it w that does?",
+            _smoothed(_swapped_s),
+            "At alpha = 1 every channel of x should have the same maximum. Is that so, or does w"
+            " have it?",
         ),
         Mistake(
             "the largest value, not the largest magnitude",
             _smoothed(_signed_s),
-            "How loud is a channel with the values (4, -16)? Does your maximum know?",
+            "How large is a channel with the values (4, -16)? Does your maximum show it?",
         ),
         Mistake(
             "x is multiplied and w divided",
-            lambda x, w, alpha: (f64(x) * _right_s(x, w, alpha), f64(w) / _right_s(x, w, alpha)),
-            "The loudest channel of x has the largest s: is it to become louder?",
+            _roughened,
+            "The largest channel of x has the largest s: should that channel become larger?",
         ),
         Mistake(
             "the mean of |x|, not its largest value",
-            _smoothed(lambda x, w, alpha: _s(np.abs(f64(x)).mean(axis=0), _amax(w), alpha)),
-            "AWQ takes the mean. What sets the step of the grid that x is to fit on?",
+            _smoothed(_s_of_mean),
+            "AWQ takes the mean. What sets the step of the grid that x is quantized on?",
         ),
         Mistake(
             "one range for the whole weight",
-            _smoothed(
-                lambda x, w, alpha: _s(_amax(x), np.abs(f64(w)).max(keepdims=True)[0], alpha)
-            ),
-            "Each channel of x has a column of w that it meets: how large is that one?",
+            _smoothed(_s_of_whole_weight),
+            "Each channel of x is multiplied by one column of w: how large is that column?",
         ),
     ),
 )
 
 
-# 08.3 -------------------------------------------------------------------------------------------------------------
+# 08.3 ---------------------------------------------------------------------------------------------
 
 
 def _hadamard_cases(generator: Generator) -> list[Case]:
-    by_hand = [[[8.0, 0.0]], [[0.0, 0.0, 4.0, 0.0], [1.0, 2.0, 3.0, 6.0]], [[-3.0], [2.0]]]
+    by_hand = [
+        # One round, two rounds, and a size of 1 that needs none.
+        [[8.0, 0.0]],
+        [[0.0, 0.0, 4.0, 0.0], [1.0, 2.0, 3.0, 6.0]],
+        [[-3.0], [2.0]],
+    ]
     drawn = [_normal(generator, tokens, n) * 3 for tokens, n in ((3, 8), (2, 16), (2, 64))]
     return make_cases(by_hand, drawn)
 
 
-def _transformed(
-    two: list[list[float]], norm: Callable[[int], float]
-) -> Callable[[Any], np.ndarray]:
-    """x times the Kronecker power of a 2 x 2 matrix, divided by norm(n)."""
+def _times_power(x: Any, two: np.ndarray) -> np.ndarray:
+    """Return x times the Kronecker power of a 2 x 2 matrix."""
+    x = f64(x)
+    h = np.ones((1, 1))
+    while len(h) < x.shape[-1]:
+        h = np.kron(two, h)
+    return x @ h
 
-    def transformed(x: Any) -> np.ndarray:
-        h, n = np.ones((1, 1)), np.shape(x)[-1]
-        while len(h) < n:
-            h = np.kron(np.array(two), h)
-        return f64(x) @ h / norm(n)
 
-    return transformed
+SYLVESTER = np.array([[1.0, 1.0], [1.0, -1.0]])
+
+
+def _transformed(x: Any) -> np.ndarray:
+    return _times_power(x, SYLVESTER) / np.sqrt(x.shape[-1])
+
+
+def _transformed_unscaled(x: Any) -> np.ndarray:
+    return _times_power(x, SYLVESTER)
+
+
+def _transformed_by_n(x: Any) -> np.ndarray:
+    return _times_power(x, SYLVESTER) / x.shape[-1]
+
+
+def _transformed_other_sign(x: Any) -> np.ndarray:
+    other = np.array([[1.0, 1.0], [-1.0, 1.0]])
+    return _times_power(x, other) / np.sqrt(x.shape[-1])
 
 
 def _one_round(x: Any) -> np.ndarray:
@@ -249,77 +291,103 @@ def _one_round(x: Any) -> np.ndarray:
     return np.concatenate([left + right, left - right], axis=-1) / np.sqrt(2)
 
 
-SYLVESTER = [[1.0, 1.0], [1.0, -1.0]]
-
 TRANSFORM = Exercise(
     id="08.3",
     title="The Hadamard transform",
     function="hadamard_transform",
     points=2,
     cases=_hadamard_cases,
-    reference=_transformed(SYLVESTER, np.sqrt),
+    reference=_transformed,
     tolerance=CANCELLING,
     mistakes=(
         Mistake(
-            "not normalised",
-            _transformed(SYLVESTER, lambda n: 1),
-            "A rotation keeps the length of a vector: how long is (8, 0), and how long is what you make of it?",
+            "not normalized",
+            _transformed_unscaled,
+            "A rotation keeps the length of a vector: how long is (8, 0), and how long is your"
+            " result for it?",
         ),
         Mistake(
             "divided by n, not by its root",
-            _transformed(SYLVESTER, lambda n: n),
+            _transformed_by_n,
             "Transform (1, 0, 0, 0) and take the length of the result. Which factor is missing?",
         ),
         Mistake(
             "a single round of sums and differences",
             _one_round,
-            "The 1 of (1, 0, 0, 0) has to arrive in every channel. In how many did it?",
+            "The 1 of (1, 0, 0, 0) has to arrive in every channel. In how many does it arrive?",
         ),
         Mistake(
             "the minus sign in another corner",
-            _transformed([[1.0, 1.0], [-1.0, 1.0]], np.sqrt),
+            _transformed_other_sign,
             "Which of the two is subtracted from the other? Try (8, 0), then (0, 8).",
         ),
     ),
 )
 
 
-# 08.4 -------------------------------------------------------------------------------------------------------------
+# 08.4 ---------------------------------------------------------------------------------------------
 
 
 def _fuse_cases(generator: Generator) -> list[Case]:
     half = 0.5**0.5
+    w_in = [[1.0, 2.0], [-2.0, 1.0]]
+    w_out = [[0.4, 1.0], [-1.0, 2.0]]
     by_hand = [
-        (
-            [2.0, 0.5],
-            [[1.0, 2.0], [-2.0, 1.0]],
-            [[0.4, 1.0], [-1.0, 2.0]],
-            [[0.6, 0.8], [-0.8, 0.6]],
-        )
-    ]
-    by_hand.append(
+        # Two gains and two rotations; the second gain is partly negative.
+        ([2.0, 0.5], w_in, w_out, [[0.6, 0.8], [-0.8, 0.6]]),
         (
             [1.5, -1.0],
             [[1.0, 2.0], [0.5, 3.0]],
             [[1.0, -2.0], [3.0, 1.0]],
             [[half, half], [-half, half]],
-        )
-    )
+        ),
+    ]
     drawn = []
     for n in (3, 4, 8):
         gain = uniform(generator, 0.3, 2, n)
-        drawn.append(
-            (gain, _normal(generator, n, n), _normal(generator, n, n), _rotation(generator, n))
-        )
+        reader = _normal(generator, n, n)
+        writer = _normal(generator, n, n)
+        drawn.append((gain, reader, writer, _rotation(generator, n)))
     return make_cases(by_hand, drawn)
 
 
+# The layer that reads the stream, from w_in, gain and Q; the layer that writes it, from w_out and Q.
+
+
+def _reader(w: np.ndarray, gain: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return w * gain @ q
+
+
+def _reader_with_rows_scaled(w: np.ndarray, gain: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return w * gain[:, None] @ q
+
+
+def _reader_with_late_gain(w: np.ndarray, gain: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return w @ q * gain
+
+
+def _reader_without_gain(w: np.ndarray, gain: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return w @ q
+
+
+def _writer(w: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return q.T @ w
+
+
+def _writer_by_q(w: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return q @ w
+
+
+def _writer_on_inputs(w: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return w @ q
+
+
 def _fused(
-    reader: Callable[..., np.ndarray] = lambda w, gain, q: w * gain @ q,
-    writer: Callable[..., np.ndarray] = lambda w, q: q.T @ w,
+    reader: Callable[..., np.ndarray] = _reader, writer: Callable[..., np.ndarray] = _writer
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     def fused(gain: Any, w_in: Any, w_out: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
-        return reader(f64(w_in), f64(gain), f64(q)), writer(f64(w_out), f64(q))
+        q = f64(q)
+        return reader(f64(w_in), f64(gain), q), writer(f64(w_out), q)
 
     return fused
 
@@ -335,55 +403,63 @@ FUSE = Exercise(
     mistakes=(
         Mistake(
             "the gain on the rows of w_in",
-            _fused(reader=lambda w, gain, q: w * gain[:, None] @ q),
-            "gain has a number for each channel of the stream. Which axis of w_in (out, hidden) are those?",
+            _fused(reader=_reader_with_rows_scaled),
+            "gain has one number per channel of the stream. Which axis of w_in (out, hidden) are"
+            " those channels?",
         ),
         Mistake(
             "the writer by Q, not by its transpose",
-            _fused(writer=lambda w, q: q @ w),
-            "What is added should be (h w_out^T) Q. Transpose that product: what stands before w_out?",
+            _fused(writer=_writer_by_q),
+            "The layer should add (h w_out^T) Q. Transpose that: what stands left of w_out?",
         ),
         Mistake(
             "the writer rotated on the side of its input",
-            _fused(writer=lambda w, q: w @ q),
-            "Which axis of w_out (out, in) touches the stream: its inputs, or its outputs?",
+            _fused(writer=_writer_on_inputs),
+            "Which axis of w_out (out, in) belongs to the stream: its inputs, or its outputs?",
         ),
         Mistake(
             "the gain after the rotation",
-            _fused(reader=lambda w, gain, q: w @ q * gain),
-            "gain[j] belongs to channel j of the stream as it was. Where is channel j after the rotation?",
+            _fused(reader=_reader_with_late_gain),
+            "gain[j] belongs to channel j of the stream before the rotation. Where is channel j"
+            " after it?",
         ),
         Mistake(
             "the gain is left out",
-            _fused(reader=lambda w, gain, q: w @ q),
-            "The new norm has no gain. Who multiplies by it now?",
+            _fused(reader=_reader_without_gain),
+            "The new norm has no gain. Which matrix multiplies by it now?",
         ),
     ),
 )
 
 
-# 08.5 -------------------------------------------------------------------------------------------------------------
+# 08.5 ---------------------------------------------------------------------------------------------
 
 
 def _cayley_cases(generator: Generator) -> list[Case]:
     by_hand = [
+        # From the identity, then from another rotation.
         ([[0.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], 1.0),
         ([[1.0, 2.0], [-3.0, 0.5]], [[0.6, 0.8], [-0.8, 0.6]], 0.25),
     ]
-    drawn = [
-        (_normal(generator, n, n), _rotation(generator, n), lr)
-        for n, lr in ((3, 0.5), (4, 0.3), (6, 0.2))
-    ]
+    drawn = []
+    for n, lr in ((3, 0.5), (4, 0.3), (6, 0.2)):
+        gradient = _normal(generator, n, n)
+        drawn.append((gradient, _rotation(generator, n), lr))
     return make_cases(by_hand, drawn)
 
 
 def _cayley(
     g: Any, r: Any, lr: float, *, skew: bool = True, sign: float = 1.0, part: float = 0.5
 ) -> np.ndarray:
-    g, r = f64(g), f64(r)
-    a = sign * lr * part * (g @ r.T - (r @ g.T if skew else 0))
+    """Return (I + B)^-1 (I - B) R with B = lr / 2 * A; the options are ways to go wrong."""
+    g = f64(g)
+    r = f64(r)
+
+    # A = G R^T - R G^T is skew, which makes the step orthogonal.
+    transpose = r @ g.T if skew else 0
+    b = sign * lr * part * (g @ r.T - transpose)
     eye = np.eye(len(r))
-    return np.linalg.solve(eye + a, (eye - a) @ r)
+    return np.linalg.solve(eye + b, (eye - b) @ r)
 
 
 def _straight(g: Any, r: Any, lr: float) -> np.ndarray:
@@ -391,8 +467,10 @@ def _straight(g: Any, r: Any, lr: float) -> np.ndarray:
 
 
 def _tangent(g: Any, r: Any, lr: float) -> np.ndarray:
-    g, r = f64(g), f64(r)
-    return r - lr * (g @ r.T - r @ g.T) @ r
+    g = f64(g)
+    r = f64(r)
+    a = g @ r.T - r @ g.T
+    return r - lr * a @ r
 
 
 CAYLEY = Exercise(
@@ -412,22 +490,24 @@ CAYLEY = Exercise(
         Mistake(
             "a step along A, without the transform",
             _tangent,
-            "For a small step it is nearly a rotation, and after a thousand of them? What makes it one exactly?",
+            "A small step is nearly a rotation, but what are a thousand of them? What makes a step"
+            " exactly a rotation?",
         ),
         Mistake(
             "A is not skew",
-            lambda g, r, lr: _cayley(g, r, lr, skew=False),
+            partial(_cayley, skew=False),
             "What is A + A^T? The transform is orthogonal only if that is 0.",
         ),
         Mistake(
             "uphill",
-            lambda g, r, lr: _cayley(g, r, lr, sign=-1),
-            "For a very small lr the loss changes by the sum of G times the change of R. Which sign has it for you?",
+            partial(_cayley, sign=-1.0),
+            "For a very small lr the loss changes by the sum of G times the change of R. Which sign"
+            " does your change have?",
         ),
         Mistake(
             "A whole where half is meant",
-            lambda g, r, lr: _cayley(g, r, lr, part=1),
-            "(I + B)^-1 (I - B) is about I - 2 B when B is small. By how much should R turn?",
+            partial(_cayley, part=1.0),
+            "(I + B)^-1 (I - B) is about I - 2 B if B is small. By how much should R turn?",
         ),
     ),
 )

@@ -230,7 +230,7 @@ MISTAKES = [
     ),
     (
         "08.1",
-        "each zero point meets the sum of its own codes",
+        "each zero point multiplies the sum of its own codes",
         product_by(
             lambda x, z_x, w, z_w: (
                 -z_w * w.sum(1) - z_x * x.sum(1, keepdim=True) + len(x[0]) * z_x * z_w
@@ -274,7 +274,7 @@ MISTAKES = [
         "one range for the whole weight",
         smooth_by(lambda x, w, alpha: x.abs().amax(0) ** alpha / w.abs().max() ** (1 - alpha)),
     ),
-    ("08.3", "not normalised", transform_rounds(1)),
+    ("08.3", "not normalized", transform_rounds(1)),
     ("08.3", "divided by n, not by its root", transform_rounds(2)),
     ("08.3", "a single round of sums and differences", transform_once),
     ("08.3", "the minus sign in another corner", transform_other_corner),
