@@ -66,19 +66,8 @@ def find_submissions(folder: Path, sheet: str | None = None) -> tuple[list[Found
     entries = sorted(folder.iterdir())
     _refuse_folder_of_one_student(folder, entries)
     groups, problems = _grouped(entries)
-
-    # One file per student and sheet can be graded; several, or one of no sheet, cannot.
-    found: list[Found] = []
-    for (student, number), paths in groups.items():
-        if wanted is not None and number != wanted:
-            continue
-        name = master(number).stem if number in sheet_ids() else ""
-        reason = _unreadable(name, paths)
-        if reason:
-            problems.append(Problem(student, name, paths[0], reason))
-        else:
-            found.append(Found(student, name, paths[0]))
-
+    found, unclear = _one_file_each(groups, wanted)
+    problems += unclear
     if not found and not problems:
         which = f"of sheet {wanted} " if wanted else ""
         raise ValueError(
@@ -164,6 +153,25 @@ def _grouped(entries: list[Path]) -> tuple[dict[tuple[str, str], list[Path]], li
             key = (student, sheet_of(path) or path.name)
             groups.setdefault(key, []).append(path)
     return groups, problems
+
+
+def _one_file_each(
+    groups: dict[tuple[str, str], list[Path]], wanted: str | None
+) -> tuple[list[Found], list[Problem]]:
+    """Return the file of each student and wanted sheet, and the groups that have no such file."""
+    found: list[Found] = []
+    problems: list[Problem] = []
+    for (student, number), paths in groups.items():
+        if wanted is not None and number != wanted:
+            continue
+        # Several files for one sheet, or a file of no sheet, cannot be graded.
+        name = master(number).stem if number in sheet_ids() else ""
+        reason = _unreadable(name, paths)
+        if reason:
+            problems.append(Problem(student, name, paths[0], reason))
+        else:
+            found.append(Found(student, name, paths[0]))
+    return found, problems
 
 
 def _notebooks(entry: Path) -> tuple[list[Path], str]:

@@ -290,7 +290,8 @@ def test_manual_scores_survive_and_what_is_handed_in_anew_is_to_be_looked_at(fol
         book.db.commit()
     hand_in(folder, "bob", {"01.2": "# right", "01.1": "# as wrong as before"})
     assert grade(folder) == 0
-    ada, bob = held(folder)[0], held(folder)[5]
+    ada = held(folder)[0]
+    bob = held(folder)[5]
     assert (ada.points, ada.review) == (0.5, False)
     assert (bob.points, bob.auto_points, bob.review) == (0.5, 0.0, True)
     assert cli.main(["feedback", str(folder / "graded")]) == 0
@@ -359,7 +360,9 @@ def test_what_cannot_be_graded_is_a_line_each_and_marked_for_review(
 def test_a_name_that_no_gradebook_keeps_is_a_line_and_no_more(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    odd, long, plain = "a;b\nc", "x" * 129, "Zoë O'Neil-Sáez (2)"
+    odd = "a;b\nc"
+    long = "x" * 129
+    plain = "Zoë O'Neil-Sáez (2)"
     for name in (odd, long, plain):
         hand_in(folder, name, RIGHT)
     assert grade(folder) == 1

@@ -96,7 +96,9 @@ def test_points_that_cannot_be_are_refused_and_nothing_is_entered(url: str, chan
 
 
 def test_what_the_gradebook_lacks(url: str) -> None:
-    ada, bob, eve = grade("ada"), grade("bob", {"01.1": 0.5}), grade("eve")
+    ada = grade("ada")
+    bob = grade("bob", {"01.1": 0.5})
+    eve = grade("eve")
     entered(url, ada, bob)
     with open_gradebook(url) as book:
         assert without(graded_points(book), [ada, bob, eve]) == [eve]
@@ -202,7 +204,8 @@ def test_nbgrader_s_formgrader_sees_the_grades(url: str, tmp_path: Path) -> None
     from nbgrader.apps.api import NbGraderAPI
     from nbgrader.coursedir import CourseDirectory
 
-    ada, bob = grade("ada", {"01.2": 1.5}), grade("bob")
+    ada = grade("ada", {"01.2": 1.5})
+    bob = grade("bob")
     formgrader.write_course(tmp_path, {SHEET: MASTER})
     for one in (ada, bob):
         handed_in = submission(one.student, {"01.2": "def quantize(): ..."})
