@@ -1,1 +1,1 @@
-"""Floor 2: how codes are chosen. Which range, which grid, which rounding leaves a model's answers as they were."""
+"""Methods: how the range, the grid and the codes are chosen to keep a model's predictions."""

@@ -1,16 +1,15 @@
-"""Inputs as codes too: W8A8, W4A8, W4A4, whatever chooses the codes of the weights.
+"""Quantized inputs: W8A8, W4A8, W4A4, with any method for the weights.
 
-The idea: a product of integers needs integers on both sides, so what enters a layer is rounded as well. That is one
-function of x, kept beside the layer's codes: on x's own range, found anew at each call (dynamic), or on a range fixed
-beforehand by calibration (static: nothing to search at run time, but what leaves the range is clipped). A value that
-wraps any method adds it, so that methods for weights need not know.
+The idea: an integer product needs integers on both sides, so the inputs of a layer are rounded too.
+Their range is found anew at each call (dynamic) or fixed by calibration (static), which clips
+values outside the range. A wrapper adds this to any method.
 
-The product itself is simulated: x_hat and w_hat are floats that codes stand for. ``kernels.int8_matmul`` multiplies the
-codes; the result is the same up to rounding in the last digits.
+The product is simulated with the floats x_hat and w_hat; ``kernels.int8_matmul`` multiplies codes.
 
-Source: Jacob et al. (CVPR 2018), section 3.1, for fixed ranges; ZeroQuant (Yao et al., NeurIPS 2022) for one a token.
+Source: Jacob et al. (CVPR 2018), section 3.1, for static ranges; ZeroQuant (Yao et al., NeurIPS
+2022) for one scale per token.
 
-How it differs from ``method.py``: there, what chooses the codes of weights; here, what is done to their inputs.
+How it differs from `method.py`: that module is about the codes of the weights.
 """
 
 from collections.abc import Mapping
@@ -29,14 +28,14 @@ from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 
 @runtime_checkable
 class Inputs(Protocol):
-    """What a layer does to its inputs: a value with a quantizer, called as value(x) -> x_hat on x (tokens, in)."""
+    """What a layer does to its inputs: value(x) -> x_hat on x (tokens, in)."""
 
     @property
     def quantizer(self) -> Quantizer:
         """Makes the codes that x_hat stands for."""
 
     def __call__(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens in"]:
-        """x as it enters the product."""
+        """Return x as it enters the product."""
 
 
 @dataclass(frozen=True)
@@ -44,50 +43,52 @@ class Dynamic:
     """x_hat on the range that x has at this call.
 
     >>> from qcourse import IntQuantizer, PerChannel
-    >>> Dynamic(IntQuantizer(4, granularity=PerChannel(0)))(torch.tensor([[0.3, 7.0], [0.1, 0.7]])).tolist()[0]
+    >>> inputs = Dynamic(IntQuantizer(4, granularity=PerChannel(0)))
+    >>> inputs(torch.tensor([[0.3, 7.0], [0.1, 0.7]])).tolist()[0]
     [0.0, 7.0]
     """
 
     quantizer: Quantizer
 
     def __call__(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens in"]:
-        """Quantize x and decode it; raises what the quantizer raises, for NaN say."""
+        """Return x, encoded and decoded; the quantizer rejects NaN."""
         return self.quantizer(x).dequantize()
 
 
 @dataclass(frozen=True)
 class Static:
-    """x_hat on one range for good: what lies outside [low, high] is clipped.
+    """x_hat on a fixed range: values outside [low, high] are clipped.
 
     >>> from qcourse import IntQuantizer
     >>> Static(IntQuantizer(4), -7.0, 7.0)(torch.tensor([[0.3, 2.6, 9.0]])).tolist()
     [[0.0, 3.0, 7.0]]
     """
 
-    quantizer: (
-        Any  # a Quantizer that makes parameters of a range too, as IntQuantizer.from_range does
-    )
+    # A Quantizer that has `from_range` too, as IntQuantizer does.
+    quantizer: Any
     low: float
     high: float
 
     def __call__(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens in"]:
-        """Encode x and decode it; raises what the quantizer raises, for NaN say."""
-        low, high = (
-            torch.tensor(end, dtype=torch.float64, device=x.device) for end in (self.low, self.high)
-        )
+        """Return x, encoded and decoded; the quantizer rejects NaN."""
+        low = torch.tensor(self.low, dtype=torch.float64, device=x.device)
+        high = torch.tensor(self.high, dtype=torch.float64, device=x.device)
         parameters = self.quantizer.from_range(low, high)
-        return self.quantizer.decode(self.quantizer.encode(x, parameters), parameters)
+        codes = self.quantizer.encode(x, parameters)
+        return self.quantizer.decode(codes, parameters)
 
 
 class _Seen(NamedTuple):
-    """What is known of a layer's inputs: what the weights' method saw, and each channel's smallest and largest."""
+    """What is known about a layer's inputs."""
 
+    # What the method of the weights has seen.
     inner: Any
-    ends: Tensor | None  # (2, in); None unless the range is to be fixed
+    # The smallest and largest value of each channel, (2, in); None unless the range is fixed.
+    ends: Tensor | None
 
 
 class _Result(NamedTuple):
-    """A method's result for one layer, and what is done to the layer's inputs."""
+    """A method's result for one layer, and what the layer does to its inputs."""
 
     quantized: QuantizedTensor
     input_scale: Tensor | None
@@ -98,25 +99,22 @@ class _Result(NamedTuple):
 
 @dataclass(frozen=True)
 class WithActivations:
-    """A method for ``quantize_model`` that gives each layer's weight codes by `weights`, and its inputs by `inputs`.
+    """A method for ``quantize_model`` that quantizes the weights and the inputs of each layer.
 
-    Where `weights` divides the inputs by a scale first (SmoothQuant, AWQ), what is quantized is the quotient.
+    If `weights` divides the inputs by a scale (SmoothQuant, AWQ), the quotient is quantized.
 
     Args:
         weights: a quantizer, or any method.
-        inputs: a quantizer of x (tokens, in) with a scale for all of it (``PerTensor()``), a token (``PerChannel(0)``)
-            or a group of a token's channels (``PerGroup``); or a value as ``Inputs`` says, such as ``OutlierColumns``.
-        static: True fixes each layer's range: the smallest and largest input that calibration brings. For a quantizer
-            with one scale a tensor.
+        inputs: a quantizer of x (tokens, in): ``PerTensor()``, ``PerChannel(0)`` for one scale per
+            token, or ``PerGroup``; or any ``Inputs``, such as ``OutlierColumns``.
+        static: whether calibration fixes the range of each layer; needs ``PerTensor()``.
 
-    Raises:
-        TypeError: weights or inputs is none of these.
-        ValueError: a scale that changes from channel to channel, which cannot leave the sum of a product; static with
-            anything but one scale a tensor.
+    Raises TypeError or ValueError for a combination that is not listed here.
 
     >>> from qcourse import IntQuantizer, PerChannel, quantize_model
-    >>> int8 = IntQuantizer(8, granularity=PerChannel(0))  # a scale an output of w, and a token of x
-    >>> quantized, report = quantize_model(torch.nn.Linear(64, 32), WithActivations(int8, int8), progress=False)
+    >>> int8 = IntQuantizer(8, granularity=PerChannel(0))  # one scale per output and per token
+    >>> method = WithActivations(int8, int8)
+    >>> _, report = quantize_model(torch.nn.Linear(64, 32), method, progress=False)
     >>> report.layers[0].note
     'inputs in 8 bits, dynamic'
     """
@@ -127,60 +125,77 @@ class WithActivations:
 
     def __post_init__(self) -> None:
         as_method(self.weights)
-        if isinstance(self.inputs, type) or not isinstance(self.inputs, Quantizer | Inputs):
-            raise TypeError(
-                f"inputs={self.inputs!r} must be a quantizer such as IntQuantizer(8), or OutlierColumns(...)"
-            )
-        granularity = (
-            self.inputs if isinstance(self.inputs, Quantizer) else self.inputs.quantizer
-        ).granularity
-        if granularity not in (PerTensor(), PerChannel(0)) and not isinstance(
-            granularity, PerGroup
-        ):
-            raise ValueError(
-                f"inputs have the granularity {granularity}: a scale for each channel cannot leave the sum over"
-                " channels; use PerTensor(), PerChannel(0) for one a token, or PerGroup(size)"
-            )
-        fixable = isinstance(self.inputs, Quantizer) and hasattr(self.inputs, "from_range")
-        if self.static and not (fixable and granularity == PerTensor()):
-            raise ValueError(
-                f"static=True needs one scale for all inputs of a layer, PerTensor(), got {self.inputs!r}"
-            )
+        _check_inputs(self.inputs, static=self.static)
 
     @property
     def quantizer(self) -> Quantizer:
-        """That of the weights."""
+        """Return the quantizer of the weights."""
         return as_method(self.weights).quantizer
 
     @property
     def calibrated(self) -> bool:
-        """Whether the weights' method needs inputs, or the range does."""
+        """Return whether the method of the weights, or the range, needs inputs."""
         return self.static or as_method(self.weights).calibrated
 
     def observe(self, seen: _Seen | None, x: Float[Tensor, "tokens in"]) -> _Seen:
-        """What the weights' method wants to know, and where the range is to be fixed, each channel's."""
+        """Return what the method of the weights has seen, and the extremes of each channel."""
         inner, ends = seen or (None, None)
         method = as_method(self.weights)
+        if method.calibrated:
+            inner = method.observe(inner, x)
         if self.static:
-            now = torch.stack(x.aminmax(dim=0)).to(wide(x.dtype))  # (2, in)
-            met = now if ends is None else torch.cat([ends, now])
-            ends = torch.stack(met.aminmax(dim=0))
-        return _Seen(method.observe(inner, x) if method.calibrated else None, ends)
+            # A batch in float16 must not round the extremes of earlier ones.
+            new_ends = torch.stack(x.aminmax(dim=0)).to(wide(x.dtype))  # (2, in)
+            all_ends = new_ends if ends is None else torch.cat([ends, new_ends])
+            ends = torch.stack(all_ends.aminmax(dim=0))
+        return _Seen(inner, ends)
 
     def quantize(self, weights: Mapping[str, Tensor], seen: _Seen | None) -> dict[str, _Result]:
-        """What the weights' method chooses, and what becomes of the inputs."""
-        chosen = as_method(self.weights).quantize(weights, seen and seen.inner)
+        """Return what the method of the weights chooses, and what happens to the inputs."""
+        inner = None if seen is None else seen.inner
+        chosen = as_method(self.weights).quantize(weights, inner)
         return {name: self._with_inputs(result, seen) for name, result in chosen.items()}
 
     def _with_inputs(self, result: Any, seen: _Seen | None) -> _Result:
-        scale = getattr(result, "input_scale", None)
+        input_scale = getattr(result, "input_scale", None)
         inputs = self.inputs if isinstance(self.inputs, Inputs) else Dynamic(self.inputs)  # type: ignore[arg-type]
         if self.static and seen is not None and seen.ends is not None:
-            ends = seen.ends if scale is None else seen.ends / scale
+            # The layer divides x by the scale before it rounds it, so the range is divided too.
+            ends = seen.ends if input_scale is None else seen.ends / input_scale
             inputs = Static(self.inputs, float(ends.min()), float(ends.max()))
-        note = f"inputs in {inputs.quantizer.bits} bits, {'static' if self.static else 'dynamic'}"
-        note = "; ".join(
-            filter(None, [getattr(result, "note", ""), note, getattr(inputs, "note", "")])
+
+        kind = "static" if self.static else "dynamic"
+        notes = [
+            getattr(result, "note", ""),
+            f"inputs in {inputs.quantizer.bits} bits, {kind}",
+            getattr(inputs, "note", ""),
+        ]
+        return _Result(
+            quantized=getattr(result, "quantized", result),
+            input_scale=input_scale,
+            input_order=getattr(result, "input_order", None),
+            note="; ".join(note for note in notes if note),
+            inputs=inputs,
         )
-        quantized = getattr(result, "quantized", result)
-        return _Result(quantized, scale, getattr(result, "input_order", None), note, inputs)
+
+
+def _check_inputs(inputs: object, *, static: bool) -> None:
+    if isinstance(inputs, type) or not isinstance(inputs, Quantizer | Inputs):
+        raise TypeError(
+            f"inputs={inputs!r} must be a quantizer such as IntQuantizer(8), or OutlierColumns(...)"
+        )
+    quantizer = inputs if isinstance(inputs, Quantizer) else inputs.quantizer
+    granularity = quantizer.granularity
+
+    # A scale per token or per tensor is a factor of the whole sum, one per group of a part of it.
+    one_per_row = granularity in (PerTensor(), PerChannel(0))
+    if not one_per_row and not isinstance(granularity, PerGroup):
+        raise ValueError(
+            f"inputs have the granularity {granularity}: a scale for each channel cannot leave the "
+            "sum over channels; use PerTensor(), PerChannel(0) for one per token, or PerGroup(size)"
+        )
+    takes_range = isinstance(inputs, Quantizer) and hasattr(inputs, "from_range")
+    if static and not (takes_range and granularity == PerTensor()):
+        raise ValueError(
+            f"static=True needs one scale for all inputs of a layer, PerTensor(), got {inputs!r}"
+        )

@@ -1,14 +1,13 @@
-"""What a quantization method is to ``quantize_model``: a value that looks at inputs, and then chooses codes.
+"""The interface of a quantization method for ``quantize_model``: observe inputs, then choose codes.
 
-The idea: methods differ in two things only. What they want to know of a layer's inputs (nothing; the second moment
-X^T X; the mean magnitude), which a step ``observe(seen, x)`` gathers batch by batch, so that no activations pile up.
-And how they choose codes by it, ``quantize(weights, seen)``. It is given all layers that read the same input at once (a
-Llama's q, k and v; its gate and up): what was seen is theirs in common, and so must be a scale that moves to their
-predecessor.
+The idea: ``observe(seen, x)`` gathers what a method needs to know about a layer's inputs, batch by
+batch, so that activations need not be stored. ``quantize(weights, seen)`` then chooses the codes of
+all layers that read the same input (q, k and v of a Llama; gate and up), because a scale that moves
+into their predecessor must be the same for all.
 
 Source: the steps that GPTQ (Frantar et al., ICLR 2023) and AWQ (Lin et al., MLSys 2024) share.
 
-How it differs from ``quantize.py``: here is what one group of layers asks for; there, the way through a model.
+How it differs from `recipes/quantize.py`: that module walks through a model.
 """
 
 from collections.abc import Mapping
@@ -23,59 +22,52 @@ from qcourse.numerics.validation import in_layer
 
 @runtime_checkable
 class Observer(Protocol):
-    """What gathers something of a layer's inputs, batch by batch."""
+    """Anything that gathers information about a layer's inputs, batch by batch."""
 
     @property
     def calibrated(self) -> bool:
-        """Whether it needs inputs; without, ``observe`` is not called and what is seen is None."""
+        """Whether it needs inputs; if not, ``observe`` is never called and ``seen`` is None."""
 
     def observe(self, seen: Any, x: Tensor) -> Any:
-        """What is known after x (tokens, in) as well, in the model's dtype; seen is None before the first x alone.
-
-        It may reuse seen's memory.
-        """
+        """Return what is known after x (tokens, in) too; may reuse seen, which starts as None."""
 
 
 @runtime_checkable
 class Method(Observer, Protocol):
-    """What ``quantize_model`` asks of a method; nothing has to be derived from it.
+    """What ``quantize_model`` asks of a method, without a base class:
 
-    A method that wants the second moment of the inputs is, with imports aside, no more than
+    @dataclass(frozen=True)
+    class Gptq:
+        quantizer: Quantizer
+        calibrated = True
 
-        @dataclass(frozen=True)
-        class Gptq:
-            quantizer: Quantizer
-            calibrated = True
+        def observe(self, seen, x):
+            x = x.float()  # in bfloat16 the sum would stop growing
+            return x.T @ x if seen is None else seen.addmm_(x.T, x)
 
-            def observe(self, seen, x):
-                x = x.float()  # in bfloat16 the sum would stop growing
-                return x.T @ x if seen is None else seen.addmm_(x.T, x)
-
-            def quantize(self, weights, seen):
-                return {name: gptq(w, seen, self.quantizer) for name, w in weights.items()}
+        def quantize(self, weights, seen):
+            return {name: gptq(w, seen, self.quantizer) for name, w in weights.items()}
     """
 
     @property
     def quantizer(self) -> Quantizer:
         """Encodes and decodes the weights of every layer."""
 
+    # A result is a QuantizedTensor, or an object with `.quantized` and optionally `.input_scale`,
+    # `.input_order` and `.inputs` (as `QuantizedLinear` takes them) and `.note`, words for the
+    # report. An input_scale that is folded into the predecessor must be the same for all layers.
     def quantize(self, weights: Mapping[str, Tensor], seen: Any) -> Mapping[str, Any]:
-        """For each layer's name, given its weight (out, in), the codes: a QuantizedTensor, or an object that has it.
-
-        The object has it as ``.quantized`` and may have, beside it, ``.input_scale``, ``.input_order`` and ``.inputs``
-        as ``QuantizedLinear`` takes them, and ``.note``, words for the report. An input_scale that is to be folded into
-        the predecessor must be the same for all the layers. The weights are the model's own: not to be changed.
-        """
+        """Return the result for each layer's name, given its weight (out, in), left unchanged."""
 
 
 @dataclass(frozen=True)
 class RoundToNearest:
-    """Each weight becomes its nearest code on the quantizer's own grid, whatever the inputs.
+    """RTN: each weight becomes its nearest code on the quantizer's grid, without calibration.
 
     >>> from qcourse import IntQuantizer
     >>> import torch
-    >>> w = torch.tensor([[0.0, 0.4, 1.4]])
-    >>> RoundToNearest(IntQuantizer(bits=4)).quantize({"layer": w}, None)["layer"].codes.tolist()
+    >>> method = RoundToNearest(IntQuantizer(bits=4))
+    >>> method.quantize({"layer": torch.tensor([[0.0, 0.4, 1.4]])}, None)["layer"].codes.tolist()
     [[0, 2, 7]]
     """
 
@@ -83,31 +75,32 @@ class RoundToNearest:
     calibrated: ClassVar[bool] = False
 
     def observe(self, seen: None, x: Tensor) -> None:
-        """Nothing to know."""
+        """Return None: nothing needs to be known."""
 
     def quantize(self, weights: Mapping[str, Tensor], seen: None) -> dict[str, QuantizedTensor]:
-        """The quantizer, layer by layer; ValueError, with the layer's name, for what it cannot hold."""
-        result = {}
+        """Return the quantized weight of each layer; a ValueError names the layer."""
+        results = {}
         for name, w in weights.items():
             with in_layer(name):
-                result[name] = self.quantizer(w)
-        return result
+                results[name] = self.quantizer(w)
+        return results
 
 
 def as_method(method: object) -> Method:
-    """A method as it is, a quantizer as round-to-nearest; TypeError for anything else.
+    """Return a method as it is and a quantizer as RTN; TypeError for anything else.
 
     >>> as_method("gptq")
     Traceback (most recent call last):
-    TypeError: method='gptq' must be a quantizer such as IntQuantizer(4), or a value with quantizer, calibrated, \
-observe and quantize, such as RoundToNearest(IntQuantizer(4))
+    TypeError: method='gptq' must be a quantizer such as IntQuantizer(4), or a value with \
+quantizer, calibrated, observe and quantize, such as RoundToNearest(IntQuantizer(4))
     """
+    # A class has the attributes too, but is not a value.
     if not isinstance(method, type):
         if isinstance(method, Method):
             return method
         if isinstance(method, Quantizer):
             return RoundToNearest(method)
     raise TypeError(
-        f"method={method!r} must be a quantizer such as IntQuantizer(4), or a value with quantizer, calibrated, observe"
-        " and quantize, such as RoundToNearest(IntQuantizer(4))"
+        f"method={method!r} must be a quantizer such as IntQuantizer(4), or a value with "
+        "quantizer, calibrated, observe and quantize, such as RoundToNearest(IntQuantizer(4))"
     )

@@ -1,19 +1,17 @@
-"""SmoothQuant: let the weights carry a part of what makes activations hard to quantize.
+"""SmoothQuant: move a part of the difficulty of quantizing activations into the weights.
 
-The idea: w x = (w s)(x / s) for any scale s of the inputs. Some channels of x reach far beyond the others, in every
-token, and a scale that all channels share is made for them. Weights have no such channels, and may have a scale for
-each output. So each input channel is divided by
+The idea: w x = (w s)(x / s) for any scale s of the inputs. A few channels of x are far larger than
+the others and set the scale that all share; weights have no such channels. So divide x_j by
 
     s_j = amax|x_j|^alpha / amax|w_j|^(1 - alpha)
 
-alpha says how much moves: at 1 every channel of x reaches 1, at 0 every column of w does, and at 1/2 channel j of x and
-column j of w reach the same. What one side gains the other pays for, so alpha is to be tried.
+At alpha = 1 every channel of x reaches 1, at 0 every column of w does, and at 1/2 x_j and w_j reach
+the same value. One side gains what the other loses, so try several alphas.
 
-Source: Xiao et al., "SmoothQuant" (ICML 2023), section 4 and equation 4. Its published code counts every amax as at
-least 1e-5; here as at least LEAST of the largest channel's, so that units do not matter.
+Source: Xiao et al., "SmoothQuant" (ICML 2023), equation 4. Its code floors every amax at 1e-5; here
+the floor is relative, so that units do not matter.
 
-How it differs from ``awq.py``: there s comes from mean |x| and a search, and serves the rounding of w alone while x
-stays in floats; here both are to be quantized, and s evens out their ranges.
+How it differs from `awq.py`: AWQ searches s for the rounding of w alone; here x is quantized too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,29 +33,27 @@ from qcourse.numerics.validation import (
     in_layer,
 )
 
-LEAST = 1e-4  # an amax counts as at least this share of the largest channel's: a channel that was always 0 has one
+LEAST = 1e-4  # the floor of an amax, as a share of the largest channel's
 
 
 def smooth(
     w: Shaped[Tensor, "..."], x_amax: Shaped[Tensor, "..."], alpha: float = 0.5
 ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " in"]]:
-    """w s and s, with s_j = amax|x_j|^alpha / amax|w_j|^(1 - alpha): the layer is then y = (x / s) (w s)^T.
+    """Return w s and s = amax|x|^alpha / amax|w|^(1 - alpha): the layer is y = (x / s) (w s)^T.
+
+    Both are in float32, or float64 if w is. An amax below LEAST of the largest counts as that, and
+    an all-zero x_amax or w as all 1, so s is never 0 or infinite.
 
     Args:
-        w: the weight (out, in); not changed.
         x_amax: the largest |x| of each input channel on calibration data (in,).
         alpha: how much of the difficulty moves into the weights, from 0 to 1.
 
-    Returns:
-        w s and s, in float32, or float64 where w is. A channel of x or column of w that is all 0, or below LEAST of the
-        largest, counts as LEAST of the largest; x_amax or w that is 0 altogether as 1. So s is never 0 or infinite.
-
     Raises:
-        TypeError: w or x_amax is no floating-point tensor.
-        ValueError: alpha is outside 0 to 1; w is no matrix, is empty, or has NaN or infinity; x_amax is not one
-            finite number of at least 0 for each input; an s or w s that the dtype cannot hold.
+        TypeError: w or x_amax has no floating-point dtype.
+        ValueError: w, x_amax or alpha is invalid; s or w s overflows its dtype.
 
-    >>> w, x_amax = torch.tensor([[1.0, -4.0], [0.5, 1.0]]), torch.tensor([64.0, 4.0])
+    >>> w = torch.tensor([[1.0, -4.0], [0.5, 1.0]])
+    >>> x_amax = torch.tensor([64.0, 4.0])
     >>> w_smoothed, s = smooth(w, x_amax)
     >>> s.tolist(), (x_amax / s).tolist(), w_smoothed.abs().amax(0).tolist()
     ([8.0, 1.0], [8.0, 4.0], [8.0, 4.0])
@@ -69,52 +65,44 @@ def smooth(
 
 @dataclass(frozen=True, eq=False)
 class SmoothQuantResult:
-    """The codes of w * input_scale: the layer is y = (x / input_scale) Q(w input_scale)^T.
+    """The codes of w * input_scale: the layer is y = (x / input_scale) Q(w input_scale)^T."""
 
-    Args:
-        quantized: codes and parameters of the smoothed weight.
-        input_scale: s, the same for all layers that read this input.
-        alpha: the exponent.
-    """
-
+    # The codes and parameters of the smoothed weight.
     quantized: QuantizedTensor
+    # s, the same for all layers that read this input.
     input_scale: Float[Tensor, " in"]
     alpha: float
 
     @property
     def w_hat(self) -> Float[Tensor, "out in"]:
-        """The weight that the layer acts by, Q(w input_scale) / input_scale."""
+        """Return the weight in effect, Q(w input_scale) / input_scale."""
         return self.quantized.dequantize() / self.input_scale
 
     @property
     def note(self) -> str:
-        """Words for the report."""
-        low, high = (float(each) for each in torch.aminmax(self.input_scale))
-        return f"alpha {self.alpha:.2f}, inputs divided by {low:.3g} to {high:.3g}"
+        """Return words for a report."""
+        low, high = torch.aminmax(self.input_scale)
+        return f"alpha {self.alpha:.2f}, inputs divided by {float(low):.3g} to {float(high):.3g}"
 
 
 @dataclass(frozen=True)
 class SmoothQuant:
-    """SmoothQuant as a method for ``quantize_model``: layers that read the same input share s, by their common amax.
+    """SmoothQuant as a method for ``quantize_model``: layers that read the same input share s.
 
-    It chooses the codes of the weights; that the inputs are quantized as well is to be said beside it.
+    It chooses the codes of the weights; wrap it in ``WithActivations`` to quantize the inputs.
 
-    Args:
-        quantizer: the grid of the smoothed weights; a scale for each output (``PerChannel(0)``) is what the idea needs.
-        alpha: as in ``smooth``.
-
-    Raises:
-        TypeError: quantizer is no quantizer.
-        ValueError: alpha is outside 0 to 1.
+    Raises TypeError if quantizer is not a quantizer, ValueError if alpha is not in [0, 1].
 
     >>> from qcourse import IntQuantizer, PerChannel
     >>> method = SmoothQuant(IntQuantizer(8, granularity=PerChannel(0)))
-    >>> seen = method.observe(method.observe(None, torch.tensor([[64.0, 1.0]])), torch.tensor([[-8.0, 4.0]]))
-    >>> q, k = method.quantize({"q": torch.tensor([[1.0, 1.0]]), "k": torch.tensor([[0.5, -4.0]])}, seen).values()
-    >>> q.input_scale.tolist(), k.quantized.codes.tolist()  # k s is [4, -4]
+    >>> seen = method.observe(None, torch.tensor([[64.0, 1.0], [-8.0, 4.0]]))
+    >>> weights = {"q": torch.tensor([[1.0, 1.0]]), "k": torch.tensor([[0.5, -4.0]])}
+    >>> results = method.quantize(weights, seen)
+    >>> results["q"].input_scale.tolist(), results["k"].quantized.codes.tolist()  # k s is [4, -4]
     ([8.0, 1.0], [[127, -127]])
     """
 
+    # The grid of the smoothed weights; PerChannel(0), one scale per output, suits the method.
     quantizer: Quantizer
     alpha: float = 0.5
     calibrated = True
@@ -126,55 +114,74 @@ class SmoothQuant:
     def observe(
         self, seen: Float[Tensor, " in"] | None, x: Float[Tensor, "tokens in"]
     ) -> Float[Tensor, " in"]:
-        """The amax of each channel, with x taken into account; NaN stays, and is refused by ``quantize``."""
+        """Return the amax of each channel so far; NaN stays, and ``quantize`` rejects it."""
         x_amax = x.detach().abs().amax(0)
         return x_amax if seen is None else torch.maximum(seen, x_amax)
 
     def quantize(
         self, weights: Mapping[str, Tensor], seen: Float[Tensor, " in"]
     ) -> dict[str, SmoothQuantResult]:
-        """One s for all layers, the codes of each; ValueError, with its name, for what cannot be done."""
+        """Return one s for all layers and the codes of each; a ValueError names the layer."""
         with in_layer(", ".join(weights)):
             s = _scale(list(weights.values()), seen, self.alpha)
-        result = {}
+
+        results = {}
         for name, w in weights.items():
             with in_layer(name):
-                result[name] = SmoothQuantResult(
-                    self.quantizer(_smoothed(w, s)), s, float(self.alpha)
-                )
-        return result
+                quantized = self.quantizer(_smoothed(w, s))
+            results[name] = SmoothQuantResult(quantized, s, float(self.alpha))
+        return results
 
 
 def _scale(weights: Sequence[Tensor], x_amax: Tensor, alpha: float) -> Float[Tensor, " in"]:
-    """s for weights that read the same input, by the largest |w| that any has in a column; powers in float64."""
+    """s for weights that read the same input, by the largest |w| that any has in a column."""
     _check_alpha(alpha)
-    check_floating(x_amax, "x_amax")
-    if x_amax.shape != weights[0].shape[1:]:
-        shapes = f"{tuple(x_amax.shape)} must have the shape {tuple(weights[0].shape[1:])}"
-        raise ValueError(f"x_amax of shape {shapes}, one number an input")
-    check_finite(x_amax, x_amax, x_amax, "x_amax")
-    if (x_amax < 0).any():
-        raise ValueError(
-            f"x_amax={float(x_amax.min()):.3g} must be at least 0: it is the largest |x| of a channel"
-        )
+    _check_amax(x_amax, weights[0].shape[1:])
     for w in weights:
-        check_finite(w, *range_of_rows(w.detach()), "w")
-    w_amax = torch.stack([w.detach().abs().amax(0).double() for w in weights]).amax(0)
-    exact = _live(x_amax.double()) ** alpha / _live(w_amax) ** (1 - alpha)
-    s = exact.to(torch.float64 if torch.float64 in {w.dtype for w in weights} else torch.float32)
+        low, high = range_of_rows(w.detach())
+        check_finite(w, low, high, "w")
+
+    # Take the powers in float64.
+    columns = [w.detach().abs().amax(0).double() for w in weights]
+    w_amax = torch.stack(columns).amax(0)
+    s = _floored(x_amax.double()) ** alpha / _floored(w_amax) ** (1 - alpha)
+
+    # The layers share s, so it has the widest of their dtypes.
+    dtypes = {w.dtype for w in weights}
+    s = s.to(torch.float64 if torch.float64 in dtypes else torch.float32)
     check_scale(s)
     return s
 
 
-def _live(amax: Tensor) -> Tensor:
-    """amax, but at least LEAST of the largest; 1 where all are 0."""
-    return amax.clamp(min=LEAST * amax.max()) if amax.any() else torch.ones_like(amax)
+def _floored(amax: Tensor) -> Tensor:
+    """amax, but at least LEAST of the largest; 1 if all are 0."""
+    # A channel that was always 0 on calibration data may be used later, so it needs an s.
+    if not amax.any():
+        return torch.ones_like(amax)
+    return amax.clamp(min=LEAST * amax.max())
 
 
 def _smoothed(w: Tensor, s: Tensor) -> Float[Tensor, "out in"]:
+    """w s, in the dtype of s."""
     ws = w.detach().to(s.dtype) * s
-    check_finite(ws, *range_of_rows(ws), "w s")
+    low, high = range_of_rows(ws)
+    check_finite(ws, low, high, "w s")
     return ws
+
+
+def _check_amax(x_amax: Tensor, shape: torch.Size) -> None:
+    check_floating(x_amax, "x_amax")
+    if x_amax.shape != shape:
+        raise ValueError(
+            f"x_amax of shape {tuple(x_amax.shape)} must have the shape {tuple(shape)}, "
+            "one number per input"
+        )
+    check_finite(x_amax, x_amax, x_amax, "x_amax")
+    lowest = float(x_amax.min())
+    if lowest < 0:
+        raise ValueError(
+            f"x_amax={lowest:.3g} must be at least 0; it is the largest |x| of a channel"
+        )
 
 
 def _check_alpha(alpha: float) -> None:
