@@ -1,4 +1,4 @@
-"""The quantized KV cache equals a rounding by hand, token for token, however the tokens come; and refuses bad input."""
+"""The quantized KV cache equals rounding by hand, token for token, for any sizes of its calls."""
 
 from functools import partial
 from itertools import accumulate
@@ -17,9 +17,8 @@ from qcourse.models.llama_config import LlamaConfig
 from qcourse.models.streaming import StreamingModel
 from qcourse.numerics.microscaling import E2M1, NVFP4Quantizer, mx
 
-SIZES = LlamaConfig(
-    96, 64, 112, 2, 8, 2, max_position_embeddings=64
-)  # 8 query heads on 2 kv heads, head_dim 8
+# 8 query heads on 2 kv heads, head_dim 8.
+SIZES = LlamaConfig(96, 64, 112, 2, 8, 2, max_position_embeddings=64)
 INT4 = IntQuantizer(4, granularity=PerGroup(4))
 UINT3 = IntQuantizer(3, symmetric=False, granularity=PerGroup(4))
 CALLS = [(1,) * 30, (9, 1, 1, 1, 8, 1, 9), (30,), (4, 4, 1, 21), (3, 27)]
@@ -44,15 +43,17 @@ def rounded(x: np.ndarray, quantizer: IntQuantizer) -> np.ndarray:
     if quantizer.symmetric:
         scale = np.float32(np.abs(x).max() / (levels // 2))
         return np.clip(np.rint(x / scale), -(levels // 2) - 1, levels // 2) * scale
-    low, high = min(x.min(), 0), max(x.max(), 0)
+    low = min(x.min(), 0)
+    high = max(x.max(), 0)
     scale = np.float32((high - low) / levels)
     zero = np.rint(-low / scale)
     return (np.clip(np.rint(x / scale) + zero, 0, levels) - zero) * scale
 
 
 def by_hand(x: Tensor, coded: int, quantizer: IntQuantizer, axis: str) -> Tensor:
-    """x with its first tokens coded, group by group: g tokens of a channel, or g channels of a token."""
-    out, size = x.double().numpy().copy(), quantizer.granularity.size  # type: ignore[attr-defined]
+    """x with its first tokens rounded group by group: g tokens of a channel, or g channels."""
+    out = x.double().numpy().copy()
+    size = quantizer.granularity.size  # type: ignore[attr-defined]
     steps = (size, 1) if axis == "channel" else (1, size)
     for text in range(x.shape[0]):
         for head in range(x.shape[1]):
@@ -64,8 +65,9 @@ def by_hand(x: Tensor, coded: int, quantizer: IntQuantizer, axis: str) -> Tensor
 
 
 def coded_after(tokens: int, quantizer: IntQuantizer, axis: str, residual: int) -> int:
-    """How many of so many tokens have left the window: whole groups where a channel keeps its scale."""
-    coded, step = 0, quantizer.granularity.size if axis == "channel" else 1  # type: ignore[attr-defined]
+    """How many tokens have left the window: whole groups if a channel keeps its scale."""
+    coded = 0
+    step = quantizer.granularity.size if axis == "channel" else 1  # type: ignore[attr-defined]
     while tokens - coded - residual >= step:
         coded += step
     return coded
@@ -79,7 +81,8 @@ def coded_after(tokens: int, quantizer: IntQuantizer, axis: str, residual: int) 
 def test_each_call_returns_what_a_rounding_by_hand_gives(
     calls: tuple[int, ...], axes: tuple[str, str], residual: int
 ) -> None:
-    k, v = normal(3, 2, 30, 8), normal(3, 2, 30, 8, seed=1)
+    k = normal(3, 2, 30, 8)
+    v = normal(3, 2, 30, 8, seed=1)
     cache = QuantizedKVCache(INT4, UINT3, key_axis=axes[0], value_axis=axes[1], residual=residual)
     for end, count in zip(accumulate(calls), calls, strict=True):
         found = cache.update(0, k[:, :, end - count : end], v[:, :, end - count : end])
@@ -91,7 +94,7 @@ def test_each_call_returns_what_a_rounding_by_hand_gives(
 
 
 def test_what_the_grid_holds_comes_back_exactly_and_in_order() -> None:
-    """Whole numbers with a 127 in each group lie on the INT8 grid: a token, head or text out of place would show."""
+    """Whole numbers with a 127 in each group lie on the INT8 grid, so a misplaced token shows."""
     x = torch.arange(2 * 2 * 24 * 8).remainder(127).float().view(2, 2, 24, 8)
     x[:, :, ::4] = 127  # once in each group of 4 tokens; and so, below, in each group of 4 channels
     other = x.clone()
@@ -120,31 +123,30 @@ def test_where_nothing_is_coded_it_is_the_plain_cache(model: Llama, cache: parti
             StreamingModel(model, cache, step=step)(ids),
             StreamingModel(model, KVCache, step=step)(ids),
         )
-    assert torch.equal(
-        generate(model, ids[0], 12, cache=cache(max_tokens=40)), generate(model, ids[0], 12)
-    )
+    generated = generate(model, ids[0], 12, cache=cache(max_tokens=40))
+    assert torch.equal(generated, generate(model, ids[0], 12))
 
 
-def test_a_text_written_is_the_text_read(model: Llama) -> None:
-    """What generate chose with the cache is what the same cache finds likeliest when the text is streamed."""
+def test_streaming_a_generated_sequence_predicts_it(model: Llama) -> None:
+    """The tokens that `generate` chose with a cache are the argmax when the cache streams them."""
     make = partial(QuantizedKVCache, UINT3, UINT3)
     cache = make()
     text = generate(model, torch.tensor([5]), 40, cache=cache)
     assert cache.length == 40
     assert torch.equal(StreamingModel(model, make)(text[None, :-1])[0].argmax(-1), text[1:])
-    assert not torch.equal(
-        text, generate(model, torch.tensor([5]), 40)
-    )  # three bits have changed something
+    # Three bits have changed something.
+    assert not torch.equal(text, generate(model, torch.tensor([5]), 40))
 
 
-def test_no_token_sees_a_later_one_and_no_text_another(model: Llama) -> None:
+def test_no_token_sees_a_later_token_or_another_sequence(model: Llama) -> None:
     ids = torch.randint(96, (3, 20), generator=torch.Generator().manual_seed(1))
     changed = ids.clone()
     changed[:, 13:] = 95 - ids[:, 13:]
     changed[1] = 95 - ids[1]
     for step in (1, 4):
         stream = StreamingModel(model, partial(QuantizedKVCache, INT4, INT4, residual=2), step=step)
-        before, after = stream(ids), stream(changed)
+        before = stream(ids)
+        after = stream(changed)
         torch.testing.assert_close(after[[0, 2], :13], before[[0, 2], :13])
         assert not torch.isclose(after[:, 13:], before[:, 13:]).all(-1).any()
 
@@ -169,12 +171,11 @@ def test_its_bytes() -> None:
         cache.update(layer, *normal(2, 3, 5, 5, 16).half())
         cache.update(layer, *normal(2, 3, 5, 31, 16).half())
     assert cache.length == 36
-    keys = 15 * (
-        32 * 16 // 2 + 16 * 2 * 2 + 4 * 16 * 2
-    )  # two groups of 16 tokens a channel; four tokens wait
-    values = (
-        15 * (33 * 16 // 4 + 33 * 2 * 2 + 3 * 16 * 2) + (15 * 33 * 2 * 2 + 7) // 8
-    )  # zeros of 2 bits, packed
+    # Keys: two groups of 16 tokens per channel; four tokens wait.
+    keys = 15 * (32 * 16 // 2 + 16 * 2 * 2 + 4 * 16 * 2)
+    # Values: 33 tokens, with packed zero points of 2 bits; three tokens wait.
+    zero_points = (15 * 33 * 2 * 2 + 7) // 8
+    values = 15 * (33 * 16 // 4 + 33 * 2 * 2 + 3 * 16 * 2) + zero_points
     assert cache.nbytes == 2 * (keys + values)
 
 
@@ -184,9 +185,10 @@ def test_its_bytes_are_those_that_were_predicted() -> None:
     for layer in range(3):
         cache.update(layer, *normal(2, 5, 2, 40, 16).bfloat16())
     assert cache.nbytes == kv_cache_bytes(3, 2, 16, 40, batch=5, bits=4, group_size=8, residual=8)
-    assert sum(
-        held.window.untyped_storage().nbytes() for pair in cache.layers.values() for held in pair
-    ) == (3 * 2 * 5 * 2 * 8 * 16 * 2)  # the window holds nothing of what has been coded
+    # The memory of the windows holds no encoded token.
+    tokens = [each for pair in cache.layers.values() for each in pair]
+    held = sum(each.window.untyped_storage().nbytes() for each in tokens)
+    assert held == 3 * 2 * 5 * 2 * 8 * 16 * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -204,9 +206,8 @@ def test_past_its_length() -> None:
     x = normal(1, 2, 9, 8)
     cache = QuantizedKVCache(INT4, INT4, max_tokens=10)
     cache.update(0, x, x)
-    with pytest.raises(
-        ValueError, match="max_tokens=10: the cache holds 9 tokens, no room for 2 more"
-    ):
+    words = "max_tokens=10: the cache holds 9 tokens, no room for 2 more"
+    with pytest.raises(ValueError, match=words):
         cache.update(0, x[:, :, :2], x[:, :, :2])
     assert cache.length == 9
     cache.update(0, x[:, :, :1], x[:, :, :1])
@@ -217,7 +218,7 @@ def test_past_its_length() -> None:
         QuantizedKVCache(INT4, INT4, max_tokens=8).update(0, x, x)
 
 
-def test_a_text_that_outgrows_its_cache_is_refused_while_it_is_written(model: Llama) -> None:
+def test_generating_past_the_capacity_is_refused(model: Llama) -> None:
     with pytest.raises(ValueError, match="max_tokens=10: the cache holds 10 tokens"):
         generate(model, torch.arange(5), 12, cache=QuantizedKVCache(INT4, INT4, max_tokens=10))
 
@@ -228,15 +229,13 @@ def test_nan_is_refused_at_once_and_leaves_the_cache_as_it_was(bad: float, place
     pair = normal(2, 1, 2, 6, 8)
     cache = QuantizedKVCache(INT4, INT4, residual=30)  # nothing would be coded for long
     cache.update(0, *pair)
-    spoilt = pair[:, :, :, :1].clone()
-    spoilt[place, 0, 1, 0, 3] = bad
-    with pytest.raises(
-        ValueError,
-        match=f"{'kv'[place]} has 1 NaN or infinite values of 16, the first at flat index",
-    ):
-        cache.update(0, *spoilt)
+    damaged = pair[:, :, :, :1].clone()
+    damaged[place, 0, 1, 0, 3] = bad
+    words = f"{'kv'[place]} has 1 NaN or infinite values of 16, the first at flat index"
+    with pytest.raises(ValueError, match=words):
+        cache.update(0, *damaged)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        QuantizedKVCache(None, None).update(0, *spoilt)
+        QuantizedKVCache(None, None).update(0, *damaged)
     k, v = cache.update(0, *pair[:, :, :, :1])
     assert k.isfinite().all()
     assert v.isfinite().all()
@@ -269,9 +268,8 @@ def test_a_scale_that_cannot_be_stored_is_refused_and_leaves_the_cache_as_it_was
     with pytest.raises(ValueError, match="use a wider scale_dtype"):
         cache.update(0, x[:, :, :1], 1e-7 * x[:, :, :1])  # the keys alone could be coded
     assert cache.length == 3
-    assert torch.equal(
-        cache.update(0, x[:, :, :1], x[:, :, :1])[0], torch.cat([x, x[:, :, :1]], dim=2)
-    )
+    all_keys, _ = cache.update(0, x[:, :, :1], x[:, :, :1])
+    assert torch.equal(all_keys, torch.cat([x, x[:, :, :1]], dim=2))
 
 
 @pytest.mark.parametrize("axis", ["channel", "token"])
@@ -280,9 +278,8 @@ def test_a_scale_for_the_whole_tensor_is_refused_when_it_changes(axis: str) -> N
     nvfp4 = NVFP4Quantizer()
     cache = QuantizedKVCache(nvfp4, nvfp4, key_axis=axis, value_axis=axis)
     cache.update(0, x, x)
-    with pytest.raises(
-        ValueError, match=r"fits one tensor_scale for all tokens, so tokens cannot be coded as they"
-    ):
+    words = "fits one tensor_scale for all tokens, so tokens cannot be coded as they"
+    with pytest.raises(ValueError, match=words):
         cache.update(0, 2 * x, 2 * x)
     assert cache.length == 16
     cache.update(0, x, x)  # the same range, and so the same scale
@@ -290,15 +287,16 @@ def test_a_scale_for_the_whole_tensor_is_refused_when_it_changes(axis: str) -> N
 
 
 def test_formats_whose_scales_are_small_floats_take_tokens_as_they_come() -> None:
-    x, blocks = normal(1, 2, 32, 32), NVFP4Quantizer(per_tensor=False)
+    x = normal(1, 2, 32, 32)
+    blocks = NVFP4Quantizer(per_tensor=False)
     for quantizer in (mx(E2M1), blocks):
         cache = QuantizedKVCache(quantizer, quantizer)
         for t in range(32):
             cache.update(0, x[:, :, t : t + 1], x[:, :, t : t + 1])
-        assert torch.equal(
-            cache.layers[0][0].all_tokens(), quantizer(x.mT.contiguous()).dequantize().mT
-        )
-        assert torch.equal(cache.layers[0][1].all_tokens(), quantizer(x).dequantize())
+        keys, values = cache.layers[0]
+        by_channel = quantizer(x.mT.contiguous()).dequantize().mT
+        assert torch.equal(keys.all_tokens(), by_channel)
+        assert torch.equal(values.all_tokens(), quantizer(x).dequantize())
 
 
 def test_where_a_deep_layer_refuses_those_above_it_have_grown() -> None:
@@ -314,11 +312,15 @@ def test_where_a_deep_layer_refuses_those_above_it_have_grown() -> None:
 
 def test_a_group_that_does_not_divide_the_head_is_refused_at_the_first_token() -> None:
     x = normal(1, 2, 1, 8)
+    by_five = IntQuantizer(4, granularity=PerGroup(5))
     with pytest.raises(ValueError, match="group size=5 does not divide the last axis"):
-        QuantizedKVCache(INT4, IntQuantizer(4, granularity=PerGroup(5)), residual=9).update(0, x, x)
-    QuantizedKVCache(IntQuantizer(4, granularity=PerGroup(5)), INT4).update(
-        0, x, x
-    )  # any number of tokens may wait
+        QuantizedKVCache(INT4, by_five, residual=9).update(0, x, x)
+    # Along the tokens any group size will do: any number of tokens may wait.
+    QuantizedKVCache(by_five, INT4).update(0, x, x)
+
+
+PER_TENSOR = IntQuantizer(4)
+PER_CHANNEL = IntQuantizer(4, granularity=PerChannel(0))
 
 
 @pytest.mark.parametrize(
@@ -326,16 +328,8 @@ def test_a_group_that_does_not_divide_the_head_is_refused_at_the_first_token() -
     [
         ({"keys": 4}, TypeError, "keys=4 must be a quantizer such as IntQuantizer"),
         ({"values": IntQuantizer}, TypeError, "values=<class .* must be a quantizer"),
-        (
-            {"keys": IntQuantizer(4)},
-            ValueError,
-            r"granularity=PerTensor\(\) of the keys must be PerGroup\(size\)",
-        ),
-        (
-            {"values": IntQuantizer(4, granularity=PerChannel(0))},
-            ValueError,
-            "of the values must be PerGroup",
-        ),
+        ({"keys": PER_TENSOR}, ValueError, r"PerTensor\(\) of the keys must be PerGroup\(size\)"),
+        ({"values": PER_CHANNEL}, ValueError, "of the values must be PerGroup"),
         ({"key_axis": "head"}, ValueError, "axis='head' of the keys must be one of channel, token"),
         ({"value_axis": ""}, ValueError, "axis='' of the values must be one of"),
         (
@@ -347,7 +341,7 @@ def test_a_group_that_does_not_divide_the_head_is_refused_at_the_first_token() -
         (
             {"max_tokens": 0},
             ValueError,
-            "max_tokens=0 must be a whole number .* of at least 1, or None",
+            "max_tokens=0 must be a whole number .* at least 1, or None",
         ),
         ({"max_tokens": 8.0}, ValueError, "max_tokens=8.0 must be a whole number"),
     ],
