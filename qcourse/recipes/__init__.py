@@ -1,1 +1,1 @@
-"""Floor 5: what is done to a whole model: quantize, prune, heal, fold, rotate; and the report of it."""
+"""Floor 5: change a whole model: quantize, prune, heal, fold, rotate; and report on it."""

@@ -1,19 +1,20 @@
-"""One block of a model, run alone on random tokens: to see what reads what, and whether a change of it changes nothing.
+"""Run one block of a model alone on random tokens, to test whether a change keeps its function.
 
-The idea: names such as input_layernorm mean different things in different models; what a block does when it is run
-does not depend on them. Blocks are like each other, so the arguments that the model gives to the first one (masks,
-positions) fit all: they are caught on the way, the tokens replaced by random ones, and each block can be called alone.
-It is run on float64 copies of its tensors: a branch that adds little to the residual, or nearly nothing, then shows.
+The idea: names such as input_layernorm mean different things in different models, but the output
+of a block does not depend on names. The arguments of the first block (``block_arguments.py``) suit
+every block, so each can run alone. It runs in float64, so that a branch that adds little to the
+residual stream still shows.
 
 Source: none.
 
-How it differs from ``replay.py``: that runs a model on calibration data; this needs none.
+How it differs from ``trace/replay.py``: that runs a model on calibration data; this needs none.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,19 +22,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qcourse.layers.quantized_linear import QuantizedLinear
+from qcourse.recipes.block_arguments import arguments_of, to_double
+from qcourse.trace.hooks import on_input, on_output
 
 TOKENS = 8
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # narrower ones are codes
-SAME = 1e-6  # powers of two change no bit, so what is the same is so to within the order of sums in float64
+SAME = 1e-6  # scaling by powers of two is exact, so only the order of sums in float64 differs
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A member of a model's longest list of modules, and what to call it with.
+    """A member of a model's longest list of modules, and arguments to call it with.
 
     Args:
         name: in the model.
-        args, named: its arguments, in which the tokens are random and floats are float64.
+        args, named: its arguments, with random tokens and float64 floats.
     """
 
     name: str
@@ -42,8 +44,9 @@ class Block:
     named: dict[str, Any]
 
     def run(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """What it puts out (batch, tokens, hidden) with these for its own; None where it cannot work in float64."""
-        args, named = copy.deepcopy((self.args, self.named))  # a cache among them would remember
+        """Return its output (batch, tokens, hidden) with these tensors; None if float64 fails."""
+        # A copy, because a cache among the arguments would remember this call.
+        args, named = copy.deepcopy((self.args, self.named))
         try:
             output = functional_call(self.module, dict(tensors), args, named, tie_weights=False)
         except RuntimeError:
@@ -51,79 +54,80 @@ class Block:
         return output[0] if isinstance(output, tuple) else output
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its parameters and buffers by their names within it, floats as float64."""
-        parameters = self.module.named_parameters(remove_duplicate=False)
-        buffers = self.module.named_buffers(remove_duplicate=False)
-        return {name: _double(tensor) for name, tensor in (*parameters, *buffers)}
+        """Return its parameters and buffers by their names within it, floats as float64."""
+        tensors = dict(self.module.named_parameters(remove_duplicate=False))
+        tensors |= dict(self.module.named_buffers(remove_duplicate=False))
+        return {name: to_double(tensor) for name, tensor in tensors.items()}
 
     def readers(self) -> dict[str, list[str]]:
-        """For each norm whose output is the input of linear layers, these layers; names are the model's."""
-        made: list[tuple[Tensor, str]] = []
+        """Return, for each norm, the linear layers that read its output; by their full names."""
+        outputs: list[tuple[Tensor, str]] = []  # of each norm, and its name
         found: dict[str, list[str]] = {}
 
-        def read(name: str, x: Tensor) -> None:
-            for output, norm in made:
+        def note_output(norm: str, output: Tensor) -> None:
+            outputs.append((output, norm))
+
+        def note_input(layer: str, x: Tensor) -> None:
+            for output, norm in outputs:
                 if output is x:
-                    found.setdefault(norm, []).append(name)
+                    found.setdefault(norm, []).append(layer)
 
         with ExitStack() as hooks:
-            for short, module in self.module.named_modules():
-                name = f"{self.name}.{short}"
+            for short_name, module in self.module.named_modules():
+                name = f"{self.name}.{short_name}"
                 if isinstance(module, nn.Linear | QuantizedLinear):
-                    look = lambda module, args, name=name: read(name, args[0])  # noqa: E731
-                    hooks.enter_context(module.register_forward_pre_hook(look))
+                    hooks.enter_context(on_input(module, partial(note_input, name)))
                 elif getattr(getattr(module, "weight", None), "ndim", 0) == 1:
-                    keep = lambda module, args, output, name=name: made.append((output, name))  # noqa: E731
-                    hooks.enter_context(module.register_forward_hook(keep))
+                    # A weight with one axis is the gain of a norm.
+                    hooks.enter_context(on_output(module, partial(note_output, name)))
             self.run(self.tensors())
         return found
 
     def takes(self, name: str, keys: Sequence[str], layers: Sequence[str]) -> bool:
-        """Whether it puts out the same with a module divided by a scale and the inputs of layers multiplied by it.
-
-        The same: within SAME of what the factor on the inputs does alone, which has to be something.
+        """Return whether the output stays if a module is divided by a scale that layers undo.
 
         Args:
             name: of the module, in the model.
-            keys: those of its tensors that have a row for each number of the scale.
-            layers: their names in the model.
+            keys: its tensors that have one row per number of the scale.
+            layers: their inputs are multiplied by the scale; by their full names.
         """
-        old, short = self.tensors(), len(self.name) + 1
-        places = [f"{name[short:]}.{key}" for key in keys]
+        old = self.tensors()
+        prefix = f"{self.name}."
+        places = [f"{name.removeprefix(prefix)}.{key}" for key in keys]
         if not old.keys() >= set(places):
-            return False  # made of other tensors
-        powers = torch.randint(
-            -2, 3, (len(old[places[0]]),), generator=torch.Generator().manual_seed(0)
-        )
-        scale = torch.exp2(powers.double()).to(old[places[0]].device)
-        new = {
-            place: old[place] / scale.reshape(-1, *[1] * (old[place].ndim - 1)) for place in places
-        }
+            return False  # the module has other tensors than these
+        first = old[places[0]]
+        scale = _random_powers_of_two(len(first)).to(first.device)
+        new = dict(old)
+        for place in places:
+            new[place] = old[place] / _per_row(scale, old[place])
+
         before = self.run(old)
         with ExitStack() as hooks:
             for layer in layers:
-                module = self.module.get_submodule(layer[short:])
-                hooks.enter_context(
-                    module.register_forward_pre_hook(lambda layer, args: (args[0] * scale,))
-                )
-            without, after = self.run(old), self.run(old | new)
-        if before is None or without is None or after is None:
+                module = self.module.get_submodule(layer.removeprefix(prefix))
+                hooks.enter_context(_multiplied_input(module, scale))
+            only_multiplied = self.run(old)
+            both = self.run(new)
+        if before is None or only_multiplied is None or both is None:
             return False
-        return bool(0 < (without - before).norm() >= (after - before).norm() / SAME)
+        # If the multiplied inputs alone change nothing, the test would show nothing.
+        effect = (only_multiplied - before).norm()
+        difference = (both - before).norm()
+        return bool(0 < effect >= difference / SAME)
 
 
 def put(module: nn.Module, new: Mapping[str, Tensor]) -> None:
-    """Give a module other tensors, by name; what was to be trained still is."""
+    """Replace tensors of a module, by name; parameters keep whether they need gradients."""
     for key, value in new.items():
         old = getattr(module, key)
-        make = isinstance(old, nn.Parameter) and not isinstance(value, nn.Parameter)
-        setattr(
-            module, key, nn.Parameter(value, requires_grad=old.requires_grad) if make else value
-        )
+        if isinstance(old, nn.Parameter) and not isinstance(value, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=old.requires_grad)
+        setattr(module, key, value)
 
 
 def blocks(model: nn.Module) -> list[Block]:
-    """The blocks of a model that runs on token ids alone; none of any other.
+    """Return the blocks of a model that runs on token ids alone; none of any other model.
 
     >>> from qcourse.models.llama import random_llama
     >>> from qcourse.models.llama_config import LlamaConfig
@@ -133,63 +137,44 @@ def blocks(model: nn.Module) -> list[Block]:
     >>> blocks(nn.Linear(2, 2))
     []
     """
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-    ]
-    embedding = next(
-        (module for module in model.modules() if isinstance(module, nn.Embedding)), None
-    )
-    path, chain = max(lists, key=lambda each: len(each[1]), default=("", nn.ModuleList()))
-    if embedding is None or not len(chain):
+    path = ""
+    chain = nn.ModuleList()
+    embeddings = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > len(chain):
+            path = name
+            chain = module
+        elif isinstance(module, nn.Embedding):
+            embeddings.append(module)
+    if not embeddings or not len(chain):
         return []
-    ids = torch.arange(TOKENS, device=embedding.weight.device)[None] % embedding.num_embeddings
-    caught = _arguments(model, chain[0], ids)
-    if caught is None:
+
+    vocabulary = embeddings[0].num_embeddings
+    ids = torch.arange(TOKENS, device=embeddings[0].weight.device)[None] % vocabulary
+    arguments = arguments_of(model, chain[0], ids)
+    if arguments is None:
         return []
-    return [Block(f"{path}.{i}".removeprefix("."), block, *caught) for i, block in enumerate(chain)]
+    args, named = arguments
+    names = [f"{path}.{number}".removeprefix(".") for number in range(len(chain))]
+    return [Block(name, block, args, named) for name, block in zip(names, chain, strict=True)]
 
 
-class _Caught(Exception):  # noqa: N818  (nothing is wrong)
-    """Ends the forward pass that brought the arguments."""
-
-
-def _arguments(
-    model: nn.Module, block: nn.Module, ids: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """How the model calls a block, the tokens replaced by random ones; None where it does not get there on ids."""
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.append((args, named))
-        raise _Caught
-
-    with block.register_forward_pre_hook(catch, with_kwargs=True):
-        try:
-            model(ids)
-        except _Caught:
-            pass
-        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError):
-            return None
-    if not found:
-        return None
-    args, named = _double(found[0])
-    if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
-        return (_random_like(args[0]), *args[1:]), named
-    x = named.get("hidden_states")
-    return (args, {**named, "hidden_states": _random_like(x)}) if isinstance(x, Tensor) else None
-
-
-def _random_like(x: Tensor) -> Tensor:
+def _random_powers_of_two(count: int) -> Tensor:
+    """From 1/4 to 4, in float64; scaling by them changes no mantissa."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(x.shape, generator=generator).to(x)
+    exponents = torch.randint(-2, 3, (count,), generator=generator)
+    return torch.exp2(exponents.double())
 
 
-def _double(value: Any) -> Any:
-    """A tensor of floats in float64, also within tuples, lists and dicts; all else as it is."""
-    if isinstance(value, Tensor):
-        return value.detach().double() if value.dtype in FLOATS else value
-    if type(value) in (tuple, list):
-        return type(value)(map(_double, value))
-    return {key: _double(each) for key, each in value.items()} if type(value) is dict else value
+def _per_row(scale: Tensor, tensor: Tensor) -> Tensor:
+    """The scale in a shape that broadcasts over the rows of a tensor."""
+    return scale.reshape(-1, *[1] * (tensor.ndim - 1))  # (rows, 1, ...)
+
+
+def _multiplied_input(module: nn.Module, scale: Tensor) -> Any:
+    """Multiply the input of a layer, within the returned context manager."""
+
+    def multiply(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0] * scale,)
+
+    return module.register_forward_pre_hook(multiply)

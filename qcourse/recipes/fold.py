@@ -1,232 +1,161 @@
-"""Scales that move from one operation of a model into the next, while what the model computes stays the same.
+"""Move a scale from a layer's input into the module before it, where the model computes the same.
 
-The idea: a layer that wants its input divided by s, as AWQ does, need not divide it at each call: the norm before it
-can, once and for all, by a gain that is s times smaller; or the linear layer before it, by s times smaller rows. That
-is right only where nothing else reads what was divided, and nothing in between minds. So a predecessor is not believed
-by its name: the block that the layers are in is run on a few random tokens (`block_probe.py`), with the predecessor divided
-by powers of two and the layers' input multiplied by them. What the block puts out has to stay. A norm's readers have to
-be these layers and no other; and where their input makes no difference, nothing is shown, so nothing is folded.
+The idea: AWQ divides a layer's input by s. A norm before it can do this for free, with a gain that
+is s times smaller; so can a linear layer before it, with s times smaller rows.
 
     norm -> q, k, v and norm -> gate, up    the gain of the norm (and its bias)
-    v -> o, where o has one input a row     attention mixes tokens, never channels
+    v -> o, where o has one input per row   attention mixes tokens, never channels
     up -> down                              down reads silu(gate) * up
 
-With grouped queries v has fewer rows than o has inputs, and o divides for itself; so do the layers of a post-norm model
-such as MiniLM, whose norms feed the residual too. The opposite use is ``plant_outliers``: a gain that is k times larger
-and columns k times smaller give a model with outliers that answers as before.
+This is right only if nothing else reads the divided output and every operation in between passes
+the scale on. A block is run to test both (``block_probe.py``): with its predecessor divided by
+powers of two and the layers' input multiplied by them, its output must stay. With grouped queries
+v has fewer rows than o has inputs, so o divides its own input; so do layers after a post-norm.
 
-Source: Lin et al., "AWQ" (MLSys 2024), section 3.2, and Xiao et al., "SmoothQuant" (ICML 2023), section 4.
+Source: Lin et al., "AWQ" (MLSys 2024), section 3.2, and Xiao et al., "SmoothQuant" (ICML 2023),
+section 4.
 
-How it differs from ``methods/awq.py``: there, which scale is best for some layers; here, where it can go.
+How it differs from ``methods/awq.py``: that finds the best scale; this finds a place for it.
 """
 
-import copy
-import math
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import torch
-from jaxtyping import Float64, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.numerics.validation import check_scale, check_stored_scale
 from qcourse.recipes.block_probe import Block, blocks, put
 
-Model = TypeVar("Model", bound=nn.Module)
-
 
 @torch.no_grad()
 def fold(model: nn.Module, names: Sequence[str], input_scale: Shaped[Tensor, "..."]) -> str | None:
-    """Divide what precedes some layers by input_scale, so that their input arrives divided; for ``quantize_model``.
+    """Divide the output of the module before some layers by input_scale; return its name, or None.
 
     Args:
-        model: is changed: new tensors take the place of old ones, which are not written into.
-        names: of all the linear layers that read this input, plain or quantized, within one block.
+        model: is changed: new tensors replace old ones, which are not written to.
+        names: all the linear layers that read this input, plain or quantized, in one block.
         input_scale: (in,), positive.
 
-    Returns:
-        The name of the norm or linear layer that took it; None, and nothing is changed, where none can: the model has
-        no blocks or does not run on token ids, another layer reads the same, or the predecessor's dtype cannot hold it.
+    It returns None, and changes nothing, where no module can take the scale: the model has no
+    blocks or does not run on token ids, another layer reads the same input, or a dtype is too
+    narrow.
 
     Raises:
-        ValueError: names is empty, or one of them is no linear layer of the model; input_scale is not positive and
-            finite, or not one number an input.
+        ValueError: names is empty or has a name of no linear layer; input_scale is not positive and
+            finite, or not one number per input.
 
     >>> from qcourse.models.llama import random_llama
     >>> from qcourse.models.llama_config import LlamaConfig
     >>> model = random_llama(LlamaConfig(64, 32, 48, 2, 4, 2), seed=0).requires_grad_(False)
     >>> fold(model, ["model.layers.0.mlp.down_proj"], torch.full((48,), 2.0))
     'model.layers.0.mlp.up_proj'
-    >>> model.model.layers[0].mlp.down_proj.weight *= 2  # and the model is what it was
+    >>> model.model.layers[0].mlp.down_proj.weight *= 2  # now the model computes what it did
     """
-    layers = _layers(model, names, input_scale)
-    block = next(
-        (each for each in blocks(model) if all(name.startswith(f"{each.name}.") for name in names)),
-        None,
-    )
-    if block is not None and all(_has_one_place(model, layer) for layer in layers):
-        for name in _predecessors(model, block, names):
-            if new := _taken(model, block, name, names, input_scale):
-                put(model.get_submodule(name), new)
-                return name
+    layers = _layers_named(model, names, input_scale)
+    block = _block_of(model, names)
+    if block is None or not all(has_one_name(model, layer) for layer in layers):
+        return None
+    for predecessor in _predecessors(model, block, names):
+        new = divided_tensors(model, block, predecessor, names, input_scale)
+        if new:
+            put(model.get_submodule(predecessor), new)
+            return predecessor
     return None
 
 
-@torch.no_grad()
-def plant_outliers(
-    model: Model,
-    channels: int | Sequence[int],
-    factor: float,
-    *,
-    where: str = "activations",
-    seed: int = 0,
-) -> Model:
-    """A copy of a pre-norm language model with outlier channels, which computes what the model computes.
-
-    Trained models have such channels; a small one may not. After each norm within a block, x_j becomes factor * x_j and
-    the columns w_j of the layers that read it w_j / factor ("activations"); or the other way round ("weights").
-
-    Args:
-        model: a Llama of ours or transformers', or any that runs on token ids and has its norms before linear layers.
-        channels: which of the hidden channels, or how many, drawn with ``seed``; the same in all layers.
-        factor: above 0; a power of two changes no bit of the outputs.
-        where: "activations" or "weights": what the factor multiplies. The other is divided.
-
-    Raises:
-        ValueError: an argument is none of these; no norm of the model feeds linear layers alone.
-
-    >>> from qcourse.models.llama import random_llama
-    >>> from qcourse.models.llama_config import LlamaConfig
-    >>> model = random_llama(LlamaConfig(64, 32, 48, 2, 4, 2), seed=0)
-    >>> planted = plant_outliers(model, [3], 32.0)
-    >>> planted.model.layers[1].input_layernorm.weight[2:5].tolist()
-    [1.0, 32.0, 1.0]
-    >>> ids = torch.tensor([[1, 2, 3]])
-    >>> torch.equal(model(ids), planted(ids))
-    True
-    """
-    new = copy.deepcopy(model)
-    found = [each for block in blocks(new) for each in _norms(new, block)]
-    if not found:
-        raise ValueError(f"no norm of this {type(model).__name__} feeds linear layers alone")
-    gain = _gain(channels, factor, where, seed, size=found[0][1][0].in_features)
-    for norm, readers in found:
-        larger = _divided(norm, 1 / gain)
-        assert larger is not None  # as _norms has found
-        put(norm, larger)
-        for layer in readers:
-            put(layer, {"weight": (layer.weight / gain).to(layer.weight.dtype)})
-    return new
-
-
-def _gain(
-    channels: int | Sequence[int], factor: float, where: str, seed: int, *, size: int
-) -> Float64[Tensor, " in"]:
-    """By what each channel of the activations is multiplied."""
-    if where not in ("activations", "weights"):
-        raise ValueError(f"where={where!r} must be 'activations' or 'weights'")
-    if not 0 < factor < math.inf:
-        raise ValueError(f"factor={factor!r} must be positive and finite")
-    if type(channels) is int:
-        drawn = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[
-            :channels
-        ].tolist()
-        wrong = not 0 < channels <= size
-    else:
-        drawn = list(channels) if isinstance(channels, Sequence) else []
-        wrong = not drawn or not all(
-            type(channel) is int and 0 <= channel < size for channel in drawn
-        )
-    if wrong:
-        raise ValueError(
-            f"channels={channels!r} must be from 0 to {size - 1}, at least one, or how many of the {size}"
-        )
-    gain = torch.ones(size, dtype=torch.float64)
-    gain[drawn] = factor if where == "activations" else 1 / factor
-    return gain
-
-
-def _norms(model: nn.Module, block: Block) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
-    """Each norm of a block that feeds linear layers alone, and these layers."""
-    for norm, names in block.readers().items():
-        readers = [
-            layer for layer in map(model.get_submodule, names) if isinstance(layer, nn.Linear)
-        ]
-        alone = len(readers) == len(names) and all(
-            _has_one_place(model, layer) for layer in readers
-        )
-        if alone and _taken(model, block, norm, names, torch.ones(readers[0].in_features)):
-            yield model.get_submodule(norm), readers
-
-
-def _layers(model: nn.Module, names: Sequence[str], scale: Tensor) -> list[nn.Module]:
-    """The layers of these names, which a scale has to suit."""
+def _layers_named(model: nn.Module, names: Sequence[str], scale: Tensor) -> list[nn.Module]:
+    """The layers of these names; ValueError if there is none, or the scale does not fit one."""
     if not names:
         raise ValueError("names is empty; it must name the linear layers that read the input")
     modules = dict(model.named_modules(remove_duplicate=False))
+    layers: list[nn.Module] = []
     for name in names:
-        if not isinstance(layer := modules.get(name), nn.Linear | QuantizedLinear):
+        layer = modules.get(name)
+        if not isinstance(layer, nn.Linear | QuantizedLinear):
             raise ValueError(
                 f"names has {name!r}, which is no linear layer of this {type(model).__name__}"
             )
-        if scale.shape != (layer.in_features,):
-            shape, expected = tuple(scale.shape), (layer.in_features,)
+        expected = (layer.in_features,)
+        if scale.shape != expected:
             raise ValueError(
-                f"input_scale of shape {shape} must have the shape {expected}, one an input of {name}"
+                f"input_scale of shape {tuple(scale.shape)} must have the shape {expected},"
+                f" one number per input of {name}"
             )
+        layers.append(layer)
     check_scale(scale)
-    return [modules[name] for name in names]
+    return layers
+
+
+def _block_of(model: nn.Module, names: Sequence[str]) -> Block | None:
+    """The block that contains all these layers."""
+    for block in blocks(model):
+        if all(name.startswith(f"{block.name}.") for name in names):
+            return block
+    return None
 
 
 def _predecessors(model: nn.Module, block: Block, names: Sequence[str]) -> Iterator[str]:
-    """Names of what these layers, and no others, may be reading: a norm, or else a linear layer beside them."""
+    """The modules whose output these layers, and no others, may read; by name."""
+    wanted = set(names)
     for norm, readers in block.readers().items():
-        if set(names) & set(readers):
-            if set(names) == set(readers):
+        if wanted & set(readers):
+            # Layers that read a norm read nothing else, and all its readers must be among them.
+            if wanted == set(readers):
                 yield norm
             return
+    # They read no norm, so they may read a linear layer beside them (o reads v, down reads up).
     parent = names[0].rpartition(".")[0]
-    for name, module in model.get_submodule(parent).named_children():
-        if isinstance(module, nn.Linear | QuantizedLinear) and f"{parent}.{name}" not in names:
-            yield f"{parent}.{name}"
+    for child, module in model.get_submodule(parent).named_children():
+        name = f"{parent}.{child}"
+        if isinstance(module, nn.Linear | QuantizedLinear) and name not in wanted:
+            yield name
 
 
-def _taken(
+def divided_tensors(
     model: nn.Module, block: Block, name: str, layers: Sequence[str], scale: Tensor
 ) -> dict[str, Tensor] | None:
-    """The tensors that divide a module's output by scale, where the block takes that; None where it does not."""
+    """Return the tensors that divide a module's output by a scale that its readers multiply by.
+
+    It returns None where this changes the function of the block.
+    """
     module = model.get_submodule(name)
-    new = _divided(module, scale)
-    return (
-        new
-        if new and _has_one_place(model, module) and block.takes(name, list(new), layers)
-        else None
-    )
-
-
-def _divided(module: nn.Module, scale: Tensor) -> dict[str, Tensor] | None:
-    """The tensors that, in the place of a norm's or linear layer's own, divide its output by scale; None if it cannot
-    be: too few rows, no gain, or scales in a dtype that cannot hold it."""
-    key = "scale" if isinstance(module, QuantizedLinear) else "weight"
-    old, bias = getattr(module, key, None), getattr(module, "bias", None)
-    if (
-        not isinstance(old, Tensor)
-        or not old.is_floating_point()
-        or not old.ndim
-        or len(old) != len(scale)
-    ):
+    new = divided_by(scale, module)
+    if not new or not has_one_name(model, module):
         return None
-    scale = scale.to(old.device)
-    exact = old.double() / scale.double().reshape(-1, *[1] * (old.ndim - 1))
+    return new if block.takes(name, list(new), layers) else None
+
+
+def divided_by(scale: Tensor, module: nn.Module) -> dict[str, Tensor] | None:
+    """Return the tensors that divide the output of a norm or linear layer by a scale, one per row.
+
+    It returns None where there are none: no gain, another number of rows, or a narrow dtype.
+    """
+    key = "scale" if isinstance(module, QuantizedLinear) else "weight"
+    old = getattr(module, key, None)
+    if not isinstance(old, Tensor) or not old.is_floating_point() or not old.ndim:
+        return None
+    if len(old) != len(scale):
+        return None
+
+    # Divide in float64, then round once to the dtype of the tensor.
+    scale = scale.double().to(old.device)
+    per_row = scale.reshape(-1, *[1] * (old.ndim - 1))  # (rows, 1, ...)
+    exact = old.double() / per_row
     new = {key: exact.to(old.dtype)}
     if key == "scale":
         try:
             check_stored_scale(new[key], exact)
         except ValueError:
             return None
-    return new if bias is None else {**new, "bias": (bias.double() / scale.double()).to(bias.dtype)}
+    bias = getattr(module, "bias", None)
+    if bias is not None:
+        new["bias"] = (bias.double() / scale).to(bias.dtype)
+    return new
 
 
-def _has_one_place(model: nn.Module, module: nn.Module) -> bool:
-    return sum(each is module for _, each in model.named_modules(remove_duplicate=False)) == 1
+def has_one_name(model: nn.Module, module: nn.Module) -> bool:
+    """Return whether a module is in one place of the model alone."""
+    every = model.named_modules(remove_duplicate=False)
+    return sum(each is module for _, each in every) == 1

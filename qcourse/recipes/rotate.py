@@ -1,70 +1,38 @@
-"""Models whose activations are rotated, and which compute what they did: ready for a grid that channels share.
+"""Models with rotated activations that compute the same, ready for scales that channels share.
 
-The idea: in a Llama the rotation of the residual stream disappears in the weights around it (``rotated_weights.py``)
-and is free. What enters ``down`` is a product, silu(gate) * up, which nothing before it can rotate: there a fast
-Hadamard transform is put in front.
-
-A post-norm model such as MiniLM has LayerNorms with gains in the stream itself: nothing can be absorbed, and each layer
-rotates its own input at run time (``rotate_at_run_time``), a fast transform before each product.
+The idea: the rotation of a Llama's residual stream is absorbed by the weights around it
+(``rotated_weights.py``) and is free. The input of ``down`` is a product, silu(gate) * up, so no
+weight before it can absorb a rotation; there a fast Hadamard transform runs at each call. In a
+post-norm model such as MiniLM the gains of LayerNorms are part of the stream, so nothing can be
+absorbed, and each layer rotates its own input (``run_time_rotation.py``).
 
 Source: Ashkboos et al., "QuaRot" (NeurIPS 2024), section 4.
 
-How it differs from ``fold.py``: there a scale for each channel moves between two layers; here all layers change at
-once.
+How it differs from ``fold.py``: that moves a scale between two layers; this changes all layers.
 """
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from qcourse.methods.hadamard import check_size
 from qcourse.methods.rotation import Rotation, check_orthogonal
 from qcourse.models.llama_config import LlamaConfig
 from qcourse.numerics.chunks import wide
-from qcourse.numerics.granularity import PerTensor
 from qcourse.recipes.block_probe import TOKENS, put
-from qcourse.recipes.rotated_weights import Turn, places, rotated_weights, unfit
-from qcourse.recipes.selection import Layers, choose
-from qcourse.trace.model_copy import ModelCopy
+from qcourse.recipes.rotated_weights import Turn, misfit, places, rotated_weights
+from qcourse.recipes.run_time_rotation import (
+    RotatedModel,
+    RotationReport,
+    width_misfit,
+    with_rotation,
+)
 
-
-@dataclass(frozen=True)
-class RotationReport:
-    """What was done to which module, by name.
-
-    Args:
-        fused: their weights hold the rotation, which costs nothing at run time.
-        at_run_time: these layers rotate their input at each call.
-        left: what stays as it was, and why; all of a model under the name "".
-    """
-
-    fused: tuple[str, ...] = ()
-    at_run_time: tuple[str, ...] = ()
-    left: tuple[tuple[str, str], ...] = ()
-
-    def __str__(self) -> str:
-        """Counts, then what was left."""
-        lines = [
-            f"{len(self.fused)} modules hold the rotation, {len(self.at_run_time)} layers rotate at run time"
-        ]
-        return "\n".join(
-            [
-                *lines,
-                *(f"{name or 'the model'} is left as it was: {why}" for name, why in self.left),
-            ]
-        )
-
-
-class RotatedModel(NamedTuple):
-    """A model and what was done; the very model that was given where nothing could be."""
-
-    model: nn.Module
-    report: RotationReport
+NO_LLAMA = "rotated, it computes something else, so it is more than a Llama"
 
 
 @torch.no_grad()
@@ -76,23 +44,21 @@ def rotate_model(
     heads: bool = True,
     down: bool = True,
 ) -> RotatedModel:
-    """A copy of a Llama with its residual stream rotated, x -> x Q, whose outputs are the same but for rounding.
+    """Return a copy of a Llama with a rotated residual stream, x -> x Q, that computes the same.
 
     Args:
-        model: ours, or transformers' with the same names (Llama, Mistral, Qwen2); not changed. Names are not enough: if
-            the rotated model answers otherwise on a few tokens, the model is left.
+        model: ours, or transformers' with the same names (Llama, Mistral, Qwen2); not changed. It
+            is returned itself, with a reason, if it lacks the parts of a Llama, or if the rotated
+            model computes something else on a few tokens.
         rotation: Q, orthogonal (hidden, hidden); by default a random Hadamard matrix.
         seed: of its signs.
-        heads: whether v's outputs and o's inputs are rotated within each head, by a Hadamard matrix.
-        down: whether what enters down_proj is rotated, at run time: it becomes nn.Sequential(Rotation, nn.Linear).
-
-    Returns:
-        The new model and the report; where a norm cannot give its gain away, the old one and why.
+        heads: whether v's outputs and o's inputs are rotated by a Hadamard matrix, in each head.
+        down: whether down_proj rotates its input: it becomes nn.Sequential(Rotation, nn.Linear).
 
     Raises:
         TypeError: rotation is no floating-point tensor.
-        ValueError: rotation is not orthogonal, or of another width; there is no Hadamard matrix for a width that needs
-            one (the message says which argument avoids it).
+        ValueError: rotation is not orthogonal, or has another width; a width has no Hadamard
+            matrix (the message names the argument that avoids it).
 
     >>> from qcourse.models.llama import random_llama
     >>> from qcourse.models.llama_config import LlamaConfig
@@ -104,132 +70,101 @@ def rotate_model(
     >>> torch.allclose(rotated(ids), model(ids), atol=1e-5)
     True
     """
-    why = unfit(model)
+    why = misfit(model)
     if why:
-        return RotatedModel(model, RotationReport(left=(("", why),)))
+        return _left_alone(model, why)
     turn = _turn(model, rotation, seed)
-    for place in places(model):
-        layer: Any = model.get_submodule(place)
-        if heads:
-            _check_width(layer.self_attn.head_dim, "a head: give heads=False")
-        if down:
-            _check_width(layer.mlp.down_proj.in_features, "down_proj: give down=False")
+    _check_widths(model, heads, down)
+
     weights = rotated_weights(model, turn, heads=heads)
-    new = copy.deepcopy(
-        model, {id(old): old for old in map(model.get_parameter, weights)}
-    )  # all but these
-    _say_untied(new)
-    for path, _, key in (name.rpartition(".") for name in weights):
-        put(new.get_submodule(path), {key: weights[f"{path}.{key}"]})
+    new = _copy_with(weights, model)
+    _mark_as_untied(new)
     at_run_time = tuple(_rotate_down(new)) if down else ()
-    if not _same(model, new):
-        why = "rotated, it answers otherwise: it computes more than a Llama does"
-        return RotatedModel(model, RotationReport(left=(("", why),)))
-    fused = dict.fromkeys(name.rpartition(".")[0] for name in weights)
-    return RotatedModel(new, RotationReport(tuple(fused), at_run_time))
+    if not _compute_the_same(model, new):
+        return _left_alone(model, NO_LLAMA)
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in weights)
+    return RotatedModel(new, RotationReport(tuple(modules), at_run_time))
 
 
-def rotate_at_run_time(model: nn.Module, *, seed: int = 0, layers: Layers = None) -> RotatedModel:
-    """A copy of any model in which linear layers are nn.Sequential(Rotation, nn.Linear), with w Q for w.
-
-    Args:
-        model: not changed.
-        seed: of the signs, the same for all layers of one width: those that read the same input rotate it alike.
-        layers: as in ``quantize_model``; by default all but the head.
-
-    Returns:
-        The new model, and the report: layers of a width without a Hadamard matrix stay as they were.
-
-    Raises:
-        ValueError: as ``quantize_model`` does where no layer is left; none that is chosen has a width that fits.
-
-    >>> model = nn.Sequential(nn.Linear(12, 6), nn.Linear(6, 8))
-    >>> rotated, report = rotate_at_run_time(model)
-    >>> report.at_run_time, [name for name, why in report.left]
-    (('0',), ['1'])
-    >>> x = torch.randn(5, 12)
-    >>> torch.allclose(rotated(x), model(x), atol=1e-5)
-    True
-    """
-    chosen, kept = choose(model, layers, PerTensor(), "keep")
-    misfits = {
-        name: words for name, layer in chosen.items() if (words := _misfit(layer.in_features))
-    }
-    fits = {name: layer for name, layer in chosen.items() if name not in misfits}
-    if not fits:
-        raise ValueError(
-            "no layer can be rotated:\n"
-            + "\n".join(f"- {name}: {why}" for name, why in misfits.items())
-        )
-    work = ModelCopy(model, fits)
-    for name, layer in fits.items():
-        work.replace(name, _with_rotation(layer, Rotation(layer.in_features, seed=seed)))
-    left = *((each.name, each.why) for each in kept), *misfits.items()
-    return RotatedModel(work.model, RotationReport(at_run_time=tuple(fits), left=left))
-
-
-def _rotate_down(model: nn.Module) -> Iterator[str]:
-    for name in (f"{place}.mlp.down_proj" for place in places(model)):
-        old: Any = model.get_submodule(name)
-        model.set_submodule(name, _with_rotation(old, Rotation(old.in_features)))
-        yield name
-
-
-def _with_rotation(layer: nn.Linear, rotation: Rotation) -> nn.Sequential:
-    """The rotation and then a layer with w Q, of weights of its own."""
-    w = layer.weight.detach()
-    with torch.device("meta"):
-        new = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    turned = rotation.to(w.device)(w.to(wide(w.dtype))).to(w.dtype)
-    new.weight = nn.Parameter(turned, layer.weight.requires_grad)
-    if layer.bias is not None:
-        new.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
-    return nn.Sequential(rotation, new).train(layer.training)
+def _left_alone(model: nn.Module, why: str) -> RotatedModel:
+    return RotatedModel(model, RotationReport(left=(("", why),)))
 
 
 def _turn(model: nn.Module, rotation: Tensor | None, seed: int) -> Turn:
-    """x -> x Q of the residual stream."""
+    """The map x -> x Q of the residual stream."""
     weight = model.get_parameter("model.embed_tokens.weight")
     hidden = weight.shape[1]
     if rotation is None:
         _check_width(hidden, "the residual stream: give a matrix by rotation=")
         return Rotation(hidden, seed=seed).to(weight.device)
     check_orthogonal(rotation, "rotation")
-    if rotation.shape != (hidden, hidden):
+    expected = (hidden, hidden)
+    if rotation.shape != expected:
         raise ValueError(
-            f"rotation of shape {tuple(rotation.shape)} must be {(hidden, hidden)}, the residual stream's"
+            f"rotation of shape {tuple(rotation.shape)} must be {expected}, the residual stream's"
         )
     q = rotation.to(weight.device)
-    return lambda x: x @ q.to(x.dtype)
+
+    def turn(x: Tensor) -> Tensor:
+        return x @ q.to(x.dtype)
+
+    return turn
+
+
+def _check_widths(model: nn.Module, heads: bool, down: bool) -> None:
+    """Refuse a model with a width of no Hadamard matrix that these options need."""
+    for place in places(model):
+        layer: Any = model.get_submodule(place)
+        if heads:
+            _check_width(layer.self_attn.head_dim, "a head: give heads=False")
+        if down:
+            _check_width(layer.mlp.down_proj.in_features, "down_proj: give down=False")
 
 
 def _check_width(n: int, what: str) -> None:
-    if words := _misfit(n):
-        raise ValueError(f"{what} ({words})")
+    why = width_misfit(n)
+    if why:
+        raise ValueError(f"{what} ({why})")
 
 
-def _misfit(n: int) -> str:
-    try:
-        check_size(n)
-    except ValueError as error:
-        return str(error)
-    return ""
+def _copy_with(weights: dict[str, Tensor], model: nn.Module) -> nn.Module:
+    """A copy of a model with other parameters, by name; the old ones are not copied."""
+    old = [model.get_parameter(name) for name in weights]
+    new = copy.deepcopy(model, {id(parameter): parameter for parameter in old})
+    for name, weight in weights.items():
+        path, _, key = name.rpartition(".")
+        put(new.get_submodule(path), {key: weight})
+    return new
 
 
-def _say_untied(model: Any) -> None:
-    """The head has a weight of its own now, and the config says so: ours is frozen, transformers' is not."""
+def _rotate_down(model: nn.Module) -> Iterator[str]:
+    """Let down_proj of each layer rotate its input; yield their names."""
+    for place in places(model):
+        name = f"{place}.mlp.down_proj"
+        old: Any = model.get_submodule(name)
+        model.set_submodule(name, with_rotation(old, Rotation(old.in_features)))
+        yield name
+
+
+def _mark_as_untied(model: Any) -> None:
+    """Say in the config that the head now has its own weight."""
     config = getattr(model, "config", None)
-    if isinstance(config, LlamaConfig):
+    if isinstance(config, LlamaConfig):  # ours is frozen, transformers' is not
         model.config = replace(config, tie_word_embeddings=False)
     elif config is not None:
         config.tie_word_embeddings = False
 
 
-def _same(model: nn.Module, new: nn.Module) -> bool:
-    """Whether both answer alike on a few tokens, as far as their dtype lets them."""
+def _compute_the_same(model: nn.Module, new: nn.Module) -> bool:
+    """Whether both models give the same logits for a few tokens, within their dtype."""
     weight = model.get_parameter("model.embed_tokens.weight")
     ids = torch.arange(TOKENS, device=weight.device)[None] % len(weight)
-    was, now = (getattr(out, "logits", out).double() for out in (model(ids), new(ids)))
-    return bool(
-        (now - was).norm() <= (1e-3 if weight.dtype == wide(weight.dtype) else 0.1) * was.norm()
-    )
+    before = _logits(model, ids)
+    difference = _logits(new, ids) - before
+    tolerance = 1e-3 if weight.dtype == wide(weight.dtype) else 0.1
+    return bool(difference.norm() <= tolerance * before.norm())
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    output = model(ids)
+    return getattr(output, "logits", output).double()

@@ -1,23 +1,23 @@
-"""Which linear layers of a model are quantized, and why the others are not.
+"""Choose the linear layers of a model to quantize, with the reason for every other one.
 
-The idea: by default all but the head, which stays in floats, as the embedding does, in nearly every published result.
-Everything about the choice is settled before any work is done: a group size that does not fit layer 100 is refused at
-once, with all the layers that it does not fit.
+The idea: by default all but the head, which stays in floats in nearly every published result, as
+the embedding does. The choice is complete before any work starts: a group size that does not
+divide the width of layer 100 is refused at once, with all the layers that it does not fit.
 
-Source: what stays in floats by default is as in GPTQ's and AWQ's published code.
+Source: the layers that GPTQ's and AWQ's published code leaves in floats.
 
-How it differs from ``inspect.linears``: there, all linear layers; here, those that are chosen.
+How it differs from ``linears.linears``: that lists all linear layers; this chooses among them.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qcourse.numerics.granularity import Granularity
-from qcourse.recipes.report import KeptLayer, nbytes
+from qcourse.recipes.report import KeptLayer, kept_row
 from qcourse.trace.linears import linears
 
 Layers = Iterable[str] | Callable[[str, nn.Linear], Any] | None
@@ -26,19 +26,19 @@ Layers = Iterable[str] | Callable[[str, nn.Linear], Any] | None
 def choose(
     model: nn.Module, layers: Layers, granularity: Granularity, on_indivisible: str
 ) -> tuple[dict[str, nn.Linear], list[KeptLayer]]:
-    """The layers to quantize by name, and all other linear layers with why not.
+    """Return the layers to quantize, by name, and all other linear layers with a reason.
 
     Args:
-        model: any module. A layer of a class that computes more than nn.Linear does, or whose weight is used without
-            calling it (in nn.MultiheadAttention), is never chosen.
+        model: any module. A layer that computes more than nn.Linear, or whose weight is used
+            without calling it (in nn.MultiheadAttention), is never chosen.
         layers: names, a predicate of name and layer, or None for all but the head.
-        granularity: has to fit the weights (out, in).
+        granularity: of the weights (out, in).
         on_indivisible: "refuse" or "keep" a layer that it does not fit.
 
     Raises:
         TypeError: layers is a single string.
-        ValueError: there is no linear layer, or none remains; a name is not one of a linear layer; granularity does not
-            fit a layer, and on_indivisible is "refuse", or is neither of the two.
+        ValueError: no linear layer is chosen; a name is unknown; granularity does not fit a layer,
+            and on_indivisible is "refuse"; on_indivisible is neither of the two.
 
     >>> from qcourse import PerGroup
     >>> model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8))
@@ -53,44 +53,53 @@ def choose(
         raise ValueError(
             f"model must have an nn.Linear layer, and this {type(model).__name__} has none"
         )
-    special = {name: _special(layer) for name, layer in found.items()}
-    why = _unwanted(model, found, layers) | {
-        name: words for name, words in special.items() if words
-    }
-    misfits = {
-        name: _misfit(layer, granularity) for name, layer in found.items() if name not in why
-    }
-    misfits = {name: words for name, words in misfits.items() if words}
+
+    reasons = _reasons_against(model, found, layers)
+    misfits = {}
+    for name, layer in found.items():
+        misfit = "" if name in reasons else _misfit(layer, granularity)
+        if misfit:
+            misfits[name] = misfit
     if misfits and on_indivisible == "refuse":
         raise ValueError(
-            "these layers do not suit the quantizer (on_indivisible='keep' leaves them in floats):\n"
-            + "\n".join(f"- {name}: {words}" for name, words in misfits.items())
+            "these layers do not suit the quantizer"
+            " (on_indivisible='keep' leaves them in floats):\n" + _listed(misfits)
         )
-    why |= misfits
-    kept = [
-        KeptLayer(name, _shape(layer), nbytes(layer), why[name])
-        for name, layer in found.items()
-        if name in why
-    ]
-    if len(kept) == len(found):
-        raise ValueError(
-            "no layer is left to quantize:\n"
-            + "\n".join(f"- {each.name}: {each.why}" for each in kept)
-        )
-    return {name: layer for name, layer in found.items() if name not in why}, kept
+    reasons |= misfits
+
+    chosen = {name: layer for name, layer in found.items() if name not in reasons}
+    kept = [kept_row(name, found[name], reasons[name]) for name in found if name in reasons]
+    if not chosen:
+        reasons_in_order = {each.name: each.why for each in kept}
+        raise ValueError("no layer is left to quantize:\n" + _listed(reasons_in_order))
+    return chosen, kept
 
 
-def _shape(layer: nn.Linear) -> tuple[int, int]:
-    return layer.out_features, layer.in_features
+def _listed(reasons: dict[str, str]) -> str:
+    return "\n".join(f"- {name}: {reason}" for name, reason in reasons.items())
+
+
+def _reasons_against(
+    model: nn.Module, found: dict[str, nn.Linear], layers: Layers
+) -> dict[str, str]:
+    """Why layers are not chosen, whatever the granularity; chosen layers are absent."""
+    reasons = _unwanted(model, found, layers)
+    for name, layer in found.items():
+        if type(layer).forward is not nn.Linear.forward:
+            reasons[name] = f"a {type(layer).__name__} computes more than a linear layer"
+        elif isinstance(layer, NonDynamicallyQuantizableLinear):
+            reasons[name] = "its weight is used without calling it"
+    return reasons
 
 
 def _unwanted(model: nn.Module, found: dict[str, nn.Linear], layers: Layers) -> dict[str, str]:
-    """Why each linear layer that is not wanted is not."""
+    """Why layers are not wanted, according to the argument ``layers``."""
     if layers is None:
         return dict.fromkeys(_heads(model, found), "it is the head")
     if isinstance(layers, str):
         raise TypeError(
-            f"layers must be a list of names or a predicate, got the string {layers!r}: write [{layers!r}]"
+            f"layers must be a list of names or a predicate, got the string {layers!r}:"
+            f" write [{layers!r}]"
         )
     if callable(layers):
         return {name: "not chosen" for name, layer in found.items() if not layers(name, layer)}
@@ -99,32 +108,28 @@ def _unwanted(model: nn.Module, found: dict[str, nn.Linear], layers: Layers) -> 
         if name not in found:
             near = difflib.get_close_matches(str(name), found, cutoff=0) or list(found)[:3]
             raise ValueError(
-                f"layers has {name!r}, which is no linear layer of the model; it has, for example, {near}"
+                f"layers has {name!r}, which is no linear layer of the model;"
+                f" it has, for example, {near}"
             )
     return dict.fromkeys(found.keys() - names, "not chosen")
 
 
-def _heads(model: nn.Module, found: Mapping[str, nn.Linear]) -> list[str]:
-    told = getattr(model, "get_output_embeddings", lambda: None)()
+def _heads(model: nn.Module, found: dict[str, nn.Linear]) -> list[str]:
+    """The layers that compute logits, as transformers, a tied embedding, or the name tells."""
+    declared = None
+    if hasattr(model, "get_output_embeddings"):
+        declared = model.get_output_embeddings()  # type: ignore[operator]
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    return [
-        name
-        for name, layer in found.items()
-        if layer is told or layer.weight in embeddings or name.rpartition(".")[2] == "lm_head"
-    ]
-
-
-def _special(layer: nn.Linear) -> str:
-    if type(layer).forward is not nn.Linear.forward:
-        return f"a {type(layer).__name__} computes more than a linear layer"
-    return (
-        "its weight is used without calling it"
-        if isinstance(layer, NonDynamicallyQuantizableLinear)
-        else ""
-    )
+    heads = []
+    for name, layer in found.items():
+        is_named_head = name.rpartition(".")[2] == "lm_head"
+        if layer is declared or layer.weight in embeddings or is_named_head:
+            heads.append(name)
+    return heads
 
 
 def _misfit(layer: nn.Linear, granularity: Granularity) -> str:
+    """Why the granularity does not fit a layer; "" where it does."""
     try:
         granularity.scale_shape(layer.weight.shape)
     except ValueError as error:

@@ -17,7 +17,8 @@ from qcourse.models.llama import Llama, random_llama
 from qcourse.models.llama_config import LlamaConfig
 from qcourse.models.minilm import load_minilm
 from qcourse.recipes.block_probe import blocks
-from qcourse.recipes.fold import fold, plant_outliers
+from qcourse.recipes.fold import fold
+from qcourse.recipes.outliers import plant_outliers
 from qcourse.recipes.quantize import quantize_model
 from qcourse.trace.batches import windows
 from qcourse.trace.linears import linears, record_inputs
@@ -406,7 +407,8 @@ def test_scales_that_cannot_be(scale: Tensor, words: str) -> None:
         ("lm_head", "names has 'l', which is no linear layer"),
         (
             ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj"],
-            "input_scale of shape (64,) must have the shape (96,), one an input of model.layers.0.mlp.down_proj",
+            "input_scale of shape (64,) must have the shape (96,), one number per input of"
+            " model.layers.0.mlp.down_proj",
         ),
     ],
 )

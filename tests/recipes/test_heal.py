@@ -15,8 +15,9 @@ from qcourse.models.llama import Llama, random_llama
 from qcourse.models.llama_config import LlamaConfig
 from qcourse.numerics.float_quantizer import FloatQuantizer
 from qcourse.numerics.minifloat import E2M1
-from qcourse.recipes.heal import convert_qat, heal, prepare_qat
+from qcourse.recipes.heal import heal
 from qcourse.recipes.prune import Magnitude, SparseGPT, Wanda, hold_zeros, prune_model
+from qcourse.recipes.qat_model import convert_qat, prepare_qat
 from qcourse.texts.corpus_sources import read_package
 from qcourse.trace.batches import random_windows
 
@@ -156,13 +157,23 @@ def test_what_cannot_be_healed(
         heal(prepare_qat(model, INT2), given.pop("batches"), progress=False, **given)
 
 
+def test_a_model_that_is_one_layer_itself() -> None:
+    layer = nn.Linear(16, 4)
+    converted = convert_qat(prepare_qat(layer, INT2))
+    assert isinstance(converted, QuantizedLinear)
+    assert not converted.training
+    expected = INT2(layer.weight.detach()).dequantize()
+    torch.testing.assert_close(converted.weight, expected)
+
+
 def test_what_cannot_be_prepared_or_converted(model: Llama) -> None:
     with pytest.raises(ValueError, match=r"must have an nn\.Linear layer, and this ReLU has none"):
         prepare_qat(nn.ReLU(), INT2)
     with pytest.raises(ValueError, match="do not suit the quantizer"):
         prepare_qat(model, IntQuantizer(2, granularity=PerGroup(20)))
     with pytest.raises(
-        ValueError, match="student must come from prepare: this Llama has no fake-quantized layer"
+        ValueError,
+        match="student must come from prepare_qat: this Llama has no fake-quantized layer",
     ):
         convert_qat(model)
 

@@ -10,7 +10,8 @@ from qcourse.methods.smoothquant import SmoothQuant
 from qcourse.models.evaluate import agreement
 from qcourse.models.llama import Llama
 from qcourse.models.tinylm import load_tinylm
-from qcourse.recipes.fold import fold, plant_outliers
+from qcourse.recipes.fold import fold
+from qcourse.recipes.outliers import plant_outliers
 from qcourse.recipes.quantize import quantize_model
 from qcourse.recipes.rotate import rotate_model
 from qcourse.texts.corpus import encode_documents, stdlib_corpus

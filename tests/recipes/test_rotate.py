@@ -26,10 +26,11 @@ from qcourse.models.llama import Llama, random_llama
 from qcourse.models.llama_config import LlamaConfig
 from qcourse.models.minilm import load_minilm
 from qcourse.models.tinylm import load_tinylm
-from qcourse.recipes.fold import plant_outliers
+from qcourse.recipes.outliers import plant_outliers
 from qcourse.recipes.quantize import quantize_model
-from qcourse.recipes.rotate import rotate_at_run_time, rotate_model
+from qcourse.recipes.rotate import rotate_model
 from qcourse.recipes.rotated_weights import rotated_weights
+from qcourse.recipes.run_time_rotation import rotate_at_run_time
 from qcourse.trace.linears import linears, record_inputs
 
 TOKENS = torch.randint(96, (1, 24), generator=torch.Generator().manual_seed(1))
@@ -244,7 +245,7 @@ def test_gradients_reach_the_rotation_and_descent_lowers_a_loss() -> None:
             lambda: lively(
                 GemmaForCausalLM(GemmaConfig(**SIZES, num_key_value_heads=2, head_dim=16))
             ),  # gain 1 + w
-            "rotated, it answers otherwise",
+            "rotated, it computes something else",
         ),
         (
             lambda: quantize_model(llama(), INT4, progress=False).model,
@@ -269,7 +270,7 @@ def test_one_percent_off_is_another_model() -> None:
     )
     rotated, report = rotate_model(model)
     assert rotated is model
-    assert "rotated, it answers otherwise" in str(report)
+    assert "rotated, it computes something else" in str(report)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -11,7 +11,7 @@ from qcourse.methods.gptq import Gptq
 from qcourse.models.evaluate import Agreement, agreement, perplexity
 from qcourse.models.llama import Llama
 from qcourse.models.tinylm import FOLDER, load_tinylm
-from qcourse.recipes.fold import plant_outliers
+from qcourse.recipes.outliers import plant_outliers
 from qcourse.recipes.quantize import quantize_model
 from qcourse.texts.corpus import encode_documents, stdlib_corpus
 from qcourse.trace.batches import windows
