@@ -1,4 +1,4 @@
-"""Gradients through rounding: the formulas by autograd, slopes of the smoothed staircase, torch's fake quantization."""
+"""Gradients through rounding: by autograd, by a smoothed staircase, and as torch computes them."""
 
 from typing import Any
 
@@ -31,15 +31,15 @@ QUANTIZERS = [
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: type(q).__name__)
 def test_forward_is_the_quantizer_and_backward_is_as_it_comes(quantizer: Any) -> None:
-    x, grad = normal(8, 32).requires_grad_(), normal(8, 32, seed=1)
+    x = normal(8, 32).requires_grad_()
+    grad = normal(8, 32, seed=1)
     x_hat = straight_through(x, quantizer)
     x_hat.backward(grad)
     assert torch.equal(x_hat, quantizer(x.detach()).dequantize())
     outside = beyond(x.detach(), quantizer, quantizer.fit(x.detach()))
     assert torch.equal(x.grad, grad.masked_fill(outside, 0))
-    clips = isinstance(quantizer, TernaryQuantizer) or quantizer == mx(
-        E2M1
-    )  # their scale is not the largest value's
+    # The scale of these two is not that of the largest value.
+    clips = isinstance(quantizer, TernaryQuantizer) or quantizer == mx(E2M1)
     assert bool(outside.any()) == clips
 
 
@@ -48,13 +48,13 @@ def test_forward_is_the_quantizer_and_backward_is_as_it_comes(quantizer: Any) ->
 def test_the_ends_are_torchs(bits: int, symmetric: bool) -> None:
     quantizer = IntQuantizer(bits, symmetric=symmetric)
     zero = 0 if symmetric else 2
-    parameters = quantize(
-        torch.ones(1), bits, symmetric=symmetric, scale=0.5, zero_point=zero
-    ).parameters
+    given = quantize(torch.ones(1), bits, symmetric=symmetric, scale=0.5, zero_point=zero)
+    parameters = given.parameters
     x = (torch.arange(-1200, 1200) / 8 + 1 / 64).requires_grad_()
     ours = straight_through(x, quantizer, parameters)
     ours.sum().backward()
-    mine, x.grad = x.grad.clone(), None
+    mine = x.grad.clone()
+    x.grad = None
     theirs = torch.fake_quantize_per_tensor_affine(x, 0.5, zero, quantizer.qmin, quantizer.qmax)
     theirs.sum().backward()
     assert torch.equal(ours, theirs)
@@ -71,17 +71,10 @@ def test_the_largest_weight_has_a_gradient() -> None:
 def test_the_ends_of_a_minifloat() -> None:
     quantizer = FloatQuantizer(E2M1)
     parameters = quantizer.fit(torch.tensor([6.0]))  # levels ... 3, 4, 6
-    x = torch.tensor([5.9, 6.9, 7.1, 100.0, -6.9, -7.1, 2.5, 0.25])
-    assert beyond(x, quantizer, parameters).tolist() == [
-        False,
-        False,
-        True,
-        True,
-        False,
-        True,
-        False,
-        False,
-    ]
+    inside = torch.tensor([5.9, 6.9, -6.9, 2.5, 0.25])
+    outside = torch.tensor([7.1, 100.0, -7.1])
+    assert not beyond(inside, quantizer, parameters).any()
+    assert beyond(outside, quantizer, parameters).all()
 
 
 def test_no_gradient_goes_through_the_scale() -> None:
@@ -107,10 +100,8 @@ def test_lsq_by_the_formula(bits: int, granularity: Any) -> None:
     grad = normal(6, 16, seed=1).double()
     x_hat = lsq(x, scale, quantizer)
     x_hat.backward(grad)
-    per_value = (
-        torch.zeros(6, 16).double()
-        + (scale if scale.ndim != 2 else scale.repeat_interleave(16 // scale.shape[1], 1))
-    ).detach()
+    columns = scale if scale.ndim != 2 else scale.repeat_interleave(16 // scale.shape[1], 1)
+    per_value = columns.detach().expand(6, 16)
     v = x.detach() / per_value
     inside = (v >= quantizer.qmin) & (v <= quantizer.qmax)
     end = torch.where(v < 0, quantizer.qmin, quantizer.qmax).double()
@@ -125,24 +116,26 @@ def test_lsq_by_the_formula(bits: int, granularity: Any) -> None:
 
 
 def test_lsq_is_the_slope_of_the_smoothed_staircase() -> None:
-    """Averaged over a step's width of x, the staircase is the line clamp(x): its slopes are the estimator's average."""
-    quantizer, s, h = IntQuantizer(3), 0.5, 0.02
+    """Averaged over one step of x, the staircase is the line clamp(x), with the STE's slopes."""
+    quantizer = IntQuantizer(3)
+    s = 0.5
+    h = 0.02
     shifts = (torch.arange(4096).double() + 0.5) / 4096 - 0.5  # a step, evenly
 
     def smooth(x: Tensor, scale: float) -> Tensor:
-        return (x[:, None] / scale + shifts).round().clamp(quantizer.qmin, quantizer.qmax).mean(
-            1
-        ) * scale
+        steps = (x[:, None] / scale + shifts).round()
+        return steps.clamp(quantizer.qmin, quantizer.qmax).mean(1) * scale
 
-    x = torch.tensor(
-        [-3.0, -1.13, -0.31, 0.4, 0.86, 1.2, 1.9, 3.0]
-    ).double()  # more than half a step from the ends
+    # All more than half a step from the ends.
+    x = torch.tensor([-3.0, -1.13, -0.31, 0.4, 0.86, 1.2, 1.9, 3.0]).double()
     slope = (smooth(x + h, s) - smooth(x - h, s)) / (2 * h)
     by_scale = (smooth(x, s + h) - smooth(x, s - h)) / (2 * h)
-    ours, scale = x.clone().requires_grad_(), torch.tensor(s).double().requires_grad_()
+    ours = x.clone().requires_grad_()
+    scale = torch.tensor(s).double().requires_grad_()
     lsq(ours, scale, quantizer).sum().backward()
     torch.testing.assert_close(slope, ours.grad, atol=1e-2, rtol=0)
-    # Inside, the line does not depend on s: round(v) - v is 0 on average. Beyond, it is the end of the grid, times s.
+    # Inside, the line does not depend on s: round(v) - v is 0 on average. Beyond, it is s times the
+    # end of the grid.
     inside = ours.grad == 1
     ends = torch.where(x < 0, quantizer.qmin, quantizer.qmax).double()
     torch.testing.assert_close(by_scale, torch.where(inside, 0.0, ends), atol=1e-2, rtol=0)
@@ -158,7 +151,8 @@ def test_a_scale_that_is_too_large_learns_to_shrink() -> None:
     optimizer = torch.optim.Adam([log_scale], lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        (lsq(x, log_scale.exp(), quantizer) - x).square().mean().backward()
+        error = lsq(x, log_scale.exp(), quantizer) - x
+        error.square().mean().backward()
         optimizer.step()
     learned = float((lsq(x, log_scale.detach().exp(), quantizer) - x).square().mean())
     searched = float((quantize(x, 2, scale_rule="mse").dequantize() - x).square().mean())
@@ -168,7 +162,8 @@ def test_a_scale_that_is_too_large_learns_to_shrink() -> None:
 def test_a_parametrized_layer_trains_and_gives_its_codes() -> None:
     torch.manual_seed(0)
     for learned in (False, True):
-        layer, x = nn.Linear(32, 16), normal(64, 32)
+        layer = nn.Linear(32, 16)
+        x = normal(64, 32)
         target = x @ normal(16, 32, seed=2).T
         quantizer = IntQuantizer(
             3, granularity=PerGroup(16), scale_rule="mse", scale_dtype=torch.float16
@@ -222,6 +217,6 @@ def test_a_parametrized_layer_trains_and_gives_its_codes() -> None:
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_cannot_be(call: Any, kind: type[Exception], words: str) -> None:
+def test_bad_arguments(call: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         call()

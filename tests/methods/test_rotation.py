@@ -1,4 +1,4 @@
-"""Hadamard matrices of every size that is promised, the fast transform, signs, and descent among rotations."""
+"""Hadamard matrices of every promised size, the fast transform, signs, and Cayley descent."""
 
 import math
 import re
@@ -22,17 +22,19 @@ from qcourse.methods.rotation import (
     random_signs,
 )
 
-# 28 = 27 + 1 and 344 = 343 + 1 need the fields of 3^3 and 7^3; 52 = 2 (25 + 1) and 100 = 2 (49 + 1) of 5^2 and 7^2.
+# 28 = 27 + 1 and 344 = 343 + 1 need the fields of 3^3 and 7^3 elements, 52 = 2 (25 + 1) and
+# 100 = 2 (49 + 1) those of 5^2 and 7^2.
 SIZES = [1, 2, 4, 8, 12, 20, 24, 28, 36, 40, 44, 52, 100, 140, 144, 344, 384, 768, 1536]
 MISSING = [92, 116, 156, 172, 184, 188]
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=dtype)
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_rows_are_at_right_angles_exactly(n: int) -> None:
+def test_rows_are_exactly_orthogonal(n: int) -> None:
     h = hadamard(n)
     assert h.dtype == torch.float32
     assert set(h.flatten().tolist()) <= {1.0, -1.0}
@@ -63,9 +65,8 @@ def test_widths_of_common_models(n: int) -> None:
     torch.testing.assert_close(hadamard_transform(y, inverse=True), x)
     one = torch.zeros(n, dtype=torch.float64)
     one[n // 3] = 1
-    torch.testing.assert_close(
-        hadamard_transform(one).abs(), torch.full((n,), n**-0.5, dtype=torch.float64)
-    )
+    equal_parts = torch.full((n,), n**-0.5, dtype=torch.float64)
+    torch.testing.assert_close(hadamard_transform(one).abs(), equal_parts)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -96,17 +97,10 @@ def test_other_dtypes_come_back_as_they_are(dtype: torch.dtype) -> None:
     x = normal(5, 96, dtype=torch.float64).to(dtype)
     y = hadamard_transform(x)
     assert y.dtype == dtype
-    assert (
-        torch.equal(y, (x.double() @ hadamard(96).double() / math.sqrt(96)).to(dtype))
-        or dtype == torch.float64
-    )
     exact = x.double() @ hadamard(96).double() / math.sqrt(96)
-    torch.testing.assert_close(
-        y.double(),
-        exact,
-        rtol=0,
-        atol={torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-12),
-    )
+    assert torch.equal(y, exact.to(dtype)) or dtype == torch.float64
+    atol = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=atol)
 
 
 def test_float16_does_not_overflow_on_the_way() -> None:
@@ -130,22 +124,24 @@ def test_nan_stays_in_its_row() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_one_outlier_becomes_a_small_part_of_all(seed: int) -> None:
-    x, w = normal(64, 256, seed=seed), normal(32, 256, seed=seed + 100)
+    x = normal(64, 256, seed=seed)
+    w = normal(32, 256, seed=seed + 100)
     x[:, 7] *= 60
     int4 = IntQuantizer(4, granularity=PerChannel(0))
     rotation = Rotation(256, seed=seed)
 
     def lost(x: Tensor, w: Tensor) -> float:
         exact = x.double() @ w.double().T
-        return float((int4(x).dequantize() @ int4(w).dequantize().T - exact).norm() / exact.norm())
+        rounded = int4(x).dequantize() @ int4(w).dequantize().T
+        return float((rounded - exact).norm() / exact.norm())
 
-    plain, turned = lost(x, w), lost(rotation(x), rotation(w))
-    torch.testing.assert_close(
-        rotation(x) @ rotation(w).T, x @ w.T, rtol=0, atol=1e-2
-    )  # at values near 1000
+    plain = lost(x, w)
+    turned = lost(rotation(x), rotation(w))
+    # Values are near 1000.
+    torch.testing.assert_close(rotation(x) @ rotation(w).T, x @ w.T, rtol=0, atol=1e-2)
     # Seeds 0 to 7: 0.25 to 0.30 without, 0.16 to 0.18 with it.
     assert turned < 0.75 * plain
-    # Only one side, and nothing is right.
+    # Rotating one side only gives a wrong product.
     assert lost(rotation(x), w) < 0.3
     assert float((rotation(x) @ w.T - x @ w.T).norm() / (x @ w.T).norm()) > 1
 
@@ -162,7 +158,8 @@ def test_signs_are_drawn_from_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("n", [12, 64])
 def test_a_rotation_is_its_matrix(n: int) -> None:
-    x, q = normal(5, n), random_hadamard(n, seed=2)
+    x = normal(5, n)
+    q = random_hadamard(n, seed=2)
     rotation = Rotation(n, seed=2)
     torch.testing.assert_close(rotation(x), x @ q)
     torch.testing.assert_close(rotation.inverse(rotation(x)), x)
@@ -186,9 +183,10 @@ def test_a_rotation_is_a_layer() -> None:
 
 
 def test_descent_stays_orthogonal_and_finds_a_rotation() -> None:
-    start, target = (torch.linalg.qr(normal(16, 16, seed=seed)).Q for seed in (0, 1))
+    start = torch.linalg.qr(normal(16, 16, seed=0)).Q
+    target = torch.linalg.qr(normal(16, 16, seed=1)).Q
     if float(torch.det(start) * torch.det(target)) < 0:
-        target[0] *= -1  # a mirror image cannot be reached by turning
+        target[0] *= -1  # no rotation reaches a mirror image
     r, losses = cayley_descent(lambda r: (r - target).square().sum(), start, steps=200, lr=0.5)
     assert len(losses) == 200
     assert losses[0] == pytest.approx(float((start - target).square().sum()))
@@ -209,7 +207,8 @@ def test_a_thousand_long_steps_leave_nothing(momentum: float) -> None:
 
 
 def test_a_step_is_as_long_as_lr_says() -> None:
-    a, start = normal(8, 8), torch.eye(8, dtype=torch.float64)
+    a = normal(8, 8)
+    start = torch.eye(8, dtype=torch.float64)
     for lr in (1e-3, 1e-2):
         for size in (1e-6, 1.0, 1e6):  # the loss's units do not matter
             r, _ = cayley_descent(lambda r, size=size: size * (r * a).sum(), start, steps=1, lr=lr)
@@ -217,20 +216,23 @@ def test_a_step_is_as_long_as_lr_says() -> None:
 
 
 def test_two_steps_by_hand() -> None:
-    """With a constant gradient a: the second step is half as long, and turns along 0.6 of the first one too."""
-    a, r = normal(5, 5, dtype=torch.float64).numpy(), np.eye(5)
+    """With a constant gradient a: the second step has half the length and 0.6 of the momentum."""
+    a = normal(5, 5, dtype=torch.float64).numpy()
+    r = np.eye(5)
     turn = np.zeros((5, 5))
     for length in (0.8, 0.4):
         turn = 0.6 * turn + a @ r.T - r @ a.T
         half = length / 2 * turn / np.linalg.norm(turn)
         r = scipy.linalg.solve(np.eye(5) + half, np.eye(5) - half) @ r
-    start, gradient = torch.eye(5, dtype=torch.float64), torch.from_numpy(a)
+    start = torch.eye(5, dtype=torch.float64)
+    gradient = torch.from_numpy(a)
     found, _ = cayley_descent(lambda r: (r * gradient).sum(), start, steps=2, lr=0.8, momentum=0.6)
     torch.testing.assert_close(found, torch.from_numpy(r))
 
 
 def test_the_first_step_goes_down() -> None:
-    a, start = normal(8, 8), random_hadamard(8, seed=3)
+    a = normal(8, 8)
+    start = random_hadamard(8, seed=3)
     for seed in range(4):
         a = normal(8, 8, seed=seed)
         _, (before, after) = cayley_descent(
@@ -269,11 +271,7 @@ def test_the_length_of_a_small_turn_is_its_angle_times_the_root_of_2() -> None:
     ],
 )
 def test_sizes_without_a_construction(n: int, near: str) -> None:
-    words = (
-        re.escape(f"n={n} has no Hadamard matrix here")
-        + ".*"
-        + re.escape(f"the nearest are {near}")
-    )
+    words = f"n={n} has no Hadamard matrix here.*the nearest are {near}"
     with pytest.raises(ValueError, match=words):
         hadamard(n)
     with pytest.raises(ValueError, match=words):
@@ -304,7 +302,7 @@ def test_a_size_is_a_whole_number(n: Any) -> None:
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_activation(x: Any, error: type[Exception], words: str) -> None:
+def test_what_a_transform_refuses(x: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         hadamard_transform(x)
 

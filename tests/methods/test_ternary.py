@@ -29,10 +29,10 @@ def test_absmean_by_hand(granularity: Any) -> None:
 
 def test_rules_and_all_zero_weights() -> None:
     w = normal(4, 64)
-    errors = {
-        rule: float((TernaryQuantizer(scale_rule=rule)(w).dequantize() - w).norm())
-        for rule in ("absmean", "amax", "mse")
-    }
+    errors = {}
+    for rule in ("absmean", "amax", "mse"):
+        w_hat = TernaryQuantizer(scale_rule=rule)(w).dequantize()
+        errors[rule] = float((w_hat - w).norm())
     assert errors["mse"] < errors["absmean"] < errors["amax"]
     zero = TernaryQuantizer()(torch.zeros(2, 4))
     assert zero.scale.item() == 1
@@ -61,10 +61,13 @@ def test_there_and_back(values: list[int]) -> None:
     assert torch.equal(unpack(pack(codes, 2), 2, len(values)), codes)  # and at two bits
 
 
-def test_bits_a_weight() -> None:
+def test_bits_per_weight() -> None:
     codes = TernaryQuantizer()(normal(64, 100)).codes
     assert 8 * pack_trits(codes).nbytes / codes.numel() == 1.6
     assert 8 * pack(codes, 2).nbytes / codes.numel() == 2
+
+
+ONE_BYTE = torch.tensor([1], dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -72,30 +75,18 @@ def test_bits_a_weight() -> None:
     [
         (lambda: pack_trits(torch.tensor([1, 0])), TypeError, "trits are int8"),
         (
-            lambda: pack_trits(torch.tensor([2], dtype=torch.int8)),
+            lambda: pack_trits(torch.tensor([2]).to(torch.int8)),
             ValueError,
             "each of them -1, 0 or 1",
         ),
-        (lambda: pack_trits(torch.tensor([], dtype=torch.int8)), ValueError, "at least one"),
+        (lambda: pack_trits(torch.tensor([]).to(torch.int8)), ValueError, "at least one"),
         (lambda: unpack_trits(torch.tensor([1]), 5), TypeError, "packed trits are uint8"),
-        (
-            lambda: unpack_trits(torch.tensor([1], dtype=torch.uint8), 6),
-            ValueError,
-            "does not hold count=6",
-        ),
-        (
-            lambda: unpack_trits(torch.tensor([1], dtype=torch.uint8), 0),
-            ValueError,
-            "does not hold count=0",
-        ),
-        (
-            lambda: unpack_trits(torch.tensor([243], dtype=torch.uint8), 5),
-            ValueError,
-            "the byte 243",
-        ),
+        (lambda: unpack_trits(ONE_BYTE, 6), ValueError, "does not hold count=6"),
+        (lambda: unpack_trits(ONE_BYTE, 0), ValueError, "does not hold count=0"),
+        (lambda: unpack_trits(ONE_BYTE + 242, 5), ValueError, "the byte 243"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_cannot_be(call: Any, kind: type[Exception], words: str) -> None:
+def test_bad_arguments(call: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         call()
