@@ -1,8 +1,7 @@
 """What a learner's function gave back, as plain data, or the reason why it gave nothing usable.
 
-An answer is recognized by its exact type and turned into numbers, text, NumPy arrays and tuples of
-these before anything compares it. An object that calls itself equal to everything is refused, and
-so is an answer far larger than any right one.
+An answer is read by its exact type: numbers, text, NumPy arrays, tensors, lists and tuples. An
+object that calls itself equal to everything is refused, and so is an answer far too large.
 
 `compare.py` compares. This file imports nothing of qcourse, so a sandbox can carry it alone.
 """
@@ -19,7 +18,6 @@ import torch
 STUB = "not written yet"  # the message of a stub's NotImplementedError
 LONGEST = 300  # characters kept of an error's message
 DEEPEST = 16  # lists within lists
-
 MOST = {"lists": 2_000, "arrays": 100_000}  # values in all lists or arrays of an answer
 _NUMPY_SCALARS = frozenset(np.sctypeDict.values())
 _NUMPY_FLOATS = torch.float16, torch.float32, torch.float64
@@ -169,6 +167,7 @@ def _described(kind: type) -> str:
 
 def _to_numpy(value: torch.Tensor) -> np.ndarray:
     value = torch.Tensor.detach(value).cpu()
+
     # NumPy has neither bfloat16 nor the 8-bit floats.
     if value.is_floating_point() and value.dtype not in _NUMPY_FLOATS:
         value = value.float()

@@ -96,8 +96,7 @@ def qmax(bits: int) -> int:
 def until_told(exercise: Exercise, draw: Callable[[], list[Any]]) -> list[Any]:
     """Return draw(), repeated until each known mistake gives a wrong answer to one of the calls.
 
-    Raises:
-        RuntimeError: no draw of MOST_DRAWS did that, so shapes of this kind cannot.
+    Raises RuntimeError after MOST_DRAWS draws.
     """
     for _ in range(MOST_DRAWS):
         drawn = draw()
@@ -123,10 +122,9 @@ def _is_told(exercise: Exercise, mistake: Mistake, cases: list[Case], expected: 
 def found(
     exercise: Exercise, args: tuple[Any, ...], besides: Collection[str] = ()
 ) -> list[tuple[str, np.ndarray]]:
-    """Return the answers of the reference (named "") and the mistakes, each as a row of numbers.
+    """Return the answers of the reference (named "") and of the mistakes not named in `besides`.
 
-    Args:
-        besides: names of mistakes to leave out.
+    Each answer is a row of numbers.
     """
     functions = [("", exercise.reference)]
     functions += [(mistake.name, mistake.function) for mistake in exercise.mistakes]

@@ -1,7 +1,7 @@
 """What an answer earns: one rule for the learner's own check and for the grader.
 
-The source shows the hand-made cases and anyone can copy their answers, so they earn nothing. Points
-come from the drawn cases, and only an answer right in every case earns more than half of them.
+Anyone can read the hand-made cases in the source, so they earn nothing. Points come from the drawn
+cases, and only an answer that is right in every case earns more than half of them.
 """
 
 from collections.abc import Sequence

@@ -38,7 +38,11 @@ def _amax(x: Any) -> float:
 
 
 def _symmetric_scale(x: Any, bits: int) -> float:
+    # scale = max|x| / qmax
     return _amax(x) / qmax(bits)
+
+
+# Known mistakes.
 
 
 def _scale_of_largest_value(x: Any, bits: int) -> float:
@@ -103,7 +107,8 @@ SCALE = Exercise(
 
 # 01.2 ---------------------------------------------------------------------------------------------
 
-# The roundings and the endings that people choose, for x / scale.
+# A quantizer is a rounding of x / scale and an ending, which turns whole numbers into codes. These
+# are the endings that people choose; the first is right.
 
 
 def _saturated(steps: np.ndarray, bits: int) -> np.ndarray:
@@ -208,6 +213,7 @@ def _far_case(generator: Generator) -> tuple[Tensor, float, int]:
     return steps * scale, scale, 8
 
 
+# People write each of these mistakes in several ways, with another rounding or ending.
 _TRUNCATED = variants(
     "truncated or floored instead of rounded",
     "A cast to integers drops what follows the decimal point: 0.9 steps become 0. What has to come"
@@ -344,6 +350,9 @@ def _affine_parameters(x: Any, bits: int) -> tuple[float, int]:
     return _rounded(*_affine(x, bits))
 
 
+# Known mistakes.
+
+
 def _unwidened(x: Any, bits: int) -> tuple[float, int]:
     return _rounded(*_affine(x, bits, widened=False))
 
@@ -441,6 +450,7 @@ def _tied_values_case(generator: Generator) -> tuple[Tensor, int]:
 def _there_and_back(
     x: Any, bits: int, grid: tuple[float, float], rounding: Any = np.rint
 ) -> np.ndarray:
+    # x_hat = scale * (clamp(round(x / scale) + zero_point) - zero_point)
     scale, zero_point = grid
     shifted = rounding(f64(x) / scale) + zero_point
     codes = np.clip(shifted, 0, 2**bits - 1)
@@ -449,6 +459,9 @@ def _there_and_back(
 
 def _fake_quantize(x: Any, bits: int, rounding: Any = np.rint) -> np.ndarray:
     return _there_and_back(x, bits, _affine_parameters(x, bits), rounding)
+
+
+# Known mistakes.
 
 
 def _fake_floored(x: Any, bits: int) -> np.ndarray:
@@ -565,6 +578,9 @@ def _entropy(codes: Any) -> float:
     # sum p log2(1 / p) bits per code
     shares = _shares(codes)
     return (shares * np.log2(1 / shares)).sum()
+
+
+# Known mistakes.
 
 
 def _entropy_in_nats(codes: Any) -> float:

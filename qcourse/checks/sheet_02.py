@@ -38,7 +38,11 @@ def _scales(amax: Any, bits: int) -> np.ndarray:
 
 
 def _channel_scales(w: Any, bits: int) -> np.ndarray:
+    # One scale per row, (out, 1).
     return _scales(np.abs(f64(w)).max(axis=1, keepdims=True), bits)
+
+
+# Known mistakes.
 
 
 def _scales_of_inputs(w: Any, bits: int) -> np.ndarray:
@@ -151,6 +155,8 @@ def _tied_groups(generator: Generator, rows: int, columns: int, group_size: int)
 def _grouped(w: np.ndarray, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Return codes and scales of groups along the last axis, which the size must divide."""
     rows, columns = w.shape
+
+    # Each group is quantized symmetrically with scale = amax / qmax.
     groups = w.reshape(rows, columns // group_size, group_size)
     scales = np.abs(groups).max(axis=2) / qmax(bits)
     steps = np.rint(groups / scales[:, :, None])
@@ -166,8 +172,13 @@ def _groups(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]
     return _grouped(f64(w), group_size, bits)
 
 
+# Known mistakes.
+
+
 def _groups_dropping(w: Any, group_size: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     columns = w.shape[1]
+
+    # The columns that fill no group get code 0.
     kept = columns // group_size * group_size
     codes, scales = _grouped(f64(w)[:, :kept], group_size, bits)
     return np.pad(codes, ((0, 0), (0, columns - kept))), scales
@@ -177,6 +188,7 @@ def _groups_with_short_one(w: Any, group_size: int, bits: int) -> tuple[np.ndarr
     codes = []
     scales = []
     for start in range(0, w.shape[1], group_size):
+        # The last part may be shorter than the others.
         part = f64(w)[:, start : start + group_size]
         part_codes, part_scales = _grouped(part, part.shape[1], bits)
         codes.append(part_codes)
@@ -314,6 +326,9 @@ def _packed(codes: Any) -> np.ndarray:
     return _bytes(even, odd)
 
 
+# Known mistakes.
+
+
 def _packed_high_first(codes: Any) -> np.ndarray:
     even, odd = _pairs(codes)
     return _bytes(odd, even)
@@ -410,6 +425,7 @@ def _nibbles(packed: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _signed(nibbles: np.ndarray) -> np.ndarray:
+    # Two's complement: 8 to 15 stand for -8 to -1.
     return nibbles - 16 * (nibbles >= 8)
 
 
@@ -424,6 +440,9 @@ def _unsigned_codes(packed: Any) -> np.ndarray:
 
 def _unpacked(packed: Any) -> np.ndarray:
     return _signed(_unsigned_codes(packed))
+
+
+# Known mistakes.
 
 
 def _unpacked_high_first(packed: Any) -> np.ndarray:
@@ -506,8 +525,12 @@ def _bits_cases(generator: Generator) -> list[Case]:
 
 
 def _bits_per_weight(bits: int, group_size: int, scale_bytes: int, symmetric: bool) -> float:
+    # A group shares a scale and, if asymmetric, a zero point of `bits` bits.
     zero_point_bits = 0 if symmetric else bits
     return bits + (8 * scale_bytes + zero_point_bits) / group_size
+
+
+# Known mistakes.
 
 
 def _bits_without_scales(bits: int, group_size: int, scale_bytes: int, symmetric: bool) -> int:

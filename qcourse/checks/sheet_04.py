@@ -40,6 +40,9 @@ def _beyond(x: Any, threshold: float) -> np.ndarray:
     return np.flatnonzero(_column_amax(x) > threshold)
 
 
+# Known mistakes.
+
+
 def _beyond_deviations(x: Any, threshold: float) -> np.ndarray:
     return _beyond(x, threshold * f64(x).std())
 
@@ -70,6 +73,7 @@ def _beyond_values(x: Any, threshold: float) -> np.ndarray:
     return columns
 
 
+# The ways to select columns that every case must tell apart.
 WAYS = (
     _beyond,
     _beyond_deviations,
@@ -108,10 +112,12 @@ def _column_cases(generator: Generator) -> list[Case]:
 
 def _column_edges(generator: Generator) -> list[tuple[Tensor, float]]:
     """Draw no column beyond the threshold, though one at it; and every column beyond."""
+    # One value at the threshold of 3, the others below it.
     none = uniform(generator, -2.5, 2.5, 4, 6)
     at_threshold = pick(generator, -3.0, 3.0)
     none[int(whole(generator, 0, 3)), int(whole(generator, 0, 5))] = at_threshold
 
+    # One token has values beyond the threshold of 2 in every column.
     every = uniform(generator, -1, 1, 4, 5)
     large = uniform(generator, 2.5, 6, 5) * pick(generator, -1, 1)
     every[int(whole(generator, 0, 3))] = large
@@ -192,9 +198,14 @@ def _in_every(measure: Callable[[Any], np.ndarray]) -> Callable[..., np.ndarray]
 
     def common(layers: Sequence[Any], k: int) -> np.ndarray:
         tops = [_top(measure(x), k) for x in layers]
+
+        # Channels in the top k of every layer, in rising order.
         return np.array(sorted(set.intersection(*tops)), dtype=np.int64)
 
     return common
+
+
+# Known mistakes, besides other measures.
 
 
 def _in_any(layers: Sequence[Any], k: int) -> np.ndarray:
@@ -224,6 +235,7 @@ def _layers_case(
 ) -> tuple[tuple[Tensor, ...], int]:
     """Draw layers of different size that share two outlier channels, until all ways differ."""
     while True:
+        # Two channels are three times as large in every layer.
         shared = torch.ones(inputs)
         shared[torch.randperm(inputs, generator=generator)[:2]] = 3
         drawn = []
@@ -259,6 +271,7 @@ def _layers_cases(generator: Generator) -> list[Case]:
 
 def _layers_edges(generator: Generator) -> list[tuple[tuple[Tensor, ...], int]]:
     """Draw layers with no common channel; k as large as the layer; and a single layer."""
+    # Three channels are large in one layer, and the other three in the next.
     sizes = torch.ones(6)
     sizes[torch.randperm(6, generator=generator)[:3]] = 20
     small = uniform(generator, 0.5, 1, 4, 6)
@@ -366,6 +379,9 @@ def _hat(x: np.ndarray) -> np.ndarray:
     return _rounded(x, _scale(x, 1))
 
 
+# Known mistakes, besides other scales.
+
+
 def _counted_twice(x: Any, w: Any, threshold: float) -> np.ndarray:
     x = f64(x)
     w = f64(w)
@@ -387,6 +403,8 @@ def _clear(x: Any, w: Any, threshold: float) -> bool:
     x = f64(x)
     w = f64(w)
     outlier = _column_amax(x) > threshold
+
+    # Steps in every scale above, then in the scale without the large values themselves.
     steps = [matrix / scales(matrix, outlier) for matrix in (x, w) for scales in SCALES]
     steps.append(x / _scale(x * (np.abs(x) <= threshold), 1))
     return all((np.abs(each % 1 - 0.5) > HALF_WAY).all() for each in steps)
@@ -404,6 +422,8 @@ def _product_case(
     while True:
         x = _normal(generator, tokens, inputs)
         w = _normal(generator, outputs, inputs)
+
+        # Every second token gets outliers in the first columns, which are then shuffled.
         x[::2, :outliers] *= 25
         if edge == "at":
             x[1, outliers] = pick(generator, -6.0, 6.0)
@@ -528,9 +548,14 @@ def _planted(gain_power: int, w_power: int) -> Callable[..., tuple[np.ndarray, n
 
     def plant(gain: Any, w: Any, channels: Tensor, factor: float) -> tuple[np.ndarray, np.ndarray]:
         by = _factors(len(gain), channels, factor)
+
+        # The right powers are 1 and -1: (gain * by) and (w / by) cancel in the output.
         return f64(gain) * by**gain_power, f64(w) * by**w_power
 
     return plant
+
+
+# Known mistakes, besides other powers.
 
 
 def _planted_rows(

@@ -61,6 +61,9 @@ def _running_range(batches: Sequence[Any]) -> tuple[float, float]:
     return _range_from(_extremes(batches))
 
 
+# Known mistakes.
+
+
 def _range_of_last(batches: Sequence[Any]) -> tuple[float, float]:
     return _range_from(_extremes(batches[-1:]))
 
@@ -137,6 +140,9 @@ def _percentile_clip(x: Any, percent: float) -> float:
     return np.percentile(np.abs(f64(x)), percent)
 
 
+# Known mistakes.
+
+
 def _percentile_signed(x: Any, percent: float) -> float:
     return np.percentile(f64(x), percent)
 
@@ -159,6 +165,7 @@ def _at_rank(
     """Return the magnitude at the whole rank rounding(share * (n - missing)) - back."""
 
     def percentile(x: Any, percent: float) -> float:
+        # The k-th smallest magnitude, without interpolation.
         magnitudes = np.sort(np.abs(f64(x)), axis=None)
         share = percent / 100
         place = int(rounding(share * (magnitudes.size - missing)) - back)
@@ -254,6 +261,7 @@ def _two_dips_case(generator: Generator, misled: int) -> tuple[Tensor, Clips, in
     So does one that first sorts the clips and starts at the smallest (misled=0) or the largest (1).
     """
     while True:
+        # Each value is near one of three magnitudes.
         sizes = uniform(generator, 0.15, 1.0, 3)
         signs = 2 * whole(generator, 0, 1, 24) - 1
         chosen = sizes[whole(generator, 0, 2, 24)]
@@ -316,6 +324,8 @@ def _x_hat(x: Any, clip: float, bits: int, *, below: float = 1, above: float = 0
     """Quantize x with scale = clip / qmax and codes from -qmax - below to qmax + above."""
     scale = clip / qmax(bits)
     steps = np.rint(f64(x) / scale)
+
+    # qmax stands for the clip, so the right lowest value is one step below -clip.
     return scale * np.clip(steps, -qmax(bits) - below, qmax(bits) + above)
 
 
@@ -324,6 +334,9 @@ def _x_hat(x: Any, clip: float, bits: int, *, below: float = 1, above: float = 0
 
 def _mean_square(x: Any, clip: float, bits: int, **codes: float) -> float:
     return np.square(f64(x) - _x_hat(x, clip, bits, **codes)).mean()
+
+
+# The right error is the mean square; these are known mistakes.
 
 
 def _mean_square_unsaturated(x: Any, clip: float, bits: int) -> float:
@@ -442,6 +455,9 @@ def _moving_amax(batches: Sequence[Any], momentum: float) -> float:
     return _averaged(_amaxes(batches), momentum)
 
 
+# Known mistakes.
+
+
 def _momentum_turned(batches: Sequence[Any], momentum: float) -> float:
     return _averaged(_amaxes(batches), 1 - momentum)
 
@@ -450,7 +466,7 @@ def _average_from_zero(batches: Sequence[Any], momentum: float) -> float:
     return _averaged([0.0, *_amaxes(batches)], momentum)
 
 
-def _plain_mean(batches: Sequence[Any], momentum: float) -> float:
+def _plain_mean(batches: Sequence[Any], momentum: float) -> np.floating:
     return np.mean(_amaxes(batches))
 
 

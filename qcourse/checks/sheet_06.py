@@ -41,6 +41,8 @@ def _hessian(generator: Generator, inputs: int) -> Tensor:
     """Return x^T x / tokens, damped, of correlated inputs of different size."""
     own = torch.randn(4 * inputs, inputs, generator=generator)
     common = torch.randn(4 * inputs, 1, generator=generator)
+
+    # A common part makes the inputs correlated.
     x = (own + 1.5 * common) * uniform(generator, 0.6, 1.6, inputs)
     h = x.T @ x / len(x)
     damp = 0.01 * h.diagonal().mean()
@@ -75,6 +77,9 @@ def _damped(h: np.ndarray, damp: float) -> np.ndarray:
 
 def _damped_hessian(x: Any, damp: float) -> np.ndarray:
     return _damped(_moment(x), damp)
+
+
+# Known mistakes.
 
 
 def _damped_by_trace(x: Any, damp: float) -> np.ndarray:
@@ -192,6 +197,9 @@ def _round_one(
     new = w + factor * (rounded - w[i]) * direction / diagonal
     new[i] = rounded
     return new
+
+
+# Known mistakes, besides the options above.
 
 
 def _undivided(w: Any, hessian: Any, i: int) -> np.ndarray:
@@ -333,8 +341,12 @@ def _padded(row: np.ndarray, j: int) -> np.ndarray:
 
 
 def _by_inverse(h: np.ndarray, j: int) -> np.ndarray:
+    # [H^-1]_jk / [H^-1]_jj over the columns j, j + 1, ...
     inverse = np.linalg.inv(h[j:, j:])
     return _padded(inverse[0] / inverse[0, 0], j)
+
+
+# Known mistakes.
 
 
 def _by_whole_inverse(h: np.ndarray, j: int) -> np.ndarray:
@@ -436,6 +448,8 @@ def _steady(
 ) -> tuple[np.ndarray, Answers]:
     """Return in which rows no answer depends on the last digits of w, (rows,), and the answers."""
     signs = (-1.0) ** torch.arange(w.shape[1])
+
+    # Every other weight grows a little and the rest shrink, then the reverse.
     turn = NUDGE * signs
     answers = _answers(exercise, (w, *others), besides)
     steady = np.ones(len(w), dtype=bool)
@@ -473,6 +487,8 @@ def _codes_case(
     while True:
         w = torch.randn(CANDIDATES, inputs, generator=generator)
         h = _hessian(generator, inputs)
+
+        # The scale is a tenth too small for the largest weight of a row.
         scale = 0.9 * w.abs().amax(dim=1, keepdim=True) / qmax(bits)
         clear = _clear(_sweep(w, h, _fixed(scale), qmax(bits), _by_inverse))
         steady, answers = _steady(SWEEP, w, h, scale, bits, besides={ENDS})
@@ -586,6 +602,8 @@ class _Groups:
 
     def __call__(self, w: np.ndarray, j: int) -> np.ndarray:
         group = j // self.group_size
+
+        # The scale comes from the weights as the sweep has changed them so far.
         if self.every_column or group not in self.scales:
             start = group * self.group_size
             source = w if self.before is None else f64(self.before)

@@ -55,6 +55,9 @@ def _salience(w: np.ndarray, w_hat: np.ndarray, x: np.ndarray) -> np.ndarray:
     return _magnitude(x)
 
 
+# Rankings that are known mistakes, or that a case must tell from the right one.
+
+
 def _smallest_first(w: np.ndarray, w_hat: np.ndarray, x: np.ndarray) -> np.ndarray:
     return -_magnitude(x)
 
@@ -107,6 +110,8 @@ def _salient_case(
     """
     while True:
         x = _normal(generator, 5, inputs) * uniform(generator, 0.5, 4, inputs)
+
+        # A mean in each channel separates mean|x| from |mean x|.
         x += uniform(generator, -3, 3, inputs)
         w = _normal(generator, 3, inputs) * uniform(generator, 0.5, 2, inputs)
         w_hat = w + uniform(generator, -0.2, 0.2, 3, inputs)
@@ -157,6 +162,8 @@ def _kept(ranking: Ranking) -> Callable[..., np.ndarray]:
 
     def keep(w: Any, w_hat: Any, x: Any, count: int) -> np.ndarray:
         chosen = list(_channels(ranking, w, w_hat, x, count))
+
+        # The chosen columns keep their original weights.
         mixed = f64(w_hat).copy()
         mixed[:, chosen] = f64(w)[:, chosen]
         return mixed
@@ -227,6 +234,8 @@ def _folded(gain_power: int, shift_power: int, w_power: int) -> Callable[..., An
 
     def fold(gain: Any, shift: Any, w: Any, s: Any) -> tuple[np.ndarray, ...]:
         s = f64(s)
+
+        # The right powers are -1, -1 and 1: x / s meets w s, and the output stays the same.
         return f64(gain) * s**gain_power, f64(shift) * s**shift_power, f64(w) * s**w_power
 
     return fold
@@ -298,8 +307,13 @@ def _lost(d: np.ndarray, gram: np.ndarray) -> float:
 def _output_error(w: Any, w_hat: Any, gram: Any) -> float:
     w = f64(w)
     gram = f64(gram)
+
+    # sqrt(||x (w - w_hat)^T||^2 / ||x w^T||^2)
     lost = _lost(w - f64(w_hat), gram)
     return np.sqrt(lost / _lost(w, gram))
+
+
+# Known mistakes.
 
 
 def _error_squared(w: Any, w_hat: Any, gram: Any) -> float:
@@ -411,6 +425,9 @@ def _awq(w: np.ndarray, x: np.ndarray, alpha: float, bits: int) -> np.ndarray:
     return _to_nearest(w * s, bits) / s
 
 
+# Known mistakes.
+
+
 def _not_divided(w: np.ndarray, x: np.ndarray, alpha: float, bits: int) -> np.ndarray:
     s = _magnitude(x) ** alpha
     return _to_nearest(w * s, bits)
@@ -469,6 +486,8 @@ def _alpha_case(generator: Generator, bits: int, outlier: int) -> tuple[Tensor, 
     while True:
         w = _normal(generator, 4, 6)
         x = _normal(generator, 8, 6) * uniform(generator, 0.3, 2, 6)
+
+        # One channel is an outlier in every token.
         x[:, outlier] *= 12
         w_64 = f64(w)
         x_64 = f64(x)
@@ -554,6 +573,9 @@ SEARCH = Exercise(
 SHARES = 1.0, 0.85, 0.7, 0.55
 
 
+# Losses of the errors of the outputs (tokens, out, groups). The sum of squares is right.
+
+
 def _sum_of_squares(y: np.ndarray) -> np.ndarray:
     return np.square(y).sum(axis=0)
 
@@ -608,6 +630,9 @@ def _shares(losses: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         return np.array(shares)[chosen]
 
     return best
+
+
+# Known mistakes.
 
 
 def _losses_unsaturated(*arguments: Any) -> np.ndarray:

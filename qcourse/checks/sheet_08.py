@@ -59,7 +59,11 @@ def _i64(codes: Any) -> np.ndarray:
 
 
 def _centered(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
+    # (q_x - z_x) (q_w - z_w)^T in 64-bit integers
     return (_i64(q_x) - z_x) @ (_i64(q_w) - z_w).T
+
+
+# Known mistakes.
 
 
 def _without_zero_points(q_x: Any, z_x: int, q_w: Any, z_w: int) -> np.ndarray:
@@ -164,11 +168,15 @@ def _amax(x: Any) -> np.ndarray:
 
 
 def _s(x_range: np.ndarray, w_range: np.ndarray, alpha: float) -> np.ndarray:
+    # s = max|x|^alpha / max|w|^(1 - alpha), per channel
     return x_range**alpha / w_range ** (1 - alpha)
 
 
 def _right_s(x: Any, w: Any, alpha: float) -> np.ndarray:
     return _s(_amax(x), _amax(w), alpha)
+
+
+# Known mistakes.
 
 
 def _swapped_s(x: Any, w: Any, alpha: float) -> np.ndarray:
@@ -262,6 +270,7 @@ def _times_power(x: Any, two: np.ndarray) -> np.ndarray:
     x = f64(x)
     h = np.ones((1, 1))
     while len(h) < x.shape[-1]:
+        # Each Kronecker product doubles the size: H_2n = two x H_n.
         h = np.kron(two, h)
     return x @ h
 
@@ -270,7 +279,11 @@ SYLVESTER = np.array([[1.0, 1.0], [1.0, -1.0]])
 
 
 def _transformed(x: Any) -> np.ndarray:
+    # x H / sqrt(n)
     return _times_power(x, SYLVESTER) / np.sqrt(x.shape[-1])
+
+
+# Known mistakes.
 
 
 def _transformed_unscaled(x: Any) -> np.ndarray:
@@ -287,6 +300,7 @@ def _transformed_other_sign(x: Any) -> np.ndarray:
 
 
 def _one_round(x: Any) -> np.ndarray:
+    # The rounds after the first are missing.
     left, right = np.split(f64(x), 2, axis=-1)
     return np.concatenate([left + right, left - right], axis=-1) / np.sqrt(2)
 
@@ -351,10 +365,12 @@ def _fuse_cases(generator: Generator) -> list[Case]:
     return make_cases(by_hand, drawn)
 
 
-# The layer that reads the stream, from w_in, gain and Q; the layer that writes it, from w_out and Q.
+# The layer that reads the stream, from w_in, gain and Q. Then the one that writes it, from w_out
+# and Q. The first of each is right.
 
 
 def _reader(w: np.ndarray, gain: np.ndarray, q: np.ndarray) -> np.ndarray:
+    # The norm's gain moves into the columns of w_in, before the rotation.
     return w * gain @ q
 
 
@@ -371,6 +387,7 @@ def _reader_without_gain(w: np.ndarray, gain: np.ndarray, q: np.ndarray) -> np.n
 
 
 def _writer(w: np.ndarray, q: np.ndarray) -> np.ndarray:
+    # The outputs of w_out are rotated.
     return q.T @ w
 
 
@@ -460,6 +477,9 @@ def _cayley(
     b = sign * lr * part * (g @ r.T - transpose)
     eye = np.eye(len(r))
     return np.linalg.solve(eye + b, (eye - b) @ r)
+
+
+# Known mistakes, besides the options above.
 
 
 def _straight(g: Any, r: Any, lr: float) -> np.ndarray:
