@@ -1,4 +1,4 @@
-"""N:M pruning by hand and by brute force; SparseGPT against solving for the weights that stay; storage and back."""
+"""N:M pruning by hand and by brute force, SparseGPT against least squares, and its storage."""
 
 import itertools
 from typing import Any
@@ -21,25 +21,22 @@ PATTERNS = [NM(2, 4), NM(1, 4), NM(4, 8), NM(1, 2), NM(3, 4), NM(4, 4), NM(1, 1)
 
 def correlated(tokens: int, size: int, seed: int = 0) -> Tensor:
     """Inputs of a low rank and noise, of uneven sizes."""
-    x = normal(tokens, size // 4, seed=seed) @ normal(
-        size // 4, size, seed=seed + 1
-    ) + 0.5 * normal(tokens, size, seed=seed + 2)
-    return (
-        x
-        * torch.linspace(0.3, 3, size)[
-            torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-        ]
-    )
+    low_rank = normal(tokens, size // 4, seed=seed) @ normal(size // 4, size, seed=seed + 1)
+    x = low_rank + 0.5 * normal(tokens, size, seed=seed + 2)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return x * torch.linspace(0.3, 3, size)[order]
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
 def test_a_mask_keeps_the_highest_of_each_run(m: int, runs: int, keep: int, seed: int) -> None:
-    pattern, score = NM(min(keep, m), m), normal(3, runs * m, seed=seed).round(decimals=1)
-    for row, kept in zip(
-        score.reshape(-1, m).tolist(), pattern.mask(score).reshape(-1, m).tolist(), strict=True
-    ):
+    pattern = NM(min(keep, m), m)
+    score = normal(3, runs * m, seed=seed).round(decimals=1)
+    scores = score.reshape(-1, m).tolist()
+    masks = pattern.mask(score).reshape(-1, m).tolist()
+    for row, kept in zip(scores, masks, strict=True):
         assert sum(kept) == pattern.keep
-        best = sorted(range(m), key=lambda i: (-row[i], i))[: pattern.keep]  # of equals the first
+        # Of equal scores the first.
+        best = sorted(range(m), key=lambda i: (-row[i], i))[: pattern.keep]
         assert [i for i in range(m) if kept[i]] == sorted(best)
 
 
@@ -64,10 +61,12 @@ def test_a_zero_that_is_kept_is_in_the_mask() -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_errors_fall_in_order(pattern: NM) -> None:
-    w, x = normal(48, 80), correlated(400, 80)
+    w = normal(48, 80)
+    x = correlated(400, 80)
     h = x.T @ x / len(x)
     plain = output_error(w, magnitude(w, pattern).weight, h)
-    by_inputs, answered = wanda(w, h, pattern), sparsegpt(w, h, pattern)
+    by_inputs = wanda(w, h, pattern)
+    answered = sparsegpt(w, h, pattern)
     for pruned in (by_inputs, answered):
         assert pruned.mask.reshape(-1, pattern.m).sum(1).eq(pattern.keep).all()
         assert not pruned.weight[~pruned.mask].any()
@@ -81,7 +80,8 @@ def test_errors_fall_in_order(pattern: NM) -> None:
 
 def test_sparsegpt_is_near_the_best_that_a_mask_allows() -> None:
     """With the mask given, least squares on the inputs that stay: no weights do better."""
-    w, x = normal(8, 32), correlated(300, 32).double()
+    w = normal(8, 32)
+    x = correlated(300, 32).double()
     h = x.T @ x / len(x)
     pruned = sparsegpt(w.double(), h, NM(2, 4))
     best = torch.zeros(8, 32).double()
@@ -97,18 +97,18 @@ def test_one_run_of_two_is_the_surgeons_step() -> None:
     w = torch.tensor([[0.5, 0.4]]).double()
     inverse = torch.linalg.inv(h)
     pruned = sparsegpt(w, h, NM(1, 2), damp=1e-9)
-    # The score of column 0 is w^2 / [H^-1]_00; of column 1, with 0 behind it, w^2 times what H alone says of it.
+    # The score of column 0 is w^2 / [H^-1]_00; of column 1, after column 0, it is w^2 H_11.
     scores = [float(w[0, 0] ** 2 / inverse[0, 0]), float(w[0, 1] ** 2 * h[1, 1])]
     assert scores[0] < scores[1]
     assert pruned.mask.tolist() == [[False, True]]
-    assert float(pruned.weight[0, 1]) == pytest.approx(
-        float(w[0, 1] - w[0, 0] / inverse[0, 0] * inverse[0, 1]), rel=1e-6
-    )
+    expected = float(w[0, 1] - w[0, 0] / inverse[0, 0] * inverse[0, 1])
+    assert float(pruned.weight[0, 1]) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 16, 128])
 def test_blocks_change_nothing(block_size: int) -> None:
-    w, x = normal(24, 64), correlated(300, 64)
+    w = normal(24, 64)
+    x = correlated(300, 64)
     h = (x.T @ x).double()
     whole = sparsegpt(w.double(), h, NM(2, 4), block_size=64)
     pruned = sparsegpt(w.double(), h, NM(2, 4), block_size=block_size)
@@ -117,7 +117,8 @@ def test_blocks_change_nothing(block_size: int) -> None:
 
 
 def test_dead_inputs() -> None:
-    w, x = normal(6, 16), correlated(100, 16)
+    w = normal(6, 16)
+    x = correlated(100, 16)
     x[:, 4:9] = 0
     pruned = sparsegpt(w, x.T @ x, NM(2, 4))
     assert not pruned.weight[:, 4:9].any()
@@ -128,12 +129,11 @@ def test_dead_inputs() -> None:
 @pytest.mark.parametrize("kind", ["float32", "float16", "codes"])
 def test_compressed_and_back(pattern: NM, kind: str) -> None:
     pruned = magnitude(normal(6, 80), pattern)
-    weight = (
-        pruned.weight
-        if kind != "codes"
-        else quantize(pruned.weight, 4, granularity=PerGroup(16)).codes
-    )
-    weight = weight.to(torch.float16) if kind == "float16" else weight
+    weight = pruned.weight
+    if kind == "codes":
+        weight = quantize(weight, 4, granularity=PerGroup(16)).codes
+    if kind == "float16":
+        weight = weight.half()
     small = compress_sparse(weight, pruned.mask, pattern)
     back = small.decompress()
     assert back.dtype == weight.dtype
@@ -141,9 +141,8 @@ def test_compressed_and_back(pattern: NM, kind: str) -> None:
     assert small.values.shape == (6, 80 * pattern.keep // pattern.m)
     bits = 8 * weight.element_size()
     stored = 8 * small.nbytes / 480
-    assert stored == pytest.approx(
-        8 * sparse_bytes_per_parameter(bits, pattern.keep, pattern.m), abs=8 / 480
-    )
+    expected = 8 * sparse_bytes_per_parameter(bits, pattern.keep, pattern.m)
+    assert stored == pytest.approx(expected, abs=8 / 480)
 
 
 def test_the_sources_example() -> None:
@@ -164,8 +163,10 @@ def test_bits_by_hand() -> None:
             sparse_bytes_per_parameter(4, keep, m)
 
 
+HALF = NM(2, 4)
 ONES = torch.ones(2, 8)
-EVERY_OTHER = torch.tensor([True, False] * 4).expand(2, 8)
+MASK = torch.tensor([True, False] * 4).expand(2, 8)  # every other input
+NO_FIT = r"hessian of shape \(7, 7\) does not fit w"
 
 
 @pytest.mark.parametrize(
@@ -174,68 +175,40 @@ EVERY_OTHER = torch.tensor([True, False] * 4).expand(2, 8)
         (lambda: NM(0, 4), ValueError, "keep=0 of m=4"),
         (lambda: NM(5, 4), ValueError, "keep=5 of m=4"),
         (lambda: NM(2.0, 4), ValueError, r"keep=2.0 of m=4"),
-        (
-            lambda: magnitude(torch.ones(2, 6), NM(2, 4)),
-            ValueError,
-            r"m=4 of 2:4 does not divide .* \(2, 6\)",
-        ),
-        (
-            lambda: magnitude(torch.ones(8), NM(2, 4)),
-            ValueError,
-            r"w of shape \(8,\) must be a matrix",
-        ),
+        (lambda: magnitude(torch.ones(2, 6), HALF), ValueError, r"m=4 of 2:4 does not .* \(2, 6\)"),
+        (lambda: magnitude(torch.ones(8), HALF), ValueError, r"w of shape \(8,\) must be a matrix"),
         (lambda: magnitude(torch.ones(2, 8).int(), NM(2, 4)), TypeError, "w"),
         (lambda: magnitude(torch.full((2, 8), torch.nan), NM(2, 4)), ValueError, "NaN"),
+        (lambda: wanda(ONES, torch.eye(7), HALF), ValueError, NO_FIT),
+        (lambda: sparsegpt(ONES, torch.eye(7), HALF), ValueError, NO_FIT),
         (
-            lambda: wanda(ONES, torch.eye(7), NM(2, 4)),
-            ValueError,
-            r"hessian of shape \(7, 7\) does not fit w",
-        ),
-        (
-            lambda: sparsegpt(ONES, torch.eye(7), NM(2, 4)),
-            ValueError,
-            r"hessian of shape \(7, 7\) does not fit w",
-        ),
-        (
-            lambda: sparsegpt(torch.ones(2, 6), torch.eye(6), NM(2, 4)),
+            lambda: sparsegpt(ONES[:, :6], torch.eye(6), HALF),
             ValueError,
             "m=4 of 2:4 does not divide",
         ),
-        (lambda: sparsegpt(ONES, torch.eye(8), NM(2, 4), damp=0.0), ValueError, "damp"),
+        (lambda: sparsegpt(ONES, torch.eye(8), HALF, damp=0.0), ValueError, "damp"),
+        (lambda: compress_sparse(ONES, MASK[:, :4], HALF), ValueError, r"mask of shape \(2, 4\)"),
+        (lambda: compress_sparse(ONES, MASK.float(), HALF), ValueError, "must be boolean"),
         (
-            lambda: compress_sparse(ONES, EVERY_OTHER[:, :4], NM(2, 4)),
+            lambda: compress_sparse(ONES, MASK, NM(1, 4)),
             ValueError,
-            r"mask of shape \(2, 4\)",
+            r"mask keeps \[2\] of 4 in some",
         ),
+        (lambda: compress_sparse(ONES, MASK, HALF), ValueError, "weight is not 0 everywhere"),
         (
-            lambda: compress_sparse(ONES, EVERY_OTHER.float(), NM(2, 4)),
+            lambda: compress_sparse(ONES[:, :6], MASK[:, :6], HALF),
             ValueError,
-            "must be boolean",
-        ),
-        (
-            lambda: compress_sparse(ONES, EVERY_OTHER, NM(1, 4)),
-            ValueError,
-            r"mask keeps \[2\] of 4 in some run; 1:4 keeps 1",
-        ),
-        (
-            lambda: compress_sparse(ONES, EVERY_OTHER, NM(2, 4)),
-            ValueError,
-            "weight is not 0 everywhere",
-        ),
-        (
-            lambda: compress_sparse(ONES[:, :6], EVERY_OTHER[:, :6], NM(2, 4)),
-            ValueError,
-            "m=4 does not divide the 6 inputs",
+            "m=4 does not divide",
         ),
         (
             lambda: semi_structured(ONES),
             RuntimeError,
-            "weight is on cpu; 2:4 products need an NVIDIA GPU",
+            "weight is on cpu; 2:4 products need an NVIDIA",
         ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_what_cannot_be(call: Any, kind: type[Exception], words: str) -> None:
+def test_bad_arguments(call: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         call()
 
@@ -251,14 +224,18 @@ def test_sparse_tensor_cores() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_comes_near_the_best_of_all_masks(seed: int) -> None:
+def test_sparsegpt_is_near_the_best_of_all_masks(seed: int) -> None:
     """Two runs of four have 36 masks: each with the best weights that it allows."""
-    w, x = normal(1, 8, seed=seed).double(), correlated(200, 8, seed).double()
-    before, h = w.clone(), x.T @ x / len(x)
+    w = normal(1, 8, seed=seed).double()
+    x = correlated(200, 8, seed).double()
+    before = w.clone()
+    h = x.T @ x / len(x)
     pairs = list(itertools.combinations(range(4), 2))
-    best = min(
-        output_error(w, solved(w, h, [*a, *(4 + i for i in b)]), h) for a in pairs for b in pairs
-    )
+    errors = []
+    for first, second in itertools.product(pairs, pairs):
+        kept = [*first, *(4 + i for i in second)]
+        errors.append(output_error(w, solved(w, h, kept), h))
+    best = min(errors)
     found = sparsegpt(w, h, NM(2, 4)).error
     assert best <= found + 1e-12 < 1.4 * best
     assert torch.equal(w, before)  # of one row, the transpose is the same memory
