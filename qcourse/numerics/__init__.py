@@ -1,1 +1,1 @@
-"""Floor 1: what a number is stored as. Codes, scales, bytes, and how far they are from the numbers they stand for."""
+"""What a number is stored as: codes, scales, bytes, and how large the error is."""

@@ -4,13 +4,9 @@ The idea: choose a scale (the width of one step) and a zero point (the code that
 
     codes = saturate(round(x / scale) + zero_point)        x_hat = scale * (codes - zero_point)
 
-Rounding is half to even, the division is a true division (not a product with 1 / scale), and
-saturation clips to [qmin, qmax].
-
-Source: Jacob et al., "Quantization and training of neural networks for efficient
-integer-arithmetic-only inference" (CVPR 2018), section 2.1.
-
-How it differs: `granularity.py` says which values share a scale, `packing.py` makes bytes of codes.
+Rounding is half to even, and the division is a true one (not a product with 1 / scale).
+Source: Jacob et al., "Quantization and training of neural networks" (CVPR 2018), section 2.1.
+How it differs from `float_quantizer.py`: all steps of this grid are equal.
 """
 
 from dataclasses import dataclass
@@ -30,9 +26,6 @@ from qcourse.numerics.validation import check_floating, check_scale, check_store
 def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
     """Return (qmin, qmax), the smallest and the largest code of `bits` bits.
 
-    Raises:
-        ValueError: bits is less than 1.
-
     >>> integer_range(4), integer_range(4, signed=False)
     ((-8, 7), (0, 15))
     """
@@ -46,21 +39,13 @@ def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class IntQuantizer(ScaledQuantizer):
-    """Quantize to integers of 2 to 8 bits: codes = saturate(round(x / scale) + zero_point).
+    """Quantize to integers of 2 to 8 bits: signed codes if symmetric, else 0 to 2^bits - 1.
 
     Args:
-        bits: 2 to 8.
-        symmetric: True: signed codes, zero_point 0. False: codes from 0 to 2^bits - 1 over
-            [min, max], widened to hold 0.
-        granularity: which values share a scale.
-        scale_rule: "amax": amax / qmax, or (max - min) / (2^bits - 1) when not symmetric.
-            "full", symmetric only: 2 amax / (2^bits - 1), which uses every code and clips the
-            largest value by half a step. "mse": "amax" of the fraction of the range (one of
-            MSE_SHRINKS) that leaves the least squared error.
-        scale_dtype: the floating-point dtype that scales are stored in.
-
-    Raises:
-        TypeError, ValueError: an argument is not one of the above.
+        scale_rule: "amax": amax / qmax, or (max - min) / (2^bits - 1) if not symmetric. "full",
+            symmetric only: 2 amax / (2^bits - 1), which clips the largest value by half a step.
+            "mse": "amax" of the fraction of the range that leaves the least squared error.
+        scale_dtype: the floating-point dtype that scales are stored in; codes use that scale.
 
     >>> IntQuantizer(bits=4, symmetric=False)(torch.tensor([0.0, 0.4, 1.5])).codes.tolist()
     [0, 4, 15]
@@ -97,14 +82,14 @@ class IntQuantizer(ScaledQuantizer):
 
     @property
     def code_dtype(self) -> torch.dtype:
-        """The dtype that holds codes: int8 when symmetric, uint8 when not."""
+        """The dtype of the codes."""
         return torch.int8 if self.symmetric else torch.uint8
 
     def parameter_nbytes(self, parameters: Parameters) -> int:
-        """Return the bytes of the scales and, when not symmetric, of the packed zero points."""
         scale_nbytes = super().parameter_nbytes(parameters)
         if self.symmetric:
             return scale_nbytes
+        # A zero point is a code, and packed like one.
         return scale_nbytes + packed_nbytes(parameters.zero_point.numel(), self.bits)
 
     @property
@@ -112,6 +97,7 @@ class IntQuantizer(ScaledQuantizer):
         return (0, 0) if self.symmetric else (self.qmin, self.qmax)
 
     def _exact_scale(self, low: Tensor, high: Tensor) -> Tensor:
+        # An asymmetric range [low, high] is spread over all steps from qmin to qmax.
         if not self.symmetric:
             return (high - low) / (self.qmax - self.qmin)
         amax = torch.maximum(-low, high)
@@ -122,6 +108,7 @@ class IntQuantizer(ScaledQuantizer):
     def _zero_point(self, low: Tensor, scale: Tensor) -> Tensor:
         if self.symmetric:
             return torch.zeros_like(low)
+        # The zero point z makes low the code 0: low = scale * (0 - z).
         return (-low / scale.double()).round()
 
     def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
@@ -144,16 +131,8 @@ def quantize(
 ) -> QuantizedTensor:
     """Return saturate(round(x / scale) + zero_point), with the scale of x's range or a given one.
 
-    Args:
-        x: finite floats of any shape; float16 and bfloat16 are computed in float32. Gradients
-            stop here, since rounding has none.
-        scale: replaces the scale of x's range; broadcasts to `granularity.scale_shape(x.shape)`.
-        zero_point: the code for 0 that goes with `scale`; 0 by default.
-        bits, symmetric, granularity, scale_rule, scale_dtype: as in `IntQuantizer`.
-
-    Raises:
-        TypeError, ValueError: as `IntQuantizer` and its `fit` and `encode`; zero_point is given
-            without scale.
+    Options are those of `IntQuantizer`; a given scale and zero point broadcast to one per row.
+    float16 and bfloat16 are computed in float32. The result has no gradient.
 
     >>> q = quantize(torch.tensor([-0.51, 0.02, 0.33, -0.18, 0.6]), bits=8)
     >>> q.codes.tolist(), round(q.scale.item(), 6)
@@ -168,6 +147,7 @@ def quantize(
         return quantizer(x)
     check_floating(x)
     parameters = _given_parameters(x, quantizer, scale, zero_point)
+    # Saturation clips what is beyond the range of the given scale.
     codes = quantizer.encode(x, parameters)
     # `encode` has checked that the zero points fit the dtype of the codes.
     stored = Parameters(parameters.scale, parameters.zero_point.to(codes.dtype))
@@ -177,9 +157,7 @@ def quantize(
 def fake_quantize(
     x: Shaped[Tensor, "*shape"], bits: int = 8, **options: object
 ) -> Float[Tensor, "*shape"]:
-    """Return x quantized and dequantized, in x's dtype and without a gradient.
-
-    Takes and raises what `quantize` does.
+    """Return x after `quantize` (whose options it takes) and `dequantize`, in x's dtype.
 
     >>> fake_quantize(torch.tensor([0.3, 2.6, 7.0]), bits=4).tolist()
     [0.0, 3.0, 7.0]
@@ -188,7 +166,8 @@ def fake_quantize(
     if x_hat.dtype == x.dtype:
         return x_hat
     # A value that rounds beyond the largest one of a narrow dtype saturates.
-    limit = min(torch.finfo(x.dtype).max, torch.finfo(x_hat.dtype).max)
+    limits = [torch.finfo(dtype).max for dtype in (x.dtype, x_hat.dtype)]
+    limit = min(limits)
     return x_hat.clamp(-limit, limit).to(x.dtype)
 
 
@@ -198,12 +177,13 @@ def _given_parameters(
     scale: float | Tensor,
     zero_point: int | Tensor | None,
 ) -> Parameters:
-    """Return a caller's scale and zero point, checked and stored in the quantizer's dtype."""
+    # Expand both to one value per scale.
     shape = quantizer.granularity.scale_shape(x.shape)
     exact = torch.as_tensor(scale, dtype=torch.float64, device=x.device)
     exact = _expanded("scale", exact, shape)
     zeros = torch.as_tensor(0 if zero_point is None else zero_point, device=x.device)
     zeros = _expanded("zero_point", zeros, shape)
+    # Codes are made with the stored scale, so check that it is close to the exact one.
     check_scale(exact)
     stored = exact.to(quantizer.scale_dtype)
     check_stored_scale(stored, exact)

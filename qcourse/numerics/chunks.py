@@ -1,9 +1,7 @@
 """Work through a large tensor in pieces that stay in the cache.
 
 The idea: dividing, rounding and clipping a whole matrix, one after another, moves it to memory and
-back three times. Doing all three to one piece before the next piece moves it once. Most of a
-quantizer's speed comes from this.
-
+back three times. Doing all three to one piece before the next piece moves it once.
 How it differs from `granularity.py`: that lays a tensor out as rows; this walks along the rows.
 """
 
@@ -41,6 +39,7 @@ def sum_of_squares(x: Tensor) -> float:
     >>> sum_of_squares(torch.tensor([[3.0, 4.0]]))
     25.0
     """
+    # A float32 norm per row is fast, and adding in float64 keeps small rows beside large ones.
     row_norms = torch.linalg.vector_norm(x, dim=-1)
     total = float(row_norms.double().square().sum())
     if 0 < total < math.inf:
@@ -50,10 +49,7 @@ def sum_of_squares(x: Tensor) -> float:
 
 
 def chunks(rows: Tensor, out: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield `rows` and `out` in pieces of about CHUNK values, with the matching part of each column.
-
-    A column (scales, 1) has one value per row, such as its scale.
-    """
+    """Yield pieces of about CHUNK values of `rows` and `out`, with their part of each column."""
     # Methods that go column by column come here thousands of times with a small tensor.
     if rows.numel() <= CHUNK:
         yield rows, out, *columns

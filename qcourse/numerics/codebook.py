@@ -1,14 +1,9 @@
 """Codebooks: any list of levels as a grid, with NF4 among them, and the best list for given data.
 
 The idea: a code is an index into a list of levels, and x becomes the nearest level times a scale.
-Levels need not be evenly spaced. For data known to be normal, NF4 puts a level at every quantile,
-so codes are used about equally often. The list with the least squared error is another one;
-Lloyd's iteration finds it for any data. A product needs the levels, looked up and multiplied as
-floats: a codebook saves memory, and no arithmetic.
-
-Source: Dettmers et al., "QLoRA" (NeurIPS 2023), section 3 (NF4); Lloyd, "Least squares
-quantization in PCM" (1957/1982); Max (1960).
-
+NF4 has a level at every quantile of normal data, so codes are used about equally often. Lloyd's
+iteration finds the levels with the least squared error. A codebook saves memory, and no arithmetic.
+Source: Dettmers et al., "QLoRA" (NeurIPS 2023), section 3; Lloyd (1957/1982); Max (1960).
 How it differs from `affine.py` and `float_quantizer.py`: their grids are rules, this one is a list.
 """
 
@@ -26,30 +21,27 @@ from qcourse.numerics.validation import check_finite, check_floating
 
 
 def normal_float(bits: int) -> tuple[float, ...]:
-    """Return the levels of NormalFloat: normal quantiles at equal steps of probability, up to 1.
-
-    2^(bits - 1) - 1 levels are below 0 and 2^(bits - 1) above. Each half runs from probability 1/2
-    to 1 - (1/2) (1 / (2^bits - 1) + 1 / 2^bits) / 2, which leaves off the infinite ends.
-
-    Raises:
-        ValueError: bits is not a whole number from 2 to 8.
+    """Return the 2^bits levels of NormalFloat: normal quantiles, over the largest; 2 to 8 bits.
 
     >>> [round(level, 4) for level in normal_float(3)]
     [-1.0, -0.535, -0.2469, 0.0, 0.1833, 0.382, 0.623, 1.0]
     """
     if type(bits) is not int or not 2 <= bits <= 8:
         raise ValueError(f"bits={bits!r} must be a whole number (a Python int) from 2 to 8")
-    half = 1 << bits - 1
-    end = 1 - (1 / (2 * (2 * half - 1)) + 1 / (4 * half)) / 2
-    above = _normal_quantiles(end, half + 1)
-    below = -_normal_quantiles(end, half).flip(0)
+    # Stop half a step short of probability 1, whose quantile is infinite. QLoRA takes the mean of
+    # the steps 1 / 2^bits and 1 / (2^bits - 1).
+    count = 1 << bits
+    step = (1 / (count - 1) + 1 / count) / 2
+    end = 1 - step / 2
+    # Half of the levels are above 0, one fewer below.
+    above = _normal_quantiles(end, count // 2 + 1)
+    below = -_normal_quantiles(end, count // 2).flip(0)
     # Both halves hold 0, and one is enough.
     levels = torch.cat([below[:-1], above]) / above[-1]
     return tuple(levels.tolist())
 
 
 def _normal_quantiles(end: float, count: int) -> Tensor:
-    """Return the normal quantiles of `count` probabilities evenly spaced from 1/2 to `end`."""
     probabilities = torch.linspace(0.5, end, count, dtype=torch.float64)
     return torch.special.ndtri(probabilities)
 
@@ -59,17 +51,10 @@ NF4 = normal_float(4)
 
 @dataclass(frozen=True)
 class CodebookQuantizer(ScaledQuantizer):
-    """Quantize to the nearest of a list of levels, times a scale.
+    """Quantize to the nearest of 2 to 256 ascending levels, times a scale.
 
-    Args:
-        levels: 2 to 256 of them, ascending; they need not include 0.
-        granularity: which values share a scale.
-        scale_rule: "amax": amax / max |level|. "mse": "amax" of the fraction of the range that
-            leaves the least squared error.
-        scale_dtype: the floating-point dtype that scales are stored in.
-
-    Raises:
-        TypeError, ValueError: an argument is not one of the above.
+    The rule "amax" is amax / max |level|; "mse" searches the fraction of the range with the least
+    squared error.
 
     >>> codebook = CodebookQuantizer((-1.0, 0.0, 0.25, 1.0))
     >>> codebook(torch.tensor([-2.0, 0.3, 0.2, 1.3])).codes.tolist()
@@ -85,8 +70,9 @@ class CodebookQuantizer(ScaledQuantizer):
 
     def __post_init__(self) -> None:
         levels = torch.tensor(self.levels, dtype=torch.float64)
-        ascending = torch.isfinite(levels).all() and (levels.diff() > 0).all()
-        if not 2 <= len(levels) <= 256 or not ascending:
+        finite = torch.isfinite(levels).all()
+        ascending = (levels.diff() > 0).all()
+        if not 2 <= len(levels) <= 256 or not finite or not ascending:
             raise ValueError(
                 f"levels={self.levels!r} must be 2 to 256 finite numbers in ascending order"
             )
@@ -94,7 +80,6 @@ class CodebookQuantizer(ScaledQuantizer):
 
     @property
     def bits(self) -> int:
-        """Bits per code."""
         return (len(self.levels) - 1).bit_length()
 
     @cached_property
@@ -103,7 +88,7 @@ class CodebookQuantizer(ScaledQuantizer):
 
     @cached_property
     def _borders(self) -> Tensor:
-        """The middles between neighboring levels: on each side another level is the nearest."""
+        # Halfway between two neighboring levels the nearest level changes.
         levels = torch.tensor(self.levels, dtype=torch.float64)
         return ((levels[1:] + levels[:-1]) / 2).float()
 
@@ -120,19 +105,10 @@ class CodebookQuantizer(ScaledQuantizer):
 
 
 def lloyd_max(x: Shaped[Tensor, "..."], count: int, *, steps: int = 100) -> tuple[float, ...]:
-    """Return levels with a locally least mean squared error on x, by Lloyd's iteration.
+    """Return `count` levels (2 to 256) with a locally least mean squared error on finite x.
 
-    It starts at quantiles of x and repeats two steps: give each value its nearest level, then move
-    each level to the mean of its values. It is k-means in one dimension.
-
-    Args:
-        x: finite floats, any shape.
-        count: the number of levels, 2 to 256, at most the number of different values in x.
-        steps: the largest number of iterations.
-
-    Raises:
-        TypeError: x is not a floating-point tensor.
-        ValueError: x is empty or not finite; count is outside its range.
+    Lloyd's iteration gives each value its nearest level, moves each level to the mean of its
+    values, and repeats: k-means in one dimension.
 
     >>> [round(level, 2) for level in lloyd_max(torch.tensor([0.0, 0.1, 0.2, 5.0, 5.2]), 2)]
     [0.1, 5.1]
@@ -146,7 +122,9 @@ def lloyd_max(x: Shaped[Tensor, "..."], count: int, *, steps: int = 100) -> tupl
             f"count={count!r} must be from 2 to 256,"
             f" and at most the {len(different)} different values of x"
         )
-    places = (torch.arange(count, device=x.device) + 0.5) / count * len(different)
+    # Start at quantiles of the different values.
+    fractions = (torch.arange(count, device=x.device) + 0.5) / count
+    places = fractions * len(different)
     levels = different[places.long()]
     # sums[i] is the sum of the i smallest values.
     sums = torch.cat([values.new_zeros(1), values.cumsum(0)])
@@ -159,7 +137,6 @@ def lloyd_max(x: Shaped[Tensor, "..."], count: int, *, steps: int = 100) -> tupl
 
 
 def _moved_to_means(levels: Tensor, values: Tensor, sums: Tensor) -> Tensor:
-    """Return, per level, the mean of the values that it is nearest to."""
     # The values are sorted, so those of one level are a run from one border to the next.
     middles = (levels[1:] + levels[:-1]) / 2
     borders = torch.searchsorted(values, middles, right=True)

@@ -1,17 +1,8 @@
 """Small floats times a scale: FP8 per tensor or per row, FP4 per group.
 
-The idea: a small float has a range of its own, which is rarely the range of the data. E4M3 ends at
-448; most weights with standard deviation 0.02 would be subnormal. So a scale moves the data to
-where the format is dense:
-
-    codes = encode(x / scale)        x_hat = scale * decode(codes)
-
-The grid is finest around 0, so a scale that is wrong by a factor of two costs little. A power of
-two will do, and only its exponent has to be stored.
-
-Source: Micikevicius et al. (2022), section 3.1; OCP Microscaling Formats MX 1.0 (2023), section
-6.3, for the rule "floor"; torchao's `ScaleCalculationMode` for "even", "ceil" and "rceil".
-
+The idea: a scale moves the data into the range of the format. A small float has about the same
+relative precision over its range, so a power of two will do, stored as an exponent.
+Source: Micikevicius et al. (2022), section 3.1; OCP MX 1.0 (2023), section 6.3; torchao's rules.
 How it differs from `minifloat.py`: that describes the formats; this adds ranges and scales.
 """
 
@@ -37,19 +28,12 @@ class FloatQuantizer(ScaledQuantizer):
     """Quantize to a small float format times a scale: codes = encode(x / scale).
 
     Args:
-        format: the format of the codes.
-        granularity: which values share a scale.
         scale_rule: "amax": amax / format.max. "mse": "amax" of the fraction of the range that
-            leaves the least squared error. "unit": 1; values beyond the format saturate.
-            The others are powers of two, with E the exponent of format.max. "floor":
-            2^(floor(log2 amax) - E), as in MX, which may clip the largest values. "even": as
-            "floor", with amax first rounded to the format's mantissa. "ceil":
-            2^(ceil(log2 amax) - E). "rceil": the smallest that does not clip.
-        scale_dtype: the floating-point dtype that scales are stored in; torch.float8_e8m0fnu
-            holds a power of two in one byte.
-
-    Raises:
-        TypeError, ValueError: an argument is not one of the above.
+            leaves the least squared error. "unit": 1. The others are powers of two, with E the
+            exponent of format.max. "floor": 2^(floor(log2 amax) - E), which may clip. "even":
+            "floor" of amax rounded to the format's mantissa. "ceil": 2^(ceil(log2 amax) - E).
+            "rceil": the smallest that does not clip.
+        scale_dtype: torch.float8_e8m0fnu holds a power of two in one byte.
 
     >>> from qcourse.numerics.minifloat import E2M1
     >>> q = FloatQuantizer(E2M1)(torch.tensor([0.125, -0.5, 1.5, 0.03]))
@@ -75,7 +59,6 @@ class FloatQuantizer(ScaledQuantizer):
 
     @property
     def bits(self) -> int:
-        """Bits per code."""
         return self.format.bits
 
     def _exact_scale(self, low: Tensor, high: Tensor) -> Tensor:
@@ -101,7 +84,6 @@ class FloatQuantizer(ScaledQuantizer):
 
 
 def _power_of_two(amax: Tensor, format: FloatFormat, rule: str) -> Tensor:
-    """Return the power of two for amax (float64) by one of POWER_RULES."""
     exponent = _scale_exponent(amax, format, rule)
     scale = torch.exp2(exponent.double()).clamp(min=E8M0.smallest)
     # A block of zeros gets the smallest scale that E8M0 holds.

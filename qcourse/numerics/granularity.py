@@ -1,12 +1,9 @@
 """Which values share a scale.
 
-The idea: a granularity lays a tensor out as rows, one row for all the values that share one scale. Everything else in
-the course (ranges, codes, searches) then works on rows and never asks again which granularity it was.
-
-Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018), sections 2.5 and 3.1
-(tensor, channel); groups as in GPTQ (Frantar et al., ICLR 2023), section 4.
-
-`affine.py` turns rows into codes; this file only arranges them.
+The idea: a granularity lays a tensor out as rows, one row for all values that share one scale.
+Ranges, codes and searches then work on rows and never ask which granularity it was.
+Source: Krishnamoorthi (2018), sections 2.5 and 3.1; groups as in GPTQ (Frantar et al., 2023).
+How it differs from `affine.py`: that turns rows into codes; this only arranges them.
 """
 
 import math
@@ -20,16 +17,16 @@ from torch import Tensor
 
 @runtime_checkable
 class Granularity(Protocol):
-    """What a quantizer asks of a granularity; `PerTensor`, `PerChannel` and `PerGroup` answer."""
+    """What a quantizer asks of `PerTensor`, `PerChannel` and `PerGroup`."""
 
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        """The shape of the scales of a tensor of this shape; raises ValueError where the two do not fit."""
+        """Return the shape of the scales; ValueError if the granularity does not suit `shape`."""
 
     def rows(self, x: Tensor) -> Tensor:
-        """x as (scales, values a scale)."""
+        """Return x as (scales, values per scale)."""
 
     def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `rows`, contiguous."""
+        """Return the inverse of `rows`, contiguous."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,18 @@ class PerTensor:
     """
 
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        """No axes: the scale is a single number."""
         return ()
 
     def rows(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "1 size"]:
-        """All values in one row."""
         return x.reshape(1, -1)
 
     def unrows(self, rows: Shaped[Tensor, "1 size"], shape: torch.Size) -> Shaped[Tensor, "*shape"]:
-        """The row, in the tensor's shape again."""
         return rows.reshape(shape)
 
 
 @dataclass(frozen=True)
 class PerChannel:
-    """One scale for each index of `axis`, the axis that keeps its own scale; weights are (out, in), so 0 is the output.
+    """One scale per index of `axis`, which is 0 for the outputs of weights (out, in).
 
     >>> PerChannel(axis=0).scale_shape(torch.Size([4, 6]))
     (4, 1)
@@ -68,32 +62,36 @@ class PerChannel:
             raise ValueError(f"axis={self.axis!r} must be a whole number (a Python int)")
 
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        """1 everywhere but on `axis`, so that codes * scale broadcasts."""
-        if not -len(shape) <= self.axis < len(shape):
+        axes = len(shape)
+        if not -axes <= self.axis < axes:
             raise ValueError(
-                f"axis={self.axis} is out of range for shape {tuple(shape)}: need {-len(shape)} <= axis < {len(shape)}"
+                f"axis={self.axis} is out of range for shape {tuple(shape)}:"
+                f" need {-axes} <= axis < {axes}"
             )
-        kept = self.axis % len(shape)
-        return tuple(size if i == kept else 1 for i, size in enumerate(shape))
+        # 1 on every other axis, so that codes * scale broadcasts.
+        scale_shape = [1] * axes
+        scale_shape[self.axis] = shape[self.axis]
+        return tuple(scale_shape)
 
     def rows(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "channels size"]:
-        """One row a channel (a copy unless `axis` is the first)."""
+        # A copy, unless `axis` is the first.
         return x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
 
     def unrows(
         self, rows: Shaped[Tensor, "channels size"], shape: torch.Size
     ) -> Shaped[Tensor, "*shape"]:
-        """The rows moved back onto `axis`."""
         axis = self.axis % len(shape)
         if axis == 0:
             return rows.reshape(shape)
+        # Channels come first in rows; move them back to their axis.
         others = shape[:axis] + shape[axis + 1 :]
-        return rows.reshape(shape[axis], *others).movedim(0, axis).contiguous()
+        channels_first = rows.reshape(shape[axis], *others)
+        return channels_first.movedim(0, axis).contiguous()
 
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale for each run of `size` neighbours along the last axis, for weights (out, in) the input axis.
+    """One scale per `size` neighbors on the last axis, the inputs of weights (out, in).
 
     >>> PerGroup(2).scale_shape(torch.Size([4, 6]))
     (4, 3)
@@ -108,39 +106,39 @@ class PerGroup:
             )
 
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        """The tensor's shape with the last axis counted in groups."""
         if not shape:
             raise ValueError(
-                f"group size={self.size} needs at least one axis to group along; the tensor is a scalar"
+                f"group size={self.size} needs at least one axis to group along;"
+                " the tensor is a scalar"
             )
-        if shape[-1] % self.size:
+        length = shape[-1]
+        groups, rest = divmod(length, self.size)
+        if rest:
+            sizes = _nearest_divisors(length, self.size)
             raise ValueError(
-                f"group size={self.size} does not divide the last axis of shape {tuple(shape)}: "
-                f"{shape[-1]} = {shape[-1] // self.size} x {self.size} + {shape[-1] % self.size}; "
-                f"the nearest sizes that divide it are {_nearest_divisors(shape[-1], self.size)}"
+                f"group size={self.size} does not divide the last axis of shape {tuple(shape)}:"
+                f" {length} = {groups} x {self.size} + {rest};"
+                f" the nearest sizes that divide it are {sizes}"
             )
-        return (*shape[:-1], shape[-1] // self.size)
+        return (*shape[:-1], groups)
 
     def rows(self, x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "groups size"]:
-        """One row a group, in reading order."""
         return x.reshape(-1, self.size)
 
     def unrows(
         self, rows: Shaped[Tensor, "groups size"], shape: torch.Size
     ) -> Shaped[Tensor, "*shape"]:
-        """The groups side by side again."""
         return rows.reshape(shape)
 
 
 def _nearest_divisors(length: int, size: int) -> str:
-    """The divisors of length just below and just above size, as words.
-
-    >>> _nearest_divisors(100, 48)
-    '25 and 50'
-    """
-    divisors = {
-        d for i in range(1, math.isqrt(length) + 1) if length % i == 0 for d in (i, length // i)
-    }
+    """Return the divisors of `length` next to `size`, which is none of them: "25 and 50"."""
+    divisors = set()
+    # Divisors come in pairs: if i divides length, so does length / i.
+    for i in range(1, math.isqrt(length) + 1):
+        if length % i == 0:
+            divisors.add(i)
+            divisors.add(length // i)
     below = max(d for d in divisors if d < size)
     above = min((d for d in divisors if d > size), default=None)
     return str(below) if above is None else f"{below} and {above}"

@@ -1,15 +1,10 @@
-"""Blocks of 4-, 6- or 8-bit floats with a shared scale, as hardware multiplies them: MX and NVFP4.
+"""Blocks of 4-, 6- or 8-bit floats with a shared scale, which hardware multiplies: MX and NVFP4.
 
-The idea: where few neighbors share a scale, the scale has to be small. In the MX formats 32 values
-share a power of two in one byte (E8M0), so decoding adds exponents and multiplies nothing; but the
-power of two may be almost twice too large. NVFP4 gives 16 values a scale with a mantissa, in E4M3.
-E4M3 alone does not reach from the smallest block to the largest, so one float32 scales the tensor.
-
-Source: OCP Microscaling Formats MX 1.0 (2023); NVIDIA's description of NVFP4 (2025). The order of
-the float operations is that of torchao's `nvfp4_quantize`, so codes agree bit for bit.
-
-How it differs from `float_quantizer.py`: that combines any format with any scale; here are the
-combinations that have names, and the one with two scales.
+The idea: few values share a scale, so it has to be small. MX: 32 values, a power of two in one byte
+(E8M0). NVFP4: 16 values and a scale with a mantissa, in E4M3, which does not reach from the
+smallest block to the largest; so there is one float32 scale for the tensor, too.
+Source: OCP MX 1.0 (2023); NVIDIA on NVFP4 (2025), in the arithmetic of torchao's `nvfp4_quantize`.
+How it differs from `float_quantizer.py`: these are its combinations that have names.
 """
 
 from dataclasses import dataclass
@@ -33,10 +28,7 @@ def mx(format: FloatFormat, scale_rule: str = "floor") -> FloatQuantizer:
 
     Args:
         format: E4M3 or E5M2 (MXFP8), E3M2 or E2M3 (MXFP6), E2M1 (MXFP4).
-        scale_rule: "floor" is the standard's; also "even", "ceil", "rceil".
-
-    Raises:
-        ValueError: another format, or another rule.
+        scale_rule: "floor" (the standard's), "even", "ceil" or "rceil".
 
     >>> q = mx(E2M1)(torch.tensor([[1.0, 7.0, *30 * [0.1]]]))
     >>> q.bits_per_weight, q.scale.tolist(), q.dequantize()[0, :3].tolist()  # 7 is clipped to 6
@@ -54,12 +46,7 @@ def mx(format: FloatFormat, scale_rule: str = "floor") -> FloatQuantizer:
 
 @dataclass(frozen=True, eq=False)
 class BlockScales:
-    """The two scales of NVFP4: x_hat = code value * block scale * tensor scale.
-
-    Args:
-        scale: one per block of 16, in E4M3, at least its smallest normal number.
-        tensor_scale: one for the tensor, in float32.
-    """
+    """The two scales of NVFP4, one per block in E4M3 and one per tensor in float32."""
 
     scale: Shaped[Tensor, "*scales"]
     tensor_scale: Float[Tensor, ""]
@@ -69,13 +56,8 @@ class BlockScales:
 class NVFP4Quantizer(RowQuantizer):
     """Quantize to NVFP4: E2M1 in blocks of 16 with an E4M3 scale each, and a float32 scale for all.
 
-    tensor_scale = amax / (6 * 448), so the block with the largest value has the largest scale.
-    GPTQ with groups that are not static fits one group at a time, each with its own tensor_scale.
-
-    Args:
-        per_tensor: False: tensor_scale is 1; blocks with amax below 6/64 or above 6 * 448 then
-            have no fitting scale.
-        granularity: PerGroup(16) is the format's; methods that go column by column use others.
+    Without per_tensor there is no float32 scale; then no E4M3 scale fits a block with amax below
+    6/64 or above 6 * 448.
 
     >>> q = NVFP4Quantizer()(torch.tensor([[6.0, 0.5, *14 * [0.0]], [0.75, 0.25, *14 * [0.0]]]))
     >>> q.bits_per_weight, q.dequantize()[:, :2].tolist()  # 4.5, and the 32 bits of tensor_scale
@@ -88,14 +70,9 @@ class NVFP4Quantizer(RowQuantizer):
     code_dtype: ClassVar[torch.dtype] = torch.uint8
 
     def fit(self, x: Shaped[Tensor, "*shape"]) -> BlockScales:
-        """Return the scales for x's own range.
-
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty, has NaN or infinity, does not suit the granularity, or is so
-                small that float32 cannot divide by its scale.
-        """
+        """Return the scales for x's own range; raises what `ScaledQuantizer.fit` raises."""
         _, low, high = self._checked_rows(x)
+        # The largest value becomes the largest code at the largest block scale.
         amax = torch.maximum(-low, high).float()
         tensor_scale = self._tensor_scale(amax.max())
         # As in the published code, no block scale is below the normal numbers of E4M3.
@@ -105,7 +82,7 @@ class NVFP4Quantizer(RowQuantizer):
         return BlockScales(scale.reshape(shape), tensor_scale)
 
     def parameter_nbytes(self, parameters: BlockScales) -> int:
-        """Return one byte per block, and four for the tensor if it has a scale."""
+        # One byte per block, and a float32 for the tensor if it has a scale.
         return parameters.scale.numel() + 4 * self.per_tensor
 
     def _tensor_scale(self, largest: Tensor) -> Tensor:

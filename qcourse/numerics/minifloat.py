@@ -5,14 +5,8 @@ The idea: a float has a sign, an exponent e and a mantissa m of M bits, and stan
     (-1)^sign * 2^(e - bias) * (1 + m / 2^M)        if e > 0
     (-1)^sign * 2^(1 - bias) * m / 2^M              if e = 0 (a subnormal number)
 
-Steps are equal within a power of two and double from one to the next; subnormals put 0 on the
-grid. Formats also differ in what their topmost codes mean: see `FloatFormat`.
-
-Source: Micikevicius et al., "FP8 formats for deep learning" (2022), tables 1 and 2; the OCP
-standards OFP8 (2023) and Microscaling Formats MX 1.0 (2023), section 5.
-
-How it differs from `minifloat_encoding.py`: here a code becomes a number; there a number becomes
-a code.
+Source: Micikevicius et al. (2022), tables 1 and 2; OCP OFP8 (2023) and MX 1.0 (2023), section 5.
+How it differs from `minifloat_encoding.py`: here codes become numbers; there numbers become codes.
 """
 
 from dataclasses import dataclass
@@ -29,19 +23,12 @@ SPECIALS = ("ieee", "nan", "none")
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """What each bit of a small float is for.
+    """The bits of a small float of 3 to 8 bits, whose numbers float32 must hold.
 
     Args:
-        name: as in "E4M3".
-        exponent_bits: E, at least 1.
-        mantissa_bits: M; 3 to 8 bits in all.
-        bias: subtracted from the exponent field.
         specials: "ieee": the topmost exponent is infinity (m = 0) and NaN. "nan": the last code,
             all ones, is NaN. "none": every code is a number.
         signed: False: no sign, no subnormals and so no 0 (E8M0).
-
-    Raises:
-        ValueError: an argument is not one of the above; float32 does not hold every number.
 
     >>> E4M3.bits, E4M3.max, E4M3.smallest, E4M3.smallest_normal
     (8, 448.0, 0.001953125, 0.015625)
@@ -82,7 +69,6 @@ class FloatFormat:
 
     @property
     def bits(self) -> int:
-        """Bits per code."""
         return self.signed + self.exponent_bits + self.mantissa_bits
 
     @property
@@ -97,7 +83,6 @@ class FloatFormat:
 
     @property
     def max(self) -> float:
-        """The largest number."""
         return float(code_values(self)[self.max_code])
 
     @property
@@ -151,20 +136,19 @@ def code_values(format: FloatFormat) -> Float[Tensor, " codes"]:
 
 
 def decode(codes: Integer[Tensor, "*shape"], format: FloatFormat) -> Float[Tensor, "*shape"]:
-    """Return the numbers that codes stand for, in float32.
-
-    Raises:
-        ValueError: a code is not in 0 to 2^bits - 1.
+    """Return the numbers that codes from 0 to 2^bits - 1 stand for, in float32.
 
     >>> decode(torch.tensor([0x38, 0x7E, 0x01]), E4M3).tolist()
     [1.0, 448.0, 0.001953125]
     """
-    largest = (1 << format.bits) - 1
-    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= largest:
-        raise ValueError(
-            f"codes of {format} must be from 0 to {largest},"
-            f" got {int(codes.min())} to {int(codes.max())}"
-        )
+    last = (1 << format.bits) - 1
+    if codes.numel():
+        lowest = int(codes.min())
+        highest = int(codes.max())
+        if lowest < 0 or highest > last:
+            raise ValueError(
+                f"codes of {format} must be from 0 to {last}, got {lowest} to {highest}"
+            )
     # Indexing with int64 is faster; int32 takes half the memory.
     indices = codes.long() if codes.numel() < CHUNK else codes.int()
     return code_values(format).to(codes.device)[indices]

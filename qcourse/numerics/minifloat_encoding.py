@@ -1,11 +1,7 @@
 """Numbers to the codes of small floats: to nearest, or up and down at random.
 
-The idea: codes of one sign are in the order of their values, so the code after that of x is the
-next float, whatever its exponent. That makes rounding one formula: take the step of x's own power
-of two, count the steps in x, and add the steps of all the powers of two below.
-
-Source: as for `minifloat.py`.
-
+The idea: codes of one sign are in the order of their values. So a code is a count: the steps in x,
+each as wide as those of x's own power of two, and the steps of all the powers of two below.
 How it differs from `affine.py`: the steps there are all equal; here they grow with the number.
 """
 
@@ -34,15 +30,9 @@ def encode(
     """Return the code of the number nearest to x; a tie goes to the even code.
 
     Args:
-        x: any floats. NaN is kept; -0 keeps its sign.
-        format: the format of the codes.
-        saturate: True: values beyond the largest number, infinity too, become the largest. False:
-            they become infinity if the format has it, else NaN. Libraries differ in this.
-        stochastic: rounds up or down at random, so that the mean is x; None rounds to nearest.
-
-    Raises:
-        TypeError: x is not a floating-point tensor.
-        ValueError: x is empty or has a value that the format has no code for.
+        saturate: False: values beyond the largest number become infinity if the format has it, or
+            else NaN. Libraries differ in this.
+        stochastic: rounds up or down at random so that the mean is x.
 
     >>> from qcourse.numerics.minifloat import E4M3
     >>> encode(torch.tensor([1.0, -0.3, 1000.0]), E4M3).tolist()
@@ -51,8 +41,8 @@ def encode(
     [127]
     """
     check_floating(x)
-    flat = x.detach().to(wide(x.dtype)).reshape(-1)
-    flat = _wide_enough(flat, format)
+    flat = x.detach().reshape(-1)
+    flat = _wide_enough(flat.to(wide(x.dtype)), format)
     codes = torch.empty(flat.shape, dtype=torch.uint8, device=x.device)
     for part, codes_part in zip(flat.split(CHUNK), codes.split(CHUNK), strict=True):
         _check_codes_exist(part, format)
@@ -84,16 +74,15 @@ def _encode_part(
 
 
 def _wide_enough(x: Tensor, format: FloatFormat) -> Tensor:
-    """Return x, in float64 if the format's steps are below float32's normal numbers."""
+    # float32 would have to count steps below its own normal numbers.
     smallest_step = 2.0 ** (format.signed - format.bias - format.mantissa_bits)
-    return x.double() if smallest_step < torch.finfo(torch.float32).tiny else x
+    if smallest_step < torch.finfo(torch.float32).tiny:
+        return x.double()
+    return x
 
 
 def _count(size: Tensor, format: FloatFormat, stochastic: torch.Generator | None) -> Tensor:
-    """Return how many numbers of the format lie from 0 to `size`, as if none were the largest.
-
-    That is the code. Overwrites `size`.
-    """
+    """Return the codes of `size` as if there were no largest code; overwrites `size`."""
     integers, mantissa_bits, bias = _FIELDS[size.dtype]
     # Twice the largest number is beyond it as well, and unlike infinity it has an exponent.
     size.clamp_(max=2 * format.max)
@@ -128,7 +117,6 @@ def _with_sign(codes: Tensor, x: Tensor, format: FloatFormat) -> Tensor:
 
 
 def _check_codes_exist(x: Tensor, format: FloatFormat) -> None:
-    """Raise ValueError for values that the format has no code for."""
     if format.specials == "none" and x.isnan().any():
         raise ValueError(f"x has {int(x.isnan().sum())} NaN, for which {format} has no code")
     if not format.signed and (x < 0).any():
@@ -136,7 +124,6 @@ def _check_codes_exist(x: Tensor, format: FloatFormat) -> None:
 
 
 def _check_within(codes: Tensor, format: FloatFormat) -> None:
-    """Raise ValueError for codes of numbers beyond the format's largest."""
     beyond = codes > format.max_code
     if beyond.any():
         raise ValueError(

@@ -1,10 +1,8 @@
-"""What a quantized tensor is: codes, the parameters to read them with, and the quantizer that made them.
+"""What a quantized tensor is: codes, the parameters to read them with, and their quantizer.
 
-The idea: a quantizer is a value with three pure functions, fit(x) -> parameters, encode(x, parameters) -> codes and
-decode(codes, parameters) -> floats. Integers (`affine.py`), minifloats and codebooks all have these three, so a method
-such as GPTQ takes any of them and a new number format needs no edit there.
-
-This file says what they share; it chooses no codes itself.
+The idea: a quantizer has three pure functions, fit(x) -> parameters, encode(x, parameters) -> codes
+and decode(codes, parameters) -> floats. Methods such as GPTQ take any quantizer.
+How it differs from `row_quantizer.py`: this is the interface, that implements it.
 """
 
 from dataclasses import dataclass
@@ -18,58 +16,56 @@ from qcourse.numerics.granularity import Granularity
 from qcourse.numerics.packing import packed_nbytes
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no single ==
+# eq=False: compared by identity, since tensors have no single ==.
+@dataclass(frozen=True, eq=False)
 class Parameters:
-    """The scale (the width of one step, in x's units) and zero point (the code that stands for 0) of an affine map.
+    """The parameters of an affine map, of the shape that `granularity.scale_shape` gives."""
 
-    Args:
-        scale: in the dtype it is stored in, of the shape `granularity.scale_shape` gives.
-        zero_point: whole codes, of scale's shape.
-    """
-
-    scale: Shaped[Tensor, "*scales"]  # floats, of 8 bits too
+    # The width of one step in units of x, in the dtype it is stored in.
+    scale: Shaped[Tensor, "*scales"]
+    # The code that stands for 0.
     zero_point: Integer[Tensor, "*scales"]
 
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """What everything that takes a quantizer may ask of it.
+    """What a method may ask of any quantizer.
 
-    A quantizer is a frozen dataclass with ``granularity`` among its fields, so that ``dataclasses.replace`` gives one
-    for another granularity. Each tensor of its parameters has no axis or, for a matrix, one row or a row for each of
-    the matrix, and one column or a column for each group: so the parameters of one group are a slice of the whole's.
+    It is a frozen dataclass with a field `granularity`. For a matrix, each tensor of its parameters
+    is a scalar or has 1 row or one per row of the matrix, and 1 column or one per group: the
+    parameters of a group are a slice.
     """
 
     @property
     def bits(self) -> int:
-        """Bits a code."""
+        """Bits per code."""
 
     @property
     def granularity(self) -> Granularity:
         """Which values share a scale."""
 
     def __call__(self, x: Tensor) -> "QuantizedTensor":
-        """x quantized on its own range: fit, then encode."""
+        """Quantize x on its own range: fit, then encode."""
 
     def fit(self, x: Tensor) -> Any:
-        """The parameters for x."""
+        """Return the parameters for x."""
 
     def encode(self, x: Tensor, parameters: Any) -> Tensor:
-        """Codes of x's shape."""
+        """Return codes of x's shape."""
 
     def decode(self, codes: Tensor, parameters: Any) -> Tensor:
-        """Floats of the codes' shape."""
+        """Return floats of the codes' shape."""
 
     def nearest(self, x: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
-        """Codes and the floats they stand for in one, unchecked: for methods that encode column by column."""
+        """Return codes and their floats, unchecked: for methods that go column by column."""
 
     def parameter_nbytes(self, parameters: Any) -> int:
-        """Bytes that the parameters take in storage."""
+        """Return the bytes that the parameters take in storage."""
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """Codes with all it takes to read them; what `quantize` returns.
+    """What `quantize` returns.
 
     >>> from qcourse import quantize
     >>> q = quantize(torch.tensor([-0.33, -0.10, 0.02, 0.41]), bits=4)
@@ -83,41 +79,36 @@ class QuantizedTensor:
 
     @property
     def scale(self) -> Tensor:
-        """The scales, as stored."""
         return self.parameters.scale
 
     @property
     def zero_point(self) -> Tensor:
-        """The zero points, as stored (all 0 for a symmetric quantizer, which then stores none)."""
+        """The zero points: all 0 for a symmetric quantizer, which stores none."""
         return self.parameters.zero_point
 
     @property
     def bits(self) -> int:
-        """Bits a code."""
         return self.quantizer.bits
 
     @property
     def granularity(self) -> Granularity:
-        """Which values share a scale."""
         return self.quantizer.granularity
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of the tensor that was quantized."""
         return self.codes.shape
 
     @property
     def nbytes(self) -> int:
-        """Bytes in storage: the codes as packed, the scales and zero points as stored."""
-        return packed_nbytes(self.codes.numel(), self.bits) + self.quantizer.parameter_nbytes(
-            self.parameters
-        )
+        """Bytes in storage: packed codes, scales, and zero points unless symmetric."""
+        code_nbytes = packed_nbytes(self.codes.numel(), self.bits)
+        return code_nbytes + self.quantizer.parameter_nbytes(self.parameters)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits in storage for each value, 8 nbytes / count, scales and zero points included."""
+        """Bits in storage per value: 8 nbytes / count, scales and zero points included."""
         return 8 * self.nbytes / self.codes.numel()
 
     def dequantize(self) -> Float[Tensor, "*shape"]:
-        """The floats that the codes stand for: float32, or float64 where the scales are."""
+        """Return the floats that the codes stand for: float32, or float64 if the scales are."""
         return self.quantizer.decode(self.codes, self.parameters)

@@ -1,11 +1,8 @@
 """The base class of the quantizers: encode and decode a tensor row by row.
 
-The idea: a granularity lays a tensor out as rows whose values share a scale. A number format then
-only has to say how rows become codes and back. The checks and the steps from a tensor to its rows
-and back are the same for every format, so they are here.
-
-How it differs from `quantized.py`: that names what a method such as GPTQ may ask of any quantizer;
-this implements it. `scaled.py` adds one scale per row, `microscaling.py` one more per tensor.
+The idea: a granularity lays a tensor out as rows that share a scale. A number format only says how
+rows become codes and back; the checks, and the way from the tensor to rows and back, are here.
+How it differs from `quantized.py`: that says what GPTQ may ask of a quantizer; this implements it.
 """
 
 from abc import ABC, abstractmethod
@@ -22,10 +19,7 @@ from qcourse.numerics.validation import check_finite, check_floating
 
 
 class RowQuantizer(ABC):
-    """Base class of the quantizers, which are frozen dataclasses.
-
-    A subclass defines all that is abstract here; Python makes no value of it otherwise.
-    """
+    """Base class of the quantizers: a frozen dataclass that defines all that is abstract here."""
 
     @property
     @abstractmethod
@@ -35,7 +29,7 @@ class RowQuantizer(ABC):
     @property
     @abstractmethod
     def granularity(self) -> Granularity:
-        """Which values share a scale: a field, so that `dataclasses.replace` can change it."""
+        """Which values share a scale; a field, so that `dataclasses.replace` can change it."""
 
     @property
     @abstractmethod
@@ -69,23 +63,14 @@ class RowQuantizer(ABC):
         return QuantizedTensor(codes, parameters, self)
 
     def encode(self, x: Shaped[Tensor, "*shape"], parameters: Any) -> Integer[Tensor, "*shape"]:
-        """Return the codes of the grid points nearest to x; values beyond the grid get its ends.
-
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty or has NaN or infinity; the parameters are wrong for x.
-        """
+        """Return the codes of the grid points nearest to finite x; values beyond get the ends."""
         check_floating(x)
         self._check_parameters(parameters, self.granularity.scale_shape(x.shape))
         check_finite(x, *range_of_rows(x.detach().reshape(1, -1)))
         return self._encode(x, parameters)
 
     def decode(self, codes: Integer[Tensor, "*shape"], parameters: Any) -> Float[Tensor, "*shape"]:
-        """Return the grid point of each code times its scale, in float32 (float64 if the scale is).
-
-        Raises:
-            ValueError: the parameters are wrong for these codes.
-        """
+        """Return each code's grid point times its scale, in float32, or float64 if the scale is."""
         self._check_parameters(parameters, self.granularity.scale_shape(codes.shape))
         return self._decode(codes, parameters)
 
@@ -107,7 +92,7 @@ class RowQuantizer(ABC):
         return self.granularity.unrows(x_hat, codes.shape)
 
     def _checked_rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x's rows and their smallest and largest values, after the checks of `fit`."""
+        """Return x's rows and the smallest and largest value of each, after the checks of x."""
         check_floating(x)
         self.granularity.scale_shape(x.shape)  # raises ValueError if the shape does not suit
         rows = self.granularity.rows(x.detach())

@@ -1,10 +1,7 @@
-"""The quantizers with one scale per row: fit a range, divide by the scale, take the nearest point.
+"""Quantizers with one scale per row: fit a range, divide by its scale, take the nearest point.
 
-The idea: number formats differ in their grid (integers, small floats, a list of levels). The rest
-is the same: how a range becomes a scale, how scales are stored, and
-
-    codes = to_codes(x / scale)        x_hat = scale * from_codes(codes)
-
+The idea: codes = to_codes(x / scale), x_hat = scale * from_codes(codes). Number formats differ in
+their grid (integers, small floats, a list of levels) and share the way from a range to its scale.
 How it differs from `row_quantizer.py`: that says nothing about scales; this has one per row.
 """
 
@@ -25,11 +22,7 @@ MSE_SHRINKS = tuple(0.97**i for i in range(100))
 
 
 class ScaledQuantizer(RowQuantizer):
-    """Base class of the quantizers with one scale per row.
-
-    A subclass has the fields `granularity`, `scale_rule` and `scale_dtype`, lists its
-    `scale_rules`, and defines its grid: `_exact_scale`, `_to_codes` and `_from_codes`.
-    """
+    """Base class of the quantizers with one scale per row; a subclass defines its grid."""
 
     @property
     @abstractmethod
@@ -86,10 +79,8 @@ class ScaledQuantizer(RowQuantizer):
     def fit(self, x: Shaped[Tensor, "*shape"]) -> Parameters:
         """Return the scale and zero point for x's own range, by `scale_rule`.
 
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty, has NaN or infinity, or does not suit the granularity;
-                scale_dtype cannot hold a scale.
+        Raises TypeError or ValueError if x is not finite floats, its shape does not suit the
+        granularity, or scale_dtype cannot hold a scale.
         """
         rows, low, high = self._checked_rows(x)
         if self.scale_rule == "mse":
@@ -102,20 +93,14 @@ class ScaledQuantizer(RowQuantizer):
     def from_range(
         self, low: Float[Tensor, "*scales"], high: Float[Tensor, "*scales"]
     ) -> Parameters:
-        """Return the scale and zero point for the range [low, high], widened to hold 0.
-
-        An all-zero range gets scale 1.
-
-        Raises:
-            ValueError: scale_dtype cannot hold a scale.
-        """
+        """Return the scale and zero point for the range [low, high], widened to hold 0."""
         return self._parameters(low, high, self.scale_dtype)
 
     def parameter_nbytes(self, parameters: Parameters) -> int:
-        """Return the bytes of the scales in their dtype."""
         return parameters.scale.numel() * parameters.scale.element_size()
 
     def _parameters(self, low: Tensor, high: Tensor, scale_dtype: torch.dtype) -> Parameters:
+        # The range must hold 0, so that 0 stays exact.
         low = low.double().clamp(max=0)
         high = high.double().clamp(min=0)
         exact = self._exact_scale(low, high)
@@ -132,7 +117,8 @@ class ScaledQuantizer(RowQuantizer):
     def _encode_rows(self, rows: Tensor, parameters: Parameters) -> Tensor:
         codes = torch.empty(rows.shape, dtype=self.code_dtype, device=rows.device)
         # Divide in float64 if x or the scale is float64, else in float32.
-        dtype = torch.promote_types(wide(rows.dtype), wide(parameters.scale.dtype))
+        scale_dtype = wide(parameters.scale.dtype)
+        dtype = torch.promote_types(wide(rows.dtype), scale_dtype)
         columns = _columns(parameters)
         for part, codes_part, scale, zero_point in chunks(rows, codes, *columns):
             steps = torch.div(part.to(dtype), scale.to(dtype))
@@ -171,6 +157,5 @@ class ScaledQuantizer(RowQuantizer):
 
 
 def _columns(parameters: Parameters) -> tuple[Tensor, Tensor]:
-    """Return the scale and the zero point of each row, as columns (scales, 1)."""
-    scale = parameters.scale.detach().reshape(-1, 1)
+    scale = parameters.scale.detach().reshape(-1, 1)  # (scales, 1)
     return scale, parameters.zero_point.reshape(-1, 1)

@@ -1,7 +1,7 @@
-"""What every quantizer refuses: one place for the rules and their words.
+"""The checks of arguments that several modules share, and their messages.
 
-The idea: a NaN in, a plausible number out is the worst thing a quantizer can do, so bad input stops at the door with a
-message that names the argument, its value and the rule.
+The idea: NaN in and a plausible number out is the worst a quantizer can do. So bad input raises an
+error that names the argument, its value and the rule.
 """
 
 from collections.abc import Iterator
@@ -13,40 +13,42 @@ from torch import Tensor
 from qcourse.numerics.chunks import range_of_rows
 from qcourse.numerics.quantized import Parameters, Quantizer
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def check_floating(x: Tensor, name: str = "x") -> None:
-    """Raise TypeError unless x is a tensor of 16-, 32- or 64-bit floats, ValueError where it is empty.
-
-    >>> check_floating(torch.arange(3))
-    Traceback (most recent call last):
-    TypeError: x has dtype torch.int64; quantization takes floats of 16, 32 or 64 bits (use x.float())
-    """
+    """Raise TypeError unless x is a tensor of 16-, 32- or 64-bit floats, ValueError if empty."""
     if not isinstance(x, Tensor):
+        kind = type(x).__name__
         raise TypeError(
-            f"{name} is a {type(x).__name__}; quantization takes a torch.Tensor (use torch.as_tensor)"
+            f"{name} is a {kind}; quantization takes a torch.Tensor (use torch.as_tensor)"
         )
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    if x.dtype not in FLOATS:
         raise TypeError(
-            f"{name} has dtype {x.dtype}; quantization takes floats of 16, 32 or 64 bits (use {name}.float())"
+            f"{name} has dtype {x.dtype};"
+            f" quantization takes floats of 16, 32 or 64 bits (use {name}.float())"
         )
     if x.numel() == 0:
-        raise ValueError(
-            f"{name} is empty (shape {tuple(x.shape)}); a range needs at least one value"
-        )
+        shape = tuple(x.shape)
+        raise ValueError(f"{name} is empty (shape {shape}); a range needs at least one value")
 
 
 def check_finite(x: Tensor, low: Tensor, high: Tensor, name: str = "x") -> None:
-    """Raise ValueError where x has NaN or infinity, judged by its smallest and largest values (NaN reaches both)."""
-    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-        bad = (~torch.isfinite(x)).reshape(-1)
-        raise ValueError(
-            f"{name} has {int(bad.sum())} NaN or infinite values of {x.numel()}, the first at flat index "
-            f"{int(bad.int().argmax())}; quantization takes finite values"
-        )
+    """Raise ValueError if x has NaN or infinity; low and high are its smallest and largest."""
+    # NaN passes through minimum and maximum, so the ends tell about all values.
+    if torch.isfinite(low).all() and torch.isfinite(high).all():
+        return
+    bad = ~torch.isfinite(x).reshape(-1)
+    count = int(bad.sum())
+    first = int(bad.int().argmax())
+    raise ValueError(
+        f"{name} has {count} NaN or infinite values of {x.numel()},"
+        f" the first at flat index {first}; quantization takes finite values"
+    )
 
 
 def check_matrix(x: Tensor, name: str, axes: str = "(out, in)") -> None:
-    """Raise TypeError unless x holds floats, ValueError unless it is a matrix of finite ones.
+    """Raise TypeError unless x holds floats, ValueError unless it is a finite matrix.
 
     >>> check_matrix(torch.ones(3), "w")
     Traceback (most recent call last):
@@ -55,25 +57,22 @@ def check_matrix(x: Tensor, name: str, axes: str = "(out, in)") -> None:
     check_floating(x, name)
     if x.ndim != 2:
         raise ValueError(f"{name} of shape {tuple(x.shape)} must be a matrix {axes}")
-    check_finite(x, *range_of_rows(x.detach()), name)
+    low, high = range_of_rows(x.detach())
+    check_finite(x, low, high, name)
 
 
 def check_quantizer(quantizer: object, name: str = "quantizer") -> None:
-    """Raise TypeError unless it is a quantizer, a value and not a class of them.
-
-    >>> check_quantizer("int8")
-    Traceback (most recent call last):
-    TypeError: quantizer='int8' must be a quantizer such as IntQuantizer(4, granularity=PerGroup(128))
-    """
+    """Raise TypeError unless it is a quantizer: a value, not a class."""
     if isinstance(quantizer, type) or not isinstance(quantizer, Quantizer):
         raise TypeError(
-            f"{name}={quantizer!r} must be a quantizer such as IntQuantizer(4, granularity=PerGroup(128))"
+            f"{name}={quantizer!r} must be a quantizer"
+            " such as IntQuantizer(4, granularity=PerGroup(128))"
         )
 
 
 @contextmanager
 def in_layer(name: str) -> Iterator[None]:
-    """Within, a ValueError says of which layer it speaks.
+    """Put the layer's name in front of the message of a ValueError.
 
     >>> with in_layer("model.up"):
     ...     raise ValueError("w is empty")
@@ -87,46 +86,49 @@ def in_layer(name: str) -> Iterator[None]:
 
 
 def check_scale(scale: Tensor) -> None:
-    """Raise ValueError unless each scale is positive and finite.
-
-    >>> check_scale(torch.tensor([1.0, -2.0]))
-    Traceback (most recent call last):
-    ValueError: scale=-2 must be positive and finite (1 of 2 scales is not)
-    """
-    scale = (
-        scale.float() if scale.element_size() == 1 else scale
-    )  # torch cannot compare floats of 8 bits
-    wrong = ~(torch.isfinite(scale) & (scale > 0))
+    """Raise ValueError unless each scale is positive and finite."""
+    # torch cannot compare floats of 8 bits.
+    if scale.element_size() == 1:
+        scale = scale.float()
+    right = torch.isfinite(scale) & (scale > 0)
+    wrong = ~right
     if wrong.any():
+        first = float(scale[wrong][0])
         count = int(wrong.sum())
+        verb = "is" if count == 1 else "are"
         raise ValueError(
-            f"scale={float(scale[wrong][0]):.3g} must be positive and finite "
-            f"({count} of {wrong.numel()} scales {'is' if count == 1 else 'are'} not)"
+            f"scale={first:.3g} must be positive and finite"
+            f" ({count} of {wrong.numel()} scales {verb} not)"
         )
 
 
 def check_stored_scale(stored: Tensor, exact: Tensor) -> None:
-    """Raise ValueError where storage moved a scale by more than 1/256 of itself, half a step at the code 127.
-
-    Rounding moves a normal float16 by at most 1/2049 and a bfloat16 by 1/257: more means that it under- or overflowed.
-    """
-    wrong = ~((stored.double() - exact).abs() <= exact / 256)
+    """Raise ValueError if storage moved a scale by more than 1/256 of itself."""
+    # 1/256 is half a step at the code 127. Rounding moves a normal float16 by 1/2049 at most and a
+    # bfloat16 by 1/257, so more means overflow or underflow.
+    error = (stored.double() - exact).abs()
+    wrong = ~(error <= exact / 256)
     if wrong.any():
+        first_exact = float(exact[wrong][0])
+        first_stored = float(stored[wrong][0])
+        count = int(wrong.sum())
         raise ValueError(
-            f"scale={float(exact[wrong][0]):.3g} cannot be held in scale_dtype={stored.dtype}, which makes it "
-            f"{float(stored[wrong][0]):.3g}; use a wider scale_dtype ({int(wrong.sum())} of {wrong.numel()} scales)"
+            f"scale={first_exact:.3g} cannot be held in scale_dtype={stored.dtype}, which makes it"
+            f" {first_stored:.3g}; use a wider scale_dtype ({count} of {wrong.numel()} scales)"
         )
 
 
 def check_parameters(
     parameters: Parameters, shape: tuple[int, ...], lowest: int, highest: int
 ) -> None:
-    """Raise ValueError unless scales and zero points have the shape and are such; zero points in [lowest, highest]."""
-    scale, zero_point = parameters.scale, parameters.zero_point
+    """Raise ValueError unless both have the shape and zero points are in [lowest, highest]."""
+    scale = parameters.scale
+    zero_point = parameters.zero_point
     if scale.shape != shape or zero_point.shape != shape:
         raise ValueError(
-            f"scale of shape {tuple(scale.shape)} and zero_point of shape {tuple(zero_point.shape)} must both have "
-            f"the shape {shape} that the granularity gives"
+            f"scale of shape {tuple(scale.shape)} and zero_point of shape"
+            f" {tuple(zero_point.shape)} must both have the shape {shape} that the granularity"
+            " gives"
         )
     check_scale(scale)
     if zero_point.dtype == torch.bool or zero_point.dtype.is_floating_point:
@@ -135,22 +137,15 @@ def check_parameters(
         )
     wrong = (zero_point < lowest) | (zero_point > highest)
     if wrong.any():
+        first = int(zero_point[wrong][0])
         only = " when symmetric" if lowest == highest else ""
-        raise ValueError(
-            f"zero_point={int(zero_point[wrong][0])} must be in [{lowest}, {highest}]{only}"
-        )
+        raise ValueError(f"zero_point={first} must be in [{lowest}, {highest}]{only}")
 
 
 def check_token_ids(ids: Tensor, name: str, *, least: int) -> None:
-    """Raise TypeError unless ids are integers, ValueError unless they are one row of at least so many.
-
-    >>> check_token_ids(torch.zeros(3), "tokens", least=2)
-    Traceback (most recent call last):
-    TypeError: tokens must be integers, the ids of tokens, got torch.float32
-    """
+    """Raise TypeError unless ids are integers, ValueError unless one row of `least` or more."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, the ids of tokens, got {ids.dtype}")
     if ids.ndim != 1 or len(ids) < least:
-        raise ValueError(
-            f"{name} must be one row of at least {least}, got the shape {tuple(ids.shape)}"
-        )
+        shape = tuple(ids.shape)
+        raise ValueError(f"{name} must be one row of at least {least}, got the shape {shape}")
