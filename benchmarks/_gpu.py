@@ -1,8 +1,9 @@
-"""Timing on a GPU: whole graphs of calls, over weights that no cache holds, contenders in turn.
+"""Timing on a GPU: CUDA graphs of calls, over weights larger than the cache, contenders in turn.
 
-A call of some microseconds is shorter than it takes to launch it from Python, so calls are captured into a CUDA graph
-and replayed. The graph goes round copies of the weights, at least 4 and together over 200 MB, so that each call reads
-its weights from memory, as in a model. Contenders take turns, so that a clock that changes changes for all.
+A call of some microseconds is shorter than its launch from Python, so calls are captured into a
+CUDA graph and replayed. The graph cycles through copies of the weights, at least 4 and more than
+200 MB together, so that each call reads its weights from memory, as in a model. Contenders take
+turns, so that a change of the clock affects all of them.
 """
 
 import statistics
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qcourse.kernels.int4_planes import prepare
+from qcourse.kernels.int4_planes import scale_and_zero_rows
 
 GROUP_SIZE = 128
-SHAPES = [  # N, K: of layers of 7, 8 and 70 billion parameters; the ones that most is said about first
+SHAPES = [  # N, K: layers of models of 7, 8 and 70 billion parameters, the most important first
     (8192, 8192),
     (28672, 8192),
     (8192, 28672),
@@ -27,43 +28,44 @@ SHAPES = [  # N, K: of layers of 7, 8 and 70 billion parameters; the ones that m
     (4096, 14336),
     (10240, 8192),
 ]
-LEAST_COPIES, LEAST_NBYTES = 4, 200_000_000
-GRAPH_MS = 2.0  # as long as a graph is made, if it can be
+LEAST_COPIES = 4
+LEAST_NBYTES = 200_000_000
+GRAPH_MS = 2.0  # the intended duration of a graph
+MOST_CALLS = 64  # per graph
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph of calls, and how many."""
+    """A CUDA graph, and the number of calls in it."""
 
     graph: torch.cuda.CUDAGraph
     calls: int
 
 
 def copies(nbytes: int) -> int:
-    """How many copies of a weight of so many bytes the caches cannot hold."""
+    """Return how many copies of a weight of `nbytes` exceed the caches."""
     return max(LEAST_COPIES, LEAST_NBYTES // nbytes + 1)
 
 
 def int4_weight(N: int, K: int) -> tuple[Tensor, Tensor]:
-    """A random weight as `int4_mm` takes it: words and scales."""
+    """Return a random weight as `int4_mm` takes it: words and scales."""
     words = torch.randint(-(2**31), 2**31, (N, K // 8), dtype=torch.int32, device="cuda")
     scale = torch.rand(N, K // GROUP_SIZE, device="cuda").mul_(0.01).add_(0.001).half()
-    return words, prepare(scale, group_size=GROUP_SIZE)[0]
+    scale_rows, _ = scale_and_zero_rows(scale, group_size=GROUP_SIZE)
+    return words, scale_rows
 
 
 def capture(calls: Sequence[Callable[[], object]]) -> Captured:
-    """The calls, one for each copy, in turn as often as fills the time of a graph."""
+    """Capture the calls, one per copy of the weights, repeated to fill GRAPH_MS."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        for call in calls[:2]:  # compiles, and makes what is kept from call to call
+        # The first calls compile the kernel and allocate what is kept between calls.
+        for call in calls[:2]:
             call()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        start.record()
-        calls[0]()
-        end.record()
-        torch.cuda.synchronize()
-    rounds = max(1, min(64 // len(calls), int(GRAPH_MS / (start.elapsed_time(end) * len(calls)))))
+        call_ms = elapsed_ms(calls[0])
+    rounds_that_fill = int(GRAPH_MS / (call_ms * len(calls)))
+    rounds = max(1, min(MOST_CALLS // len(calls), rounds_that_fill))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in list(calls) * rounds:
@@ -71,59 +73,59 @@ def capture(calls: Sequence[Callable[[], object]]) -> Captured:
     return Captured(graph, rounds * len(calls))
 
 
+def elapsed_ms(call: Callable[[], object]) -> float:
+    """Return the milliseconds that the GPU takes for a call."""
+    start = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
 def times_us(contenders: dict[str, Captured], *, repeats: int) -> dict[str, list[float]]:
-    """Microseconds a call of each contender, `repeats` times, one after the other in turn; one round is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    """Return `repeats` times per call in us for each contender, after one uncounted round."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats + 1):
         for name, captured in contenders.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            captured.graph.replay()
-            end.record()
-            end.synchronize()
-            found[name].append(1000 * start.elapsed_time(end) / captured.calls)
-    return {name: values[1:] for name, values in found.items()}
+            times[name].append(1000 * elapsed_ms(captured.graph.replay) / captured.calls)
+    return {name: values[1:] for name, values in times.items()}
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
-    """Lower quartile, median, upper quartile, to four digits."""
-    found = statistics.quantiles(values, n=4, method="inclusive")
-    return {
-        name: float(f"{value:.4g}")
-        for name, value in zip(("lower", "median", "upper"), found, strict=True)
-    }
+    """Return the lower quartile, the median and the upper quartile, to four digits."""
+    cuts = statistics.quantiles(values, n=4, method="inclusive")
+    names = ("lower", "median", "upper")
+    return {name: float(f"{value:.4g}") for name, value in zip(names, cuts, strict=True)}
 
 
 def copy_bytes_per_s(repeats: int = 15) -> float:
-    """What a copy within the GPU's memory reads and writes a second: the median, of 1 GiB."""
+    """Return the bytes per second that a copy of 1 GiB reads and writes: the median."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     captured = capture([lambda: target.copy_(source)])
-    return (
-        2
-        * source.nbytes
-        / statistics.median(times_us({"copy": captured}, repeats=repeats)["copy"])
-        * 1e6
-    )
+    times = times_us({"copy": captured}, repeats=repeats)["copy"]
+    return 2 * source.nbytes / statistics.median(times) * 1e6
 
 
 def gpu_stamp() -> dict[str, str]:
-    """The GPU's name, its driver, and the versions that decide what runs on it."""
+    """Return the GPU's name, its driver, and the versions of the toolkit and of triton."""
     import triton
 
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = (
-            subprocess.run(query, capture_output=True, text=True, check=True)
-            .stdout.splitlines()[0]
-            .strip()
-        )
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = "unknown"
-    toolkit = torch.version.cuda or torch.version.hip or "unknown"
     return {
         "gpu": torch.cuda.get_device_name(),
-        "driver": driver,
-        "toolkit": toolkit,
+        "driver": driver_version(),
+        "toolkit": torch.version.cuda or torch.version.hip or "unknown",
         "triton": triton.__version__,
     }
+
+
+def driver_version() -> str:
+    """Return the version of NVIDIA's driver, or "unknown"."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"

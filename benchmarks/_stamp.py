@@ -1,4 +1,4 @@
-"""What every benchmark shares: timing a call, and results stamped with where and when they were measured."""
+"""Timing a call, and results stamped with the machine and the date they were measured on."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def timed_ms(call: Callable[[], object], *, repeats: int = 9) -> dict[str, float]:
-    """The least and the median time of a call in ms, after one call that is not counted."""
+    """Return the minimum and the median time of a call in ms, after one uncounted call."""
     call()
     times = []
     for _ in range(repeats):
@@ -30,36 +30,42 @@ def timed_ms(call: Callable[[], object], *, repeats: int = 9) -> dict[str, float
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """The least and the median, to four digits."""
-    return {
-        name: float(f"{f(values):.4g}") for name, f in (("min", min), ("median", statistics.median))
-    }
+    """Return the minimum and the median, to four digits."""
+    return {"min": four_digits(min(values)), "median": four_digits(statistics.median(values))}
+
+
+def four_digits(value: float) -> float:
+    """Round to four significant digits."""
+    return float(f"{value:.4g}")
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held (VmHWM, so on Linux alone); 0 where the system does not tell."""
+    """Return the peak memory of this process (VmHWM, Linux only); 0 where it is unknown."""
     status = Path("/proc/self/status")
-    found = (
-        re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if status.exists()
-        else None
-    )
+    if not status.exists():
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
     return 1024 * int(found[1]) if found else 0
 
 
+def available_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def stamp(device: str = "cpu") -> dict[str, str | int]:
-    """Where and when: device, processor, cores that this process may use, threads of torch, versions, date."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return the device, processor, cores, torch's threads, versions and the date."""
     return {
         "device": device,
         "cpu": processor(),
-        "cores": cores,
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy")},
+        "torch": version("torch"),
+        "numpy": version("numpy"),
         "date": date.today().isoformat(),
     }
 
@@ -69,16 +75,22 @@ def report(name: str, rows: list[dict], *, device: str = "cpu") -> None:
 
     Args:
         name: the file's name.
-        rows: what (a text), unit, min, median, and target (the most that min should be, or None).
+        rows: what (a string), unit, min, median, and target (the most that min should be, or None).
     """
-    stamped = {"stamp": stamp(device), "results": rows}
-    print(", ".join(f"{key} {value}" for key, value in stamped["stamp"].items()))
+    where = stamp(device)
+    print(", ".join(f"{key} {value}" for key, value in where.items()))
     print(f"{'':52}{'min':>10}{'median':>10}{'target':>10}")
     for row in rows:
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        missed = "  missed" if target and row["min"] > row["target"] else ""
-        print(
-            f"{row['what']:46}{row['unit']:>6}{row['min']:>10g}{row['median']:>10g}{target:>10}{missed}"
-        )
+        print(table_line(row))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(stamped, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps({"stamp": where, "results": rows}, indent=2) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def table_line(row: dict) -> str:
+    """Return a row as a line of the table, marked where it misses its target."""
+    has_target = row["target"] is not None
+    target = f"{row['target']:g}" if has_target else ""
+    missed = "  missed" if has_target and row["min"] > row["target"] else ""
+    times = f"{row['min']:>10g}{row['median']:>10g}"
+    return f"{row['what']:46}{row['unit']:>6}{times}{target:>10}{missed}"

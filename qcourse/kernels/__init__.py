@@ -1,1 +1,1 @@
-"""How codes are multiplied: integer and packed products, each beside the exact arithmetic that it has to equal."""
+"""Products of codes: integer and packed kernels, each next to the exact arithmetic it must match."""

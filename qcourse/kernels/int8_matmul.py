@@ -1,19 +1,20 @@
-"""W8A8: activations and weights both as 8-bit codes, multiplied as integers, put right by their scales at the end.
+"""W8A8: activations and weights as 8-bit codes, multiplied as integers, scaled at the end.
 
-The idea: with x = s_x (q_x - z_x) for each token and w = s_w (q_w - z_w) for each output, a dot product is
+The idea: with x = s_x (q_x - z_x) per token and w = s_w (q_w - z_w) per output, a dot product is
 
     y = s_x s_w (sum q_x q_w - z_x sum q_w - z_w sum q_x + K z_x z_w)
 
-The first sum is one of bytes in an int32, which hardware does several times as fast as one of floats. The others are
-sums of a row, and nothing where zero points are 0. A scale comes out of the sum only if it does not change along it: so
-one a tensor or one a row (a token of x, an output of w), never one an input channel.
+The first sum is one of bytes in an int32, which hardware computes several times as fast as one of
+floats. The others are sums of a row, and vanish where zero points are 0. A scale comes out of the
+sum only if it does not change along it: one per tensor or one per row (a token of x, an output of
+w), but not one per input channel.
 
-An int32 holds |q_x| |q_w| K up to 2^31 - 1: with codes in [-127, 127] that is K = 133,144; beyond it a sum would wrap.
+An int32 holds |q_x| |q_w| K up to 2^31 - 1: for codes in [-127, 127] that is K = 133,144.
 
-Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference"
-(CVPR 2018), sections 2.2 and 2.3.
+Source: Jacob et al., "Quantization and training of neural networks for efficient
+integer-arithmetic-only inference" (CVPR 2018), sections 2.2 and 2.3.
 
-How it differs from ``methods``: there codes are chosen, here they are multiplied.
+How it differs from ``methods``: those choose codes; this multiplies them.
 """
 
 from functools import cache
@@ -30,41 +31,42 @@ EXACT_K = 2**24 // 128**2  # products of int8 codes whose sum float32 holds exac
 
 
 def int8_matmul(x: Shaped[Tensor, "..."], w: Shaped[Tensor, "..."]) -> Int32[Tensor, "M N"]:
-    """sum_k x[m, k] w[n, k], exactly, in int32.
+    """Return sum_k x[m, k] w[n, k], exactly, in int32.
 
     Args:
         x: codes (M, K), int8 or uint8.
         w: codes (N, K), int8 or uint8.
 
-    Returns:
-        The sums (M, N).
-
     Raises:
         TypeError: x or w holds no bytes.
-        ValueError: x or w is no matrix, or empty, or the two differ in K; K so large that a sum of such codes could
-            leave int32.
+        ValueError: x or w is not a matrix, or empty, or the two differ in K; K so large that a sum
+            could exceed int32.
 
     >>> x, w = torch.tensor([[[100, -128]], [[127, 127]]], dtype=torch.int8)
     >>> int8_matmul(x, w).tolist()
     [[-3556]]
     """
-    _check_codes(x, w)
-    # The product of the hardware takes int8 alone: a uint8 code is 128 more than an int8 one.
-    moved = [128 if codes.dtype == torch.uint8 else 0 for codes in (x, w)]
-    a, b = (codes ^ 128 if shift else codes for codes, shift in zip((x, w), moved, strict=True))
-    y = _product(a.view(torch.int8), b.view(torch.int8))
-    return _with_zero_points(y, a.view(torch.int8), b.view(torch.int8), -moved[0], -moved[1])
+    _check_codes("x", x)
+    _check_codes("w", w)
+    _check_inputs(x, w)
+    # The hardware's product takes int8 only: (x - 128) fits, and 128 becomes a zero point.
+    x_int8, x_zero = _as_int8(x)
+    w_int8, w_zero = _as_int8(w)
+    sums = _product(x_int8, w_int8)
+    if x_zero == w_zero == 0:
+        return sums
+    return _with_zero_points(sums, x_int8, w_int8, x_zero, w_zero)
 
 
 def quantized_matmul(x: QuantizedTensor, w: QuantizedTensor) -> Float[Tensor, "M N"]:
-    """x w^T of two quantized matrices, by one integer product: s_x s_w (sum (q_x - z_x)(q_w - z_w)).
+    """Return x w^T by one integer product, s_x s_w (sum (q_x - z_x)(q_w - z_w)).
 
     Args:
-        x: (M, K), with one scale or one a token (``PerChannel(0)``).
-        w: (N, K), with one scale or one an output (``PerChannel(0)``).
+        x: (M, K), PerTensor or with one scale per token (``PerChannel(0)``).
+        w: (N, K), PerTensor or with one scale per output (``PerChannel(0)``).
 
     Returns:
-        The product in float32, or float64 where a scale is; up to its rounding what dequantizing first would give.
+        The product in float32, or float64 where a scale is.
 
     Raises:
         TypeError, ValueError: as `int8_matmul`; a scale that changes along K.
@@ -75,27 +77,36 @@ def quantized_matmul(x: QuantizedTensor, w: QuantizedTensor) -> Float[Tensor, "M
     >>> [round(value, 2) for value in y[0].tolist()]
     [-1.5, 1.01]
     """
-    for name, q in (("x", x), ("w", w)):
-        if q.granularity not in (PerTensor(), PerChannel(0)):
-            raise ValueError(
-                f"{name} has the granularity {q.granularity}: a scale that changes along K does not come out of the"
-                " sum; use PerTensor() or PerChannel(0)"
-            )
-    sums = int8_matmul(x.codes, w.codes)
-    zero_x, zero_w = (q.zero_point.long().reshape(-1, 1) for q in (x, w))
-    exact = _with_zero_points(sums.long(), x.codes, w.codes, zero_x, zero_w.T)
-    dtype = torch.promote_types(torch.promote_types(x.scale.dtype, w.scale.dtype), torch.float32)
-    return exact.to(dtype) * x.scale.to(dtype).reshape(-1, 1) * w.scale.to(dtype).reshape(1, -1)
+    _check_granularity("x", x)
+    _check_granularity("w", w)
+    sums = int8_matmul(x.codes, w.codes).long()
+    # Corrected sums can exceed int32, so they are int64.
+    x_zero = x.zero_point.long().reshape(-1, 1)
+    w_zero = w.zero_point.long().reshape(1, -1)
+    exact = _with_zero_points(sums, x.codes, w.codes, x_zero, w_zero)
+    scale_dtype = torch.promote_types(x.scale.dtype, w.scale.dtype)
+    dtype = torch.promote_types(scale_dtype, torch.float32)
+    x_scale = x.scale.to(dtype).reshape(-1, 1)
+    w_scale = w.scale.to(dtype).reshape(1, -1)
+    return exact.to(dtype) * x_scale * w_scale
+
+
+def _as_int8(codes: Tensor) -> tuple[Tensor, int]:
+    """int8 codes, and the code among them that stands for 0."""
+    if codes.dtype == torch.int8:
+        return codes, 0
+    # Flipping the top bit of a byte subtracts 128 and makes it signed.
+    return (codes ^ 128).view(torch.int8), -128
 
 
 def _with_zero_points(
-    sums: Tensor, x: Tensor, w: Tensor, zero_x: int | Tensor, zero_w: int | Tensor
+    sums: Tensor, x: Tensor, w: Tensor, x_zero: int | Tensor, w_zero: int | Tensor
 ) -> Tensor:
-    """sum (x - zero_x)(w - zero_w), given the sums of x w; in their dtype."""
-    if isinstance(zero_x, int) and zero_x == zero_w == 0:
-        return sums
-    of_x, of_w = x.sum(dim=1, dtype=sums.dtype)[:, None], w.sum(dim=1, dtype=sums.dtype)[None]
-    return sums - zero_x * of_w - zero_w * of_x + x.shape[1] * zero_x * zero_w
+    """sum (x - x_zero)(w - w_zero), given the sums of x w; in their dtype."""
+    x_sums = x.sum(dim=1, dtype=sums.dtype)[:, None]  # (M, 1)
+    w_sums = w.sum(dim=1, dtype=sums.dtype)[None]  # (1, N)
+    inputs = x.shape[1]
+    return sums - x_zero * w_sums - w_zero * x_sums + inputs * x_zero * w_zero
 
 
 def _product(x: Tensor, w: Tensor) -> Tensor:
@@ -103,55 +114,72 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
     if _sums_are_exact(x.device.type):
         try:
             return torch._int_mm(x.contiguous(), w.contiguous().T)
-        except (
-            AttributeError,
-            NotImplementedError,
-            RuntimeError,
-        ):  # an old torch, or a shape that the device refuses
-            pass
+        except (AttributeError, NotImplementedError, RuntimeError):
+            pass  # an old torch, or a shape that the device refuses
     return _product_of_floats(x, w)
 
 
 @cache
 def _sums_are_exact(device: str) -> bool:
-    """Whether torch's product of bytes sums in int32 on this device, found out on the largest codes.
+    """Whether torch's product of bytes sums in int32 on this device, tested on the largest codes.
 
-    On a processor without VNNI (AVX2, the first ones with AVX-512) oneDNN multiplies by instructions that add two
-    products in int16. 2 x 127 x 127 fits, but oneDNN makes one factor unsigned first, and 2 x 255 x 127 is cut off.
+    On a processor without VNNI (AVX2, the first with AVX-512) oneDNN uses instructions that add two
+    products in int16. 2 x 127 x 127 fits, but oneDNN first makes one factor unsigned, and
+    2 x 255 x 127 saturates.
     """
     codes = torch.full((32, 64), 127, dtype=torch.int8, device=device)
     try:
-        return bool((torch._int_mm(codes, codes.T) == 64 * 127**2).all())
+        sums = torch._int_mm(codes, codes.T)
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
+    return bool((sums == 64 * 127**2).all())
 
 
 def _product_of_floats(x: Tensor, w: Tensor) -> Tensor:
-    """The same by float32, which holds every whole number up to 2^24: as many products at a time as stay below."""
+    """The same in float32, which holds every integer up to 2^24: as many inputs at a time as fit."""
     total = torch.zeros(len(x), len(w), dtype=torch.int32, device=x.device)
-    for part_x, part_w in zip(x.split(EXACT_K, dim=1), w.split(EXACT_K, dim=1), strict=True):
-        total += (part_x.float() @ part_w.float().T).int()
+    x_parts = x.split(EXACT_K, dim=1)
+    w_parts = w.split(EXACT_K, dim=1)
+    for x_part, w_part in zip(x_parts, w_parts, strict=True):
+        total += (x_part.float() @ w_part.float().T).int()
     return total
 
 
-def _check_codes(x: Tensor, w: Tensor) -> None:
-    for name, codes in (("x", x), ("w", w)):
-        if codes.dtype not in (torch.int8, torch.uint8):
-            raise TypeError(f"{name} has dtype {codes.dtype}; codes are int8 or uint8")
-        if codes.ndim != 2 or not codes.numel():
-            raise ValueError(
-                f"{name} of shape {tuple(codes.shape)} must be a matrix with at least one code"
-            )
-    if x.shape[1] != w.shape[1]:
+def _check_granularity(name: str, q: QuantizedTensor) -> None:
+    if q.granularity not in (PerTensor(), PerChannel(0)):
+        raise ValueError(
+            f"{name} has the granularity {q.granularity}: a scale that changes along K does not"
+            " come out of the sum; use PerTensor() or PerChannel(0)"
+        )
+
+
+def _check_codes(name: str, codes: Tensor) -> None:
+    if codes.dtype not in (torch.int8, torch.uint8):
+        raise TypeError(f"{name} has dtype {codes.dtype}; codes are int8 or uint8")
+    if codes.ndim != 2 or not codes.numel():
+        raise ValueError(
+            f"{name} of shape {tuple(codes.shape)} must be a matrix with at least one code"
+        )
+
+
+def _check_inputs(x: Tensor, w: Tensor) -> None:
+    inputs = x.shape[1]
+    if inputs != w.shape[1]:
         raise ValueError(
             f"x {tuple(x.shape)} and w {tuple(w.shape)} must have the same K, their last axis"
         )
-    largest = [
-        max(-int(codes.min()), int(codes.max()), 128 * (codes.dtype == torch.uint8))
-        for codes in (x, w)
-    ]
-    limit = INT32_MAX // max(1, largest[0] * largest[1])
-    if x.shape[1] > limit:
+    x_largest = _largest(x)
+    w_largest = _largest(w)
+    limit = INT32_MAX // max(1, x_largest * w_largest)
+    if inputs > limit:
         raise ValueError(
-            f"K={x.shape[1]} is too long for int32: codes up to {largest[0]} and {largest[1]} allow {limit:,}; split K"
+            f"K={inputs} is too long for int32: codes up to {x_largest} and {w_largest} allow"
+            f" {limit:,}; split K"
         )
+
+
+def _largest(codes: Tensor) -> int:
+    """The largest magnitude in the product; 128 at least for uint8, which is computed as int8."""
+    smallest, largest = (int(code) for code in torch.aminmax(codes))
+    at_least = 128 if codes.dtype == torch.uint8 else 0
+    return max(-smallest, largest, at_least)

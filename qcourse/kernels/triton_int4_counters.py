@@ -1,12 +1,13 @@
-"""Counters at 0 for products that share a tile's K between programs, kept from call to call.
+"""Counters for products whose K is split between programs, kept at 0 from call to call.
 
-The idea: the last program to arrive adds up what all have left, and a counter tells it that it is the last. It has to
-be 0 before, and the kernel puts it back to 0: so the same counters serve every call, where setting new ones to 0 would
-be a second launch, as long as a small product itself. Each stream has its own: products at one time do not meet.
+The idea: the last program to arrive adds up the sums of all programs of its tile, and a counter
+tells it that it is the last. The kernel sets the counter back to 0, so the same counters serve
+every call; clearing new ones would be a second launch, as long as a small product. Each stream has
+its own counters, because products on two streams may run at the same time.
 
-While a graph is captured no memory may be kept: counters have to be there already, which any product before it (a
-warm-up) sees to; without one the graph sets its own to 0 at each replay. Graphs captured on one stream share counters:
-they are not to be replayed at one time.
+No memory may be kept while a graph is captured. A product before the capture (a warm-up) makes the
+counters; without one, the graph clears its own at each replay. Graphs captured on one stream share
+counters, so they must not be replayed at the same time.
 
 How it differs from ``triton_int4_launch.py``: that is one call; this is what outlives it.
 """
@@ -18,26 +19,32 @@ from jaxtyping import Int32
 from torch import Tensor
 
 COUNTERS = 4096  # the most tiles of a product that is split
-STREAMS = 32  # with counters that are kept
+STREAMS = 32  # the most streams per device whose counters are kept
 
-_kept: dict[torch.device, Tensor] = {}
+_kept: dict[torch.device, Tensor] = {}  # (streams, counters) per device
+_places: dict[tuple[torch.device, int], int] = {}  # the row of each stream
 _lock = threading.Lock()
-_places: dict[tuple[torch.device, int], int] = {}
 
 
-def counters_at_0(device: torch.device) -> Int32[Tensor, " counters"]:
-    """COUNTERS counters at 0 for the current stream of a device.
+def zero_counters(device: torch.device) -> Int32[Tensor, " counters"]:
+    """Return COUNTERS counters at 0 for the current stream of a device.
 
-    >>> int(counters_at_0(torch.device("cpu")).count_nonzero())
+    >>> int(zero_counters(torch.device("cpu")).count_nonzero())
     0
     """
     if device.type == "cuda":
         if device not in _kept and not torch.cuda.is_current_stream_capturing():
             _kept[device] = torch.zeros(STREAMS, COUNTERS, dtype=torch.int32, device=device)
             torch.cuda.synchronize(device)  # another stream may be the next to use them
-        stream = device, torch.cuda.current_stream(device).cuda_stream
-        with _lock:  # two threads on new streams must not get one place
-            place = _places.setdefault(stream, sum(other == device for other, _ in _places))
+        place = _place(device)
         if device in _kept and place < STREAMS:
             return _kept[device][place]
     return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+
+
+def _place(device: torch.device) -> int:
+    """The row of the current stream: how many other streams of the device came before it."""
+    stream = (device, torch.cuda.current_stream(device).cuda_stream)
+    with _lock:  # two threads on new streams must not get the same row
+        taken = sum(other == device for other, _ in _places)
+        return _places.setdefault(stream, taken)

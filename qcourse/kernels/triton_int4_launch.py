@@ -1,67 +1,58 @@
-"""The INT4 product on a GPU, as called: y = x w_hat^T by one of the three kernels of ``triton_int4.py``.
+"""The INT4 product on a GPU: y = x w_hat^T by one of the three kernels of ``triton_int4.py``.
 
-The idea: what does not change from call to call is done once, when a weight is packed (`int4_planes.py`); a call checks
-shapes, takes a configuration and launches one kernel. With w_hat[n, k] = (code - zero_point) scale and codes in 0..15;
-symmetric codes -8..7 are stored 8 higher, and 8 is then every zero point.
+The idea: work that does not change between calls is done once, when a weight is packed. A call
+checks shapes, chooses a tile and launches one kernel. w_hat[n, k] = (code - zero_point) scale, with
+codes in 0..15; symmetric codes -8..7 are stored 8 higher, so their zero point is 8.
 
-What is summed up is exact up to float32: fp16 and bf16 hold code - zero_point exactly, tensor cores multiply such
-numbers without rounding, and the scale multiplies sums in float32. Two round w_hat to x's dtype, as a dense product
-does: `naive`, and `tuned` in tiles of 64 tokens and more, where registers for a second sum are lacking.
+The sums are exact up to float32: fp16 and bf16 hold code - zero_point exactly, tensor cores
+multiply such numbers without rounding, and the scale multiplies float32 sums. Two kernels round
+w_hat to x's dtype, as a dense product does: `naive`, and `tuned` in tiles of 64 tokens and more,
+which have no registers for a second sum.
 
-Under TRITON_INTERPRET=1, set before triton is first imported, the kernels run on the CPU, slowly: for tests, lessons.
-
-How it differs from its neighbours: ``triton_int4.py`` holds the kernels, and is loaded by the first product;
-``triton_int4_configs.py`` says how they are cut. This file imports no triton.
+How it differs from its neighbors: ``triton_int4.py`` holds the kernels and is imported by the first
+product; ``triton_int4_configs.py`` chooses the tile. This file imports no triton.
 """
 
-import functools
-import importlib.util
-import os
-from importlib import metadata
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 from jaxtyping import Float, Int32, Shaped, UInt8
 from torch import Tensor
 
-from qcourse.kernels.int4_planes import BLOCK, groups_and_blocks, row_words, takes
-from qcourse.kernels.triton_int4_configs import TileConfig, choose
-from qcourse.kernels.triton_int4_counters import COUNTERS, counters_at_0
+from qcourse.kernels.int4_planes import BLOCK, ceil_div
+from qcourse.kernels.triton_available import has_packed_assembly
+from qcourse.kernels.triton_int4_configs import TileConfig, choose_config
+from qcourse.kernels.triton_int4_counters import COUNTERS, zero_counters
+from qcourse.kernels.triton_int4_operands import KernelWeight, check_weight, check_x
 
-VERSIONS = ("naive", "planes", "tuned")
-WIDE = 64  # tokens in a tile from which on weights are scaled before the product
-NARROW = TileConfig(block_n=64, block_m=32, splits=1, warps=2, stages=3)  # for who cannot
-
-
-@functools.cache
-def unavailable_reason() -> str | None:
-    """None where the kernels can run, else why they cannot, in words."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if interpreted():
-        fits = _release("triton") >= (3, 7) or _release("numpy") < (2, 4)
-        return (
-            None
-            if fits
-            else "the interpreter of triton before 3.7 does not run with numpy 2.4 or later"
-        )
-    if not torch.cuda.is_available():
-        return "there is no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
-    capability = torch.cuda.get_device_capability()
-    if torch.version.hip is None and capability < (8, 0):
-        return (
-            f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0"
-        )
-    return None
+WIDE = 64  # from this many tokens per tile on, weights are scaled before the product
+NARROW = TileConfig(block_n=64, block_m=32, splits=1, warps=2, stages=3)  # the widest that is not
+DECODED_ROWS = 64  # per program of `decode`
 
 
-def _release(name: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in metadata.version(name).split(".")[:2])
+@dataclass(frozen=True)
+class Product:
+    """One product y = x w_hat^T, and its tile."""
 
+    x: Tensor  # (M, K)
+    w: KernelWeight
+    y: Tensor  # (M, N)
+    config: TileConfig
 
-def interpreted() -> bool:
-    """Whether triton's interpreter runs the kernels, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    def x_and_y_arguments(self) -> dict[str, object]:
+        """The arguments of every kernel besides the weight's."""
+        return {
+            "x_ptr": self.x,
+            "y_ptr": self.y,
+            "M": len(self.x),
+            "stride_xm": self.x.stride(0),
+        }
+
+    def grid(self, block_m: int, block_n: int) -> tuple[int, int]:
+        """The tiles along M and along N, one program each."""
+        tokens, outputs = self.y.shape
+        return ceil_div(tokens, block_m), ceil_div(outputs, block_n)
 
 
 def int4_mm(
@@ -74,38 +65,38 @@ def int4_mm(
     version: str = "tuned",
     config: TileConfig | None = None,
 ) -> Float[Tensor, "M N"]:
-    """y[m, n] = sum_k x[m, k] (code[n, k] - zero_point[n, k // G]) scale[n, k // G].
+    """Return y[m, n] = sum_k x[m, k] (code[n, k] - zero_point[n, k // G]) scale[n, k // G].
 
     Args:
-        x: fp16 or bf16; for "naive" fp32 too. In the interpreter, which reckons bf16 wrongly, no bf16.
-        words: the codes, from `pack_planes`.
-        scale: from `prepare`.
-        zero_point: from `prepare`; None where each is 8.
-        group_size: G, one that `takes` takes.
+        x: fp16 or bf16; for "naive" also fp32. Triton's interpreter does not take bf16.
+        words: the codes, from ``pack_planes``.
+        scale: from ``scale_and_zero_rows``.
+        zero_point: from ``scale_and_zero_rows``; None where each is 8.
+        group_size: G, one that ``supports_group_size`` allows.
         version: "naive", "planes" or "tuned".
-        config: how it is cut; None takes what `choose` says.
+        config: the tile; None takes the one that ``choose_config`` returns.
 
     Returns:
         The product in x's dtype. The same input gives the same bits.
 
     Raises:
         TypeError: a dtype of x that the version does not take.
-        ValueError: an unknown version; a group size that the kernels do not take; shapes that do not fit; tensors that
-            are not on one device; words, scale or zero_point not contiguous.
+        ValueError: an unknown version; a group size that the kernels do not take; a tensor of the
+            wrong shape or device, or words, scale or zero_point that are not contiguous.
     """
-    _check(x, words, scale, zero_point, group_size, version)
-    (M, K), N = x.shape, len(words)
-    y = x.new_empty(M, N)
-    if not M:
+    check_x(x, version)
+    tokens, inputs = x.shape
+    w = KernelWeight(words, scale, zero_point, group_size, inputs)
+    check_weight(w, x.device)
+    outputs = len(words)
+    y = x.new_empty(tokens, outputs)
+    if not tokens:
         return y
-    x = x if x.stride(1) == 1 else x.contiguous()
+    if x.stride(1) != 1:
+        x = x.contiguous()
     with torch.cuda.device_of(x):  # triton launches on the current device
-        config = config or choose(M, N, K, x.device)
-        zeros = (
-            scale if zero_point is None else zero_point
-        )  # no zero points: a pointer that is not read
-        common = (x, words, scale, zeros, y, M, N, K)
-        _LAUNCH[version](_kernels(), common, group_size, config, zero_point is not None)
+        config = config or choose_config(tokens, outputs, inputs, x.device)
+        _LAUNCHERS[version](Product(x, w, y, config))
     return y
 
 
@@ -120,138 +111,106 @@ def decode(
     start: int = 0,
     stop: int | None = None,
 ) -> Float[Tensor, "outputs K"]:
-    """The rows of w_hat from start up to stop, (code - zero_point) scale in float32 rounded to dtype.
+    """Return rows start to stop of w_hat, (code - zero_point) scale in float32 rounded to dtype.
 
     Args:
-        words, scale, zero_point, group_size: as for `int4_mm`.
+        words: the codes; scale, zero_point and group_size too are as for ``int4_mm``.
         inputs: K.
         dtype: fp16 or bf16.
         start: the first row.
         stop: the row after the last; None or beyond the end is the end.
 
     Raises:
-        TypeError, ValueError: as `int4_mm`.
+        TypeError, ValueError: as ``int4_mm``.
     """
-    _check(words.new_empty(0, inputs, dtype=dtype), words, scale, zero_point, group_size, "tuned")
-    N = len(words)
-    stop = min(N if stop is None else stop, N)
-    w_hat = torch.empty(max(0, stop - start), inputs, dtype=dtype, device=words.device)
-    groups, blocks_a_group = groups_and_blocks(group_size)
-    halves, zeros = words.view(torch.int16), scale if zero_point is None else zero_point
-    if len(w_hat):
-        with torch.cuda.device_of(words):
-            _kernels().decode[-(-len(w_hat) // 64), -(-inputs // BLOCK)](
-                halves, scale, zeros, w_hat, start, stop, N, inputs, blocks_a_group, halves.stride(0), GROUPS=groups,
-                HAS_ZERO=zero_point is not None, EVEN_K=inputs % BLOCK == 0, PACKED=_packed(), BLOCK_N=64, num_warps=4,
-            )  # fmt: skip
+    w = KernelWeight(words, scale, zero_point, group_size, inputs)
+    check_x(words.new_empty(0, inputs, dtype=dtype), "tuned")
+    check_weight(w, words.device)
+    outputs = len(words)
+    stop = outputs if stop is None else min(stop, outputs)
+    rows = max(0, stop - start)
+    w_hat = torch.empty(rows, inputs, dtype=dtype, device=words.device)
+    if not rows:
+        return w_hat
+    grid = (ceil_div(rows, DECODED_ROWS), ceil_div(inputs, BLOCK))
+    with torch.cuda.device_of(words):
+        _kernels().decode[grid](
+            w_ptr=w_hat,
+            first=start,
+            last=stop,
+            **w.halves_arguments(),
+            PACKED=has_packed_assembly(),
+            BLOCK_N=DECODED_ROWS,
+            num_warps=4,
+        )
     return w_hat
 
 
-def _naive(
-    kernels: ModuleType, common: tuple, group_size: int, config: TileConfig, has_zero: bool
-) -> None:
-    x, words, *_, M, N, _ = common
-    block_n, block_m = 64, 16
-    kernels.naive[-(-M // block_m), -(-N // block_n)](
-        *common,
-        group_size,
-        x.stride(0),
-        words.stride(0),
-        HAS_ZERO=has_zero,
+def _launch_naive(product: Product) -> None:
+    block_m = 16
+    block_n = 64
+    _kernels().naive[product.grid(block_m, block_n)](
+        **product.x_and_y_arguments(),
+        **product.w.pointers_and_sizes(),
+        group_size=product.w.group_size,
         BLOCK_N=block_n,
         BLOCK_M=block_m,
     )
 
 
-def _planes(
-    kernels: ModuleType, common: tuple, group_size: int, config: TileConfig, has_zero: bool
-) -> None:
-    x, words, *_, M, N, K = common
-    groups, blocks_a_group = groups_and_blocks(group_size)
-    config = config if config.block_m < WIDE else NARROW
-    kernels.planes[-(-M // config.block_m), -(-N // config.block_n)](
-        *common, blocks_a_group, x.stride(0), words.stride(0),
-        GROUPS=groups, HAS_ZERO=has_zero, EVEN_K=K % BLOCK == 0,
-        BLOCK_N=config.block_n, BLOCK_M=config.block_m, STAGES=config.stages, num_warps=config.warps,
-    )  # fmt: skip
-
-
-def _tuned(
-    kernels: ModuleType, common: tuple, group_size: int, config: TileConfig, has_zero: bool
-) -> None:
-    x, words, scale, zeros, y, M, N, K = common
-    groups, blocks_a_group = groups_and_blocks(group_size)
-    fits = (
-        x.dtype == torch.bfloat16 or scale.dtype == x.dtype
-    )  # fp16 may not hold another dtype's scales
-    config = config if config.block_m < WIDE or fits else NARROW
-    tiles, blocks = (-(-M // config.block_m), -(-N // config.block_n)), -(-K // BLOCK)
-    blocks_a_split = -(-blocks // (config.splits if tiles[0] * tiles[1] <= COUNTERS else 1))
-    splits = -(-blocks // blocks_a_split)
-    sums, arrived = (
-        (x.new_empty(splits, M, N, dtype=torch.float32), counters_at_0(x.device))
-        if splits > 1
-        else (y, words)
+def _launch_planes(product: Product) -> None:
+    config = product.config if product.config.block_m < WIDE else NARROW
+    _kernels().planes[product.grid(config.block_m, config.block_n)](
+        **product.x_and_y_arguments(),
+        **product.w.planes_arguments(),
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        STAGES=config.stages,
+        num_warps=config.warps,
     )
-    halves = words.view(torch.int16)
-    kernels.tuned[*tiles, splits](
-        x, halves, scale, zeros, y, sums, arrived, M, N, K, blocks_a_group, x.stride(0), halves.stride(0),
-        blocks_a_split, GROUPS=groups, HAS_ZERO=has_zero, EVEN_K=K % BLOCK == 0, SPLIT=splits > 1,
-        PACKED=_packed(), SCALE_FIRST=config.block_m >= WIDE,
-        BLOCK_N=config.block_n, BLOCK_M=config.block_m, STAGES=config.stages, num_warps=config.warps,
-    )  # fmt: skip
 
 
-_LAUNCH = {"naive": _naive, "planes": _planes, "tuned": _tuned}
+def _launch_tuned(product: Product) -> None:
+    x = product.x
+    config = product.config
+    # Wide tiles convert scales to x's dtype, and fp16 may not hold the scales of another dtype.
+    holds_scales = x.dtype in (torch.bfloat16, product.w.scale.dtype)
+    if config.block_m >= WIDE and not holds_scales:
+        config = NARROW
+    tiles_m, tiles_n = product.grid(config.block_m, config.block_n)
+
+    # Split-K: `splits` programs share the blocks of one tile. Each split tile needs a counter.
+    blocks = ceil_div(product.w.inputs, BLOCK)
+    wanted_splits = config.splits if tiles_m * tiles_n <= COUNTERS else 1
+    blocks_per_split = ceil_div(blocks, wanted_splits)
+    splits = ceil_div(blocks, blocks_per_split)
+    if splits > 1:
+        sums = x.new_empty(splits, *product.y.shape, dtype=torch.float32)
+        arrived = zero_counters(x.device)
+    else:  # neither is read
+        sums = product.y
+        arrived = product.w.words
+
+    _kernels().tuned[(tiles_m, tiles_n, splits)](
+        **product.x_and_y_arguments(),
+        **product.w.halves_arguments(),
+        sums_ptr=sums,
+        arrived_ptr=arrived,
+        blocks_a_split=blocks_per_split,
+        SPLIT=splits > 1,
+        PACKED=has_packed_assembly(),
+        SCALE_FIRST=config.block_m >= WIDE,
+        BLOCK_N=config.block_n,
+        BLOCK_M=config.block_m,
+        STAGES=config.stages,
+        num_warps=config.warps,
+    )
+
+
+_LAUNCHERS = {"naive": _launch_naive, "planes": _launch_planes, "tuned": _launch_tuned}
 
 
 def _kernels() -> ModuleType:
     from qcourse.kernels import triton_int4
 
     return triton_int4
-
-
-def _packed() -> bool:
-    """Whether there is the packed assembly, which is NVIDIA's."""
-    return not interpreted() and torch.version.hip is None
-
-
-def _check(
-    x: Tensor,
-    words: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    group_size: int,
-    version: str,
-) -> None:
-    if version not in VERSIONS:
-        raise ValueError(f"version={version!r} must be one of {', '.join(VERSIONS)}")
-    allowed = (
-        [torch.float16]
-        + [torch.bfloat16] * (not interpreted())
-        + [torch.float32] * (version == "naive")
-    )
-    if x.dtype not in allowed:
-        raise TypeError(
-            f"x has dtype {x.dtype}; version={version!r} takes {', '.join(map(str, allowed))} here"
-        )
-    (_, K), N = x.shape, len(words)
-    if not takes(group_size, K):
-        raise ValueError(
-            f"group_size={group_size} with K={K} must be 32, 64 or a multiple of 128 that divides K, or K"
-        )
-    groups, blocks_a_group = groups_and_blocks(group_size)
-    blocks = -(-K // BLOCK)
-    rows = groups * blocks if groups > 1 else -(-blocks // blocks_a_group)
-    for name, tensor, shape in (
-        ("words", words, (N, row_words(K))),
-        ("scale", scale, (rows, N)),
-        ("zero_point", zero_point, (rows, N)),
-    ):
-        if tensor is not None and (
-            tensor.shape != shape or tensor.device != x.device or not tensor.is_contiguous()
-        ):
-            raise ValueError(
-                f"{name} of shape {tuple(tensor.shape)} on {tensor.device} must be of shape {shape}, contiguous and on"
-                f" {x.device} for x {tuple(x.shape)} and group_size={group_size}"
-            )

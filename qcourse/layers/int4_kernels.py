@@ -1,9 +1,9 @@
-"""Quantized layers handed to the INT4 kernels: the same codes, packed for the product that decodes as it goes.
+"""Turn quantized layers into layers that multiply packed codes: the same codes, in a kernel's order.
 
-The idea: a method chooses codes, and that is done once, on any machine; how codes lie in memory is the matter of the
-machine that multiplies. So a model is saved with ``QuantizedLinear`` layers and turned into this after it is loaded.
+The idea: a method chooses codes once, on any machine. The machine that multiplies decides how they
+lie in memory. So a model is saved with ``QuantizedLinear`` layers and converted after loading.
 
-How it differs from ``quantize.py``: no code changes here, only where it lies.
+How it differs from ``quantize.py``: that chooses codes; this only moves them.
 """
 
 from torch import nn
@@ -15,12 +15,12 @@ from qcourse.numerics.validation import in_layer
 
 
 def with_int4_kernels(model: nn.Module) -> nn.Module:
-    """Turn each ``QuantizedLinear`` of a model, in place, into an ``Int4Linear``; returns the model.
+    """Replace each ``QuantizedLinear`` of the model in place by an ``Int4Linear``; return the model.
 
     Raises:
         TypeError: a layer's codes are not integers.
-        ValueError: there is no quantized layer; one has other bits or groups than the kernels take, or rounds its
-            inputs: then no layer has been changed.
+        ValueError: the model has no quantized layer; a layer has bits or groups that the kernels do
+            not take, or rounds its inputs. In that case no layer has been changed.
 
     >>> from qcourse import IntQuantizer, PerGroup, quantize_model
     >>> int4 = IntQuantizer(4, granularity=PerGroup(32))
@@ -28,25 +28,28 @@ def with_int4_kernels(model: nn.Module) -> nn.Module:
     >>> with_int4_kernels(model)[0].weight.group_size
     32
     """
-    modules = model.named_modules(remove_duplicate=False)  # a layer may stand in two places
-    layers = {name: each for name, each in modules if isinstance(each, QuantizedLinear)}
+    # A layer may be used in two places; both names are listed.
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in modules if isinstance(module, QuantizedLinear)}
     if not layers:
         raise ValueError(
             f"model must have a QuantizedLinear layer, and this {type(model).__name__} has none"
         )
-    made: dict[QuantizedLinear, Int4Linear] = {}
+    # Convert all layers before the first is replaced, so that an error changes nothing.
+    converted: dict[QuantizedLinear, Int4Linear] = {}
     for name, layer in layers.items():
         with in_layer(name):
-            made[layer] = made.get(layer) or _int4(layer)
-    if model in made:
-        return made[model]
+            if layer not in converted:
+                converted[layer] = _int4_linear(layer)
+    if model in converted:  # the model is itself a layer
+        return converted[model]
     for name, layer in layers.items():
-        owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, made[layer])
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, converted[layer])
     return model
 
 
-def _int4(layer: QuantizedLinear) -> Int4Linear:
+def _int4_linear(layer: QuantizedLinear) -> Int4Linear:
     if layer.inputs is not None:
         raise ValueError(f"inputs={layer.inputs} are rounded; the INT4 kernels take them as floats")
     weight = Int4Weight.from_quantized(layer.quantized)

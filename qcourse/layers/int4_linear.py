@@ -1,22 +1,22 @@
 """A linear layer whose weight is multiplied in 4 bits.
 
-The idea: what ``nn.Linear`` is to F.linear, this is to ``int4_matmul``: it holds the packed weight as buffers, so that
-it moves with its model, packed anew for each device. How codes are packed depends on the processor, so a state dict has
-them in the plain order of ``numerics.packing``, and loading packs them. Its dtype is x's: model.bfloat16() leaves codes
-and scales as they are.
+The idea: the layer holds a packed weight as buffers, so the weight moves with its model and is
+packed again on each device. The packing depends on the processor, so a state dict stores the codes
+in the plain order of ``numerics.packing`` and loading packs them. model.bfloat16() changes neither
+codes nor scales.
 
-How it differs from ``layers/quantized_linear.py``: that layer takes any quantizer and decodes before it multiplies.
+How it differs from ``layers/quantized_linear.py``: that takes any quantizer and decodes the weight
+before each product.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from qcourse.kernels.int4_matmul import int4_matmul
-from qcourse.kernels.int4_weight import CODES, Int4Weight
+from qcourse.kernels.int4_weight import BITS, Int4Weight
 from qcourse.numerics.packing import pack, unpack
 
 
@@ -26,11 +26,12 @@ class Int4Linear(nn.Module):
     Args:
         weight: (out, in).
         bias: (out,), or None.
-        input_scale: (in,), or None; AWQ's scale where nothing before the layer could take it.
-        input_order: (in,), or None; GPTQ's order of columns, column j of the weight meets input ``input_order[j]``.
+        input_scale: (in,), or None; AWQ's scale where no earlier operation could absorb it.
+        input_order: (in,), or None; GPTQ's order of columns: column j of the weight multiplies
+            input ``input_order[j]``.
 
     Raises:
-        ValueError: one of them of the wrong length.
+        ValueError: one of them has the wrong length.
 
     >>> import torch
     >>> from qcourse import PerGroup, quantize
@@ -58,76 +59,86 @@ class Int4Linear(nn.Module):
         self._extras: list[str] = []
         self.out_features, self.in_features = weight.shape
         self._hold(weight)
-        for name, value in {
-            "bias": bias,
-            "input_scale": input_scale,
-            "input_order": input_order,
-        }.items():
-            expected = (self.out_features if name == "bias" else self.in_features,)
-            if value is not None and value.shape != expected:
-                raise ValueError(f"{name} must have the shape {expected}, got {tuple(value.shape)}")
-            self.register_buffer(name, None if value is None else value.detach().clone())
+        self._register("bias", bias, length=self.out_features)
+        self._register("input_scale", input_scale, length=self.in_features)
+        self._register("input_order", input_order, length=self.in_features)
 
     @property
     def weight(self) -> Int4Weight:
-        """The weight, made of the buffers."""
+        """The weight, built from the buffers."""
         extras = tuple(getattr(self, name) for name in self._extras)
-        return Int4Weight(self.packed, self.scale, self.zero_point, extras, **self._rest)
+        return Int4Weight(self.packed, self.scale, self.zero_point, extras, **self._fixed)
+
+    @property
+    def layout(self) -> str:
+        """The name of the layout that the weight is packed in."""
+        return self._fixed["layout"]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that the layer holds."""
+        """Bytes of all buffers of the layer."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """The product, in the input's dtype."""
-        x = input if self.input_scale is None else (input / self.input_scale).to(input.dtype)
-        x = x if self.input_order is None else x[..., self.input_order]
+        """Return the product in the input's dtype."""
+        x = input
+        if self.input_scale is not None:
+            x = (x / self.input_scale).to(input.dtype)
+        if self.input_order is not None:
+            x = x[..., self.input_order]
         y = int4_matmul(x, self.weight)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows of the layer."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._rest['quantizer']}"
+        """Describe the layer for ``print(model)``."""
+        has_bias = self.bias is not None
+        quantizer = self._fixed["quantizer"]
+        return f"{self.in_features}, {self.out_features}, bias={has_bias}, {quantizer}"
+
+    def get_extra_state(self) -> Tensor:
+        """Return the codes for a state dict, two per byte."""
+        return pack(self.weight.codes(), BITS)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Pack loaded codes, with the scales loaded before them, for this machine's kernel."""
+        count = self.out_features * self.in_features
+        codes = unpack(state, BITS, count, signed=False).reshape(self.out_features, -1)
+        weight = Int4Weight.from_codes(
+            codes.to(self.scale.device),
+            self.scale,
+            self.zero_point,
+            self._fixed["quantizer"],
+            layout=self.layout,
+        )
+        self._hold(weight)
+
+    def _register(self, name: str, value: Tensor | None, *, length: int) -> None:
+        if value is not None and value.shape != (length,):
+            raise ValueError(f"{name} must have the shape {(length,)}, got {tuple(value.shape)}")
+        self.register_buffer(name, None if value is None else value.detach().clone())
 
     def _hold(self, weight: Int4Weight) -> None:
-        """Make buffers of the weight's tensors."""
+        """Replace the buffers of the weight by those of another one."""
         for name in self._extras:
             delattr(self, name)
         self._extras = [f"extra_{i}" for i in range(len(weight.extras))]
-        self._rest: dict[str, Any] = {
-            name: getattr(weight, name) for name in ("quantizer", "shape", "layout")
+        self._fixed: dict[str, Any] = {
+            "quantizer": weight.quantizer,
+            "shape": weight.shape,
+            "layout": weight.layout,
         }
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point)
-        for name, value in zip(
-            ["packed", *self._extras], [weight.packed, *weight.extras], strict=True
-        ):
-            self.register_buffer(
-                name, value, persistent=False
-            )  # in the state dict is get_extra_state
-
-    def get_extra_state(self) -> Tensor:
-        """The codes, two in a byte."""
-        return pack(self.weight.codes(), 4)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Pack codes, and the scales that have been loaded before them, as this machine's kernel reads them."""
-        codes = unpack(state, 4, self.out_features * self.in_features, signed=False).reshape(
-            self.out_features, -1
-        )
-        self._hold(
-            replace(
-                self.weight, packed=codes.to(self.scale.device), extras=(), layout=CODES
-            ).repacked(self.layout)
-        )
-
-    @property
-    def layout(self) -> str:
-        """How the weight is packed."""
-        return self._rest["layout"]
+        # A state dict stores the codes in plain order instead: see get_extra_state.
+        self.register_buffer("packed", weight.packed, persistent=False)
+        for name, extra in zip(self._extras, weight.extras, strict=True):
+            self.register_buffer(name, extra, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
-        # Follow the model to another device, packed anew for it, but never to another dtype.
+        # Follow the model to another device, packed again for it, but never to another dtype.
         self._hold(self.weight.to(fn(self.scale.new_empty(0)).device))
-        return super()._apply(lambda buffer: buffer.to(fn(buffer.new_empty(0)).device), recurse)
+
+        def moved(buffer: Tensor) -> Tensor:
+            return buffer.to(fn(buffer.new_empty(0)).device)
+
+        return super()._apply(moved, recurse)

@@ -1,4 +1,4 @@
-"""The FP8 product: exact sums against fractions, torch's own product beside it, and what is refused."""
+"""The FP8 product: exact sums against fractions, torch's own product, and refused inputs."""
 
 from fractions import Fraction
 
@@ -19,10 +19,9 @@ needs_gpu = pytest.mark.skipif(
 
 def wild(rows: int, columns: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(rows, columns, generator=generator)
-        * torch.randn(rows, columns, generator=generator).mul(2).exp()
-    )
+    normal = torch.randn(rows, columns, generator=generator)
+    sizes = torch.randn(rows, columns, generator=generator).mul(2).exp()
+    return normal * sizes
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)])
@@ -30,7 +29,9 @@ def wild(rows: int, columns: int, seed: int) -> Tensor:
 def test_it_is_the_product_of_what_the_codes_stand_for(
     format: FloatFormat, granularity: Granularity
 ) -> None:
-    x, w = (FloatQuantizer(format, granularity)(wild(rows, 70, rows)) for rows in (5, 9))
+    quantizer = FloatQuantizer(format, granularity)
+    x = quantizer(wild(5, 70, seed=5))
+    w = quantizer(wild(9, 70, seed=9))
     y = fp8_matmul(x, w)
     assert y.dtype == torch.float32
     exact = x.dequantize().double() @ w.dequantize().double().T
@@ -38,69 +39,56 @@ def test_it_is_the_product_of_what_the_codes_stand_for(
 
 
 def test_the_sum_is_exact_whatever_its_order() -> None:
-    unit = FloatQuantizer(E4M3, scale_rule="unit")  # every scale 1: what is left is the sum
-    x, w = wild(3, 4096, 0) * 10, wild(2, 4096, 1) * 10
-    x[0, :2], w[0, :2] = 448.0, torch.tensor([448.0, -448.0])
-    q_x, q_w = unit(x), unit(w)
-    y, shuffled = (
-        fp8_matmul(q_x, q_w),
-        torch.randperm(4096, generator=torch.Generator().manual_seed(2)),
-    )
+    unit = FloatQuantizer(E4M3, scale_rule="unit")  # every scale is 1
+    x = wild(3, 4096, seed=0) * 10
+    w = wild(2, 4096, seed=1) * 10
+    # The largest products, which cancel.
+    x[0, :2] = 448.0
+    w[0, :2] = torch.tensor([448.0, -448.0])
+    q_x = unit(x)
+    q_w = unit(w)
+    y = fp8_matmul(q_x, q_w)
     for m in range(3):
         for n in range(2):
             pairs = zip(q_x.dequantize()[m].tolist(), q_w.dequantize()[n].tolist(), strict=True)
             total = sum(Fraction(a) * Fraction(b) for a, b in pairs)
             assert y[m, n] == torch.tensor(float(total), dtype=torch.float64).float()
+    shuffled = torch.randperm(4096, generator=torch.Generator().manual_seed(2))
     assert torch.equal(fp8_matmul(unit(x[:, shuffled]), unit(w[:, shuffled])), y)
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)])
 def test_torch_s_own_product_is_near(granularity: Granularity) -> None:
-    x, w = (FloatQuantizer(E4M3, granularity)(wild(rows, 64, rows)) for rows in (8, 48))
+    quantizer = FloatQuantizer(E4M3, granularity)
+    x = quantizer(wild(8, 64, seed=8))
+    w = quantizer(wild(48, 64, seed=48))
     y = fp8_matmul(x, w)
-    torch.testing.assert_close(
-        fp8_matmul(x, w, backend="torch"), y, rtol=1e-4, atol=1e-4 * float(y.abs().max())
-    )
+    by_torch = fp8_matmul(x, w, backend="torch")
+    torch.testing.assert_close(by_torch, y, rtol=1e-4, atol=1e-4 * float(y.abs().max()))
 
 
 @needs_gpu
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)])
 def test_on_a_gpu(granularity: Granularity) -> None:
-    x, w = (FloatQuantizer(E4M3, granularity)(wild(rows, 256, rows)) for rows in (32, 64))
-    y = fp8_matmul(x, w)
-    on_gpu = (FloatQuantizer(E4M3, granularity)(wild(rows, 256, rows).cuda()) for rows in (32, 64))
-    found = fp8_matmul(*on_gpu).cpu()
+    quantizer = FloatQuantizer(E4M3, granularity)
+    x = wild(32, 256, seed=32)
+    w = wild(64, 256, seed=64)
+    y = fp8_matmul(quantizer(x), quantizer(w))
+    found = fp8_matmul(quantizer(x.cuda()), quantizer(w.cuda())).cpu()
     torch.testing.assert_close(found, y, rtol=2e-2, atol=1e-2 * float(y.abs().max()))
 
 
 EIGHT = FloatQuantizer(E4M3)
+ALONG_K = "a scale that changes along K"
 
 
 @pytest.mark.parametrize(
     ("x", "w", "backend", "kind", "words"),
     [
-        (
-            IntQuantizer(8),
-            EIGHT,
-            None,
-            TypeError,
-            r"x is in IntQuantizer\(.*; FP8 is FloatQuantizer",
-        ),
+        (IntQuantizer(8), EIGHT, None, TypeError, r"x is in IntQuantizer\(.*; FP8 is FloatQuant"),
         (EIGHT, FloatQuantizer(E2M1), None, TypeError, "w is in FloatQuantizer"),
-        (
-            FloatQuantizer(E4M3, PerGroup(8)),
-            EIGHT,
-            None,
-            ValueError,
-            "a scale that changes along K",
-        ),
-        (
-            EIGHT,
-            FloatQuantizer(E4M3, PerChannel(1)),
-            None,
-            ValueError,
-            "a scale that changes along K",
-        ),
+        (FloatQuantizer(E4M3, PerGroup(8)), EIGHT, None, ValueError, ALONG_K),
+        (EIGHT, FloatQuantizer(E4M3, PerChannel(1)), None, ValueError, ALONG_K),
         (EIGHT, EIGHT, "cuda", ValueError, "backend='cuda' must be one of exact, torch, or None"),
         (EIGHT, EIGHT, "torch", ValueError, "needs K and N to be multiples of 16, got K=8, N=3"),
     ],

@@ -1,4 +1,7 @@
-"""The INT4 weight and product on this machine: codes come back, every backend equals float64, bad input speaks."""
+"""The INT4 weight and product on this machine.
+
+Codes come back, every backend equals float64, and bad input is refused.
+"""
 
 import json
 import os
@@ -15,20 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qcourse import IntQuantizer, PerChannel, PerGroup, quantize
+from qcourse import IntQuantizer, PerChannel, PerGroup, PerTensor, quantize
+from qcourse.kernels import backend_cpu, int4_cpu
 from qcourse.kernels import crossover as crossing
-from qcourse.kernels import int4_cpu
-from qcourse.kernels import int4_matmul as module
-from qcourse.kernels.int4_matmul import BACKENDS, int4_matmul
+from qcourse.kernels.backend_dense import STRIP
+from qcourse.kernels.int4_backend import Int4Backend
+from qcourse.kernels.int4_matmul import BACKENDS, int4_matmul, int4_unavailable_reason
 from qcourse.kernels.int4_weight import Int4Weight
-from qcourse.kernels.reference import STRIP
 from qcourse.layers.int4_linear import Int4Linear
 from qcourse.numerics.codebook import CodebookQuantizer
+from qcourse.numerics.granularity import Granularity
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-LAYOUTS = ["planes", *([] if int4_cpu.unavailable_reason() else ["cpu"])]
-HERE = ["dense", "reference", *LAYOUTS[1:]]
+NO_CPU_KERNEL = int4_cpu.unavailable_reason()
+LAYOUTS = ["planes"] if NO_CPU_KERNEL else ["planes", "cpu"]
+HERE = ["dense", "reference"] if NO_CPU_KERNEL else ["dense", "reference", "cpu"]
+needs_cpu_kernel = pytest.mark.skipif(NO_CPU_KERNEL is not None, reason=str(NO_CPU_KERNEL))
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -51,14 +57,17 @@ def quantized(
 
 def by_hand(x: Tensor, q: QuantizedTensor) -> Tensor:
     """Decode by the definition, multiply, in float64."""
-    scale, zero = (each.double().reshape(len(q.codes), -1, 1) for each in (q.scale, q.zero_point))
-    w_hat = (q.codes.double().reshape(len(q.codes), scale.shape[1], -1) - zero) * scale
+    rows = len(q.codes)
+    scale = q.scale.double().reshape(rows, -1, 1)
+    zero_point = q.zero_point.double().reshape(rows, -1, 1)
+    groups = q.codes.double().reshape(rows, scale.shape[1], -1)
+    w_hat = (groups - zero_point) * scale
     return x.double() @ w_hat.reshape(q.shape).T
 
 
 @pytest.fixture
 def crossover_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    return lambda tokens: monkeypatch.setattr(module, "crossover", lambda: tokens)
+    return lambda tokens: monkeypatch.setattr(backend_cpu, "crossover", lambda: tokens)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -81,11 +90,9 @@ def test_the_same_codes_come_back(
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_code_at_every_place(layout: str) -> None:
     codes = (torch.arange(64 * 128).reshape(64, 128) * 7 % 16).to(torch.uint8)
-    q = QuantizedTensor(
-        codes,
-        Parameters(torch.ones(64, 1), torch.zeros(64, 1, dtype=torch.uint8)),
-        IntQuantizer(4, symmetric=False, granularity=PerGroup(128)),
-    )
+    parameters = Parameters(torch.ones(64, 1), torch.zeros(64, 1, dtype=torch.uint8))
+    quantizer = IntQuantizer(4, symmetric=False, granularity=PerGroup(128))
+    q = QuantizedTensor(codes, parameters, quantizer)
     w4 = Int4Weight.from_quantized(q, layout=layout)
     assert torch.equal(w4.codes(), codes)
     assert w4.zero_point is not None
@@ -96,7 +103,7 @@ def test_nothing_dense_is_held() -> None:
     held = [value for value in vars(w4).values() if isinstance(value, Tensor)] + list(w4.extras)
     assert w4.nbytes == sum(each.nbytes for each in held)
     assert w4.packed.nbytes == 256 * 512 // 2
-    assert w4.nbytes <= 1.1 * (256 * 512 // 2)  # the scales, for whoever decodes and for the kernel
+    assert w4.nbytes <= 1.1 * (256 * 512 // 2)  # the scales, for decoding and for the kernel
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -137,16 +144,18 @@ def test_it_equals_float64(
     expected = by_hand(x, q)
     assert (y.dtype, y.shape) == (dtype, expected.shape)
     w_hat = q.dequantize().double()
-    size = max(
-        expected.norm(), x.double().norm() * w_hat.norm() / inputs**0.5
-    )  # of a sum that has not cancelled out
+    # The size of a sum whose terms do not cancel.
+    typical = x.double().norm() * w_hat.norm() / inputs**0.5
+    size = max(expected.norm(), typical)
     assert float((y.double() - expected).norm()) <= TOLERANCE[dtype] * float(size)
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 257])
 def test_both_sides_of_the_crossover(tokens: int, crossover_at: Callable[[int], None]) -> None:
-    q, x = quantized(300, 1024, symmetric=False), normal(tokens, 1024, seed=1, dtype=torch.bfloat16)
-    w4, expected = Int4Weight.from_quantized(q), by_hand(x, q)
+    q = quantized(300, 1024, symmetric=False)
+    x = normal(tokens, 1024, seed=1, dtype=torch.bfloat16)
+    w4 = Int4Weight.from_quantized(q)
+    expected = by_hand(x, q)
     for limit in (0, 10**6):
         crossover_at(limit)
         y = int4_matmul(x, w4)
@@ -155,7 +164,8 @@ def test_both_sides_of_the_crossover(tokens: int, crossover_at: Callable[[int], 
 
 def test_a_weight_of_many_strips() -> None:
     outputs = 2 * STRIP // 8192 + 70
-    q, x = quantized(outputs, 8192), normal(2, 8192, seed=1)
+    q = quantized(outputs, 8192)
+    x = normal(2, 8192, seed=1)
     expected = by_hand(x, q)
     for backend in ("dense", "reference"):
         y = int4_matmul(x, Int4Weight.from_quantized(q), backend)
@@ -185,13 +195,15 @@ def test_whole_numbers_are_exact(symmetric: bool, dtype: torch.dtype, backend: s
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_the_same_bits_each_time(dtype: torch.dtype) -> None:
-    w4, x = Int4Weight.from_quantized(quantized(200, 512)), normal(9, 512, seed=1, dtype=dtype)
+    w4 = Int4Weight.from_quantized(quantized(200, 512))
+    x = normal(9, 512, seed=1, dtype=dtype)
     first = int4_matmul(x, w4)
     assert all(torch.equal(int4_matmul(x, w4), first) for _ in range(3))
 
 
 def test_any_shape_of_batch() -> None:
-    w4, x = Int4Weight.from_quantized(quantized(40, 256)), normal(2, 3, 5, 256, seed=1)
+    w4 = Int4Weight.from_quantized(quantized(40, 256))
+    x = normal(2, 3, 5, 256, seed=1)
     y = int4_matmul(x, w4, "reference")
     assert y.shape == (2, 3, 5, 40)
     assert torch.equal(y[1, 2], int4_matmul(x[1, 2], w4, "reference"))
@@ -206,10 +218,8 @@ def test_any_shape_of_batch() -> None:
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_nan_stays_in_its_row(backend: str, value: float) -> None:
-    w4, x = (
-        Int4Weight.from_quantized(quantized(40, 256)),
-        normal(4, 256, seed=1, dtype=torch.bfloat16),
-    )
+    w4 = Int4Weight.from_quantized(quantized(40, 256))
+    x = normal(4, 256, seed=1, dtype=torch.bfloat16)
     clean = int4_matmul(x, w4, backend)
     x[2, 100] = value
     y = int4_matmul(x, w4, backend)
@@ -217,18 +227,23 @@ def test_nan_stays_in_its_row(backend: str, value: float) -> None:
     assert torch.equal(y[[0, 1, 3]], clean[[0, 1, 3]])
 
 
-@pytest.mark.skipif(bool(int4_cpu.unavailable_reason()), reason=str(int4_cpu.unavailable_reason()))
+ROUND_TRIP = """
+import torch
+from qcourse import PerGroup, quantize
+from qcourse.kernels import int4_cpu
+from qcourse.kernels.int4_weight import Int4Weight
+
+q = quantize(torch.randn(70, 192), 4, granularity=PerGroup(64))
+assert torch.equal(Int4Weight.from_quantized(q, layout="cpu").quantized().codes, q.codes)
+print(*int4_cpu._lanes())
+"""
+
+
+@needs_cpu_kernel
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_the_packings_of_other_processors_are_read(capability: str) -> None:
-    code = (
-        "import torch; from qcourse import PerGroup, quantize; from qcourse.kernels import int4_cpu;"
-        "from qcourse.kernels.int4_weight import Int4Weight;"
-        "q = quantize(torch.randn(70, 192), 4, granularity=PerGroup(64));"
-        "assert torch.equal(Int4Weight.from_quantized(q, layout='cpu').quantized().codes, q.codes);"
-        "print(*int4_cpu._lanes())"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", ROUND_TRIP],
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
         capture_output=True,
         text=True,
@@ -238,48 +253,33 @@ def test_the_packings_of_other_processors_are_read(capability: str) -> None:
     assert done.stdout
 
 
-BAD_WEIGHTS = [
-    (
-        lambda: quantize(normal(4, 64), 8, granularity=PerGroup(32)),
-        ValueError,
-        "8 bits; an INT4 weight has 4",
-    ),
-    (
-        lambda: quantize(normal(4, 64), 4),
-        ValueError,
-        r"granularity=PerTensor\(\) must be PerGroup of 32, 64, 128",
-    ),
-    (
-        lambda: quantize(normal(4, 64), 4, granularity=PerGroup(16)),
-        ValueError,
-        r"granularity=PerGroup\(size=16\)",
-    ),
-    (
-        lambda: quantize(normal(4, 64), 4, granularity=PerChannel(1)),
-        ValueError,
-        r"granularity=PerChannel\(axis=1\)",
-    ),
-    (
-        lambda: quantize(normal(2, 4, 64), 4, granularity=PerGroup(32)),
-        ValueError,
-        r"shape \(2, 4, 64\) must be a matrix",
-    ),
-    (
-        lambda: CodebookQuantizer(granularity=PerGroup(32))(normal(4, 64)),
-        TypeError,
-        "must hold integer codes",
-    ),
-    (lambda: normal(4, 64), TypeError, "must hold integer codes"),
-]
+def quantized_by(granularity: Granularity) -> QuantizedTensor:
+    return quantize(normal(4, 64), 4, granularity=granularity)
 
 
-@pytest.mark.parametrize(("make", "kind", "words"), BAD_WEIGHTS)
+BAD_WEIGHTS = {
+    "8 bits; an INT4 weight has 4": lambda: quantize(normal(4, 64), 8, granularity=PerGroup(32)),
+    r"granularity=PerTensor\(\) must be PerGroup of 32, 64, 128": lambda: quantized_by(PerTensor()),
+    r"granularity=PerGroup\(size=16\)": lambda: quantized_by(PerGroup(16)),
+    r"granularity=PerChannel\(axis=1\)": lambda: quantized_by(PerChannel(1)),
+    r"shape \(2, 4, 64\) must be a matrix": lambda: quantize(
+        normal(2, 4, 64), 4, granularity=PerGroup(32)
+    ),
+}
+
+
+@pytest.mark.parametrize("words", BAD_WEIGHTS)
+def test_weights_that_cannot_be_packed(words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Int4Weight.from_quantized(BAD_WEIGHTS[words]())
+
+
 @pytest.mark.usefixtures("unchecked")
-def test_weights_that_cannot_be_packed(
-    make: Callable[[], Any], kind: type[Exception], words: str
-) -> None:
-    with pytest.raises(kind, match=words):
-        Int4Weight.from_quantized(make())
+def test_weights_that_are_not_integer_codes() -> None:
+    codebook = CodebookQuantizer(granularity=PerGroup(32))
+    for not_integers in (codebook(normal(4, 64)), normal(4, 64)):
+        with pytest.raises(TypeError, match="must hold integer codes"):
+            Int4Weight.from_quantized(not_integers)  # type: ignore[arg-type]
 
 
 BAD_INPUTS = [
@@ -327,13 +327,33 @@ def test_layouts_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="cannot run here"):
         int4_matmul(normal(3, 256), planes, "cpu")
     monkeypatch.setattr(int4_cpu, "unavailable_reason", lambda: "no such luck")
-    with pytest.raises(ValueError, match="layout='cpu' cannot be had: no such luck"):
+    with pytest.raises(ValueError, match="layout='cpu' is not available: no such luck"):
         Int4Weight.from_quantized(q, layout="cpu")
     elsewhere = Int4Weight.from_quantized(q)  # a machine without torch's product
     assert elsewhere.layout == "planes"
     x = normal(3, 256)
     assert torch.equal(int4_matmul(x, elsewhere), int4_matmul(x, elsewhere, "dense"))
     assert set(BACKENDS) == {"triton", "cpu", "dense", "reference"}
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_backend_is_one_line_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = Int4Backend(
+        multiply=lambda x, w: x.new_zeros(len(x), w.shape[0]),
+        operands_reason=lambda x, w: "one token at most" if len(x) > 1 else None,
+        machine_reason=lambda: "not on Mondays",
+        is_first_choice_on=lambda device: True,
+    )
+    monkeypatch.setitem(BACKENDS, "zeros", zeros)
+    monkeypatch.delitem(BACKENDS, "cpu")
+    w4 = Int4Weight.from_quantized(quantized(40, 256))
+    x = normal(2, 256)
+    assert not int4_matmul(x[:1], w4).any()  # the first choice
+    assert torch.equal(int4_matmul(x, w4), int4_matmul(x, w4, "dense"))  # where it refuses
+    with pytest.raises(RuntimeError, match="backend='zeros' cannot run here: one token at most"):
+        int4_matmul(x, w4, "zeros")
+    assert int4_unavailable_reason("zeros") == "not on Mondays"
+    assert int4_unavailable_reason("dense") is None
 
 
 @pytest.fixture
@@ -343,18 +363,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / crossing.FILE
 
 
-@pytest.mark.skipif(bool(int4_cpu.unavailable_reason()), reason=str(int4_cpu.unavailable_reason()))
+@needs_cpu_kernel
 def test_the_crossover_is_that_of_the_times() -> None:
-    tokens = iter(
-        [(16 * 0.2), (12 + 16 * 0.1), (12 + 64 * 0.1)]
-    )  # 0.2 a token, or 12 once and 0.1 a token
+    # 0.2 per token, against 12 once and 0.1 per token.
+    tokens = iter([16 * 0.2, 12 + 16 * 0.1, 12 + 64 * 0.1])
     assert crossing.measure(lambda call: next(tokens)) == 120
-    assert crossing.measure(lambda call: 1.0) == 16  # 1 / 16 a token, or 1 once and nothing a token
+    # 1 / 16 per token, against 1 once and nothing per token.
+    assert crossing.measure(lambda call: 1.0) == 16
     never = iter([1.6, 1.6, 6.4])
     assert crossing.measure(lambda call: next(never)) == crossing.MOST
 
 
-@pytest.mark.skipif(bool(int4_cpu.unavailable_reason()), reason=str(int4_cpu.unavailable_reason()))
+@needs_cpu_kernel
 @pytest.mark.parametrize(
     "kept", [None, "", "[1]", '{"other machine": 3}', '{"%s": "many"}', '{"%s": -1}']
 )
@@ -374,54 +394,50 @@ def test_the_crossover_is_measured_once(
 
 
 def test_a_linear_layer() -> None:
-    q, bias, x = quantized(40, 256), normal(40, seed=2), normal(3, 256, seed=3)
+    q = quantized(40, 256)
+    bias = normal(40, seed=2)
+    x = normal(3, 256, seed=3)
     layer = Int4Linear(Int4Weight.from_quantized(q), bias)
     expected = by_hand(x, q) + bias.double()
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-4)
     assert layer.nbytes == layer.weight.nbytes + bias.nbytes
-    assert layer.bfloat16().scale.dtype == torch.float16  # never rounded anew
+    assert layer.bfloat16().scale.dtype == torch.float16  # never rounded again
     assert "PerGroup(size=128)" in repr(layer)
 
 
 def test_a_layer_with_a_scale_and_an_order() -> None:
-    q, x = quantized(40, 256), normal(3, 256, seed=3)
-    scale, order = (
-        normal(256, seed=4).abs() + 0.5,
-        torch.randperm(256, generator=torch.Generator().manual_seed(5)),
-    )
+    q = quantized(40, 256)
+    x = normal(3, 256, seed=3)
+    scale = normal(256, seed=4).abs() + 0.5
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(5))
     layer = Int4Linear(Int4Weight.from_quantized(q), input_scale=scale, input_order=order)
-    torch.testing.assert_close(
-        layer(x).double(), by_hand((x / scale)[:, order], q), rtol=1e-5, atol=1e-4
-    )
+    expected = by_hand((x / scale)[:, order], q)
+    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_a_layer_through_its_state() -> None:
-    first, second = (
-        Int4Linear(Int4Weight.from_quantized(quantized(40, 256, symmetric=False, seed=s)))
-        for s in (0, 1)
-    )
+    first = Int4Linear(Int4Weight.from_quantized(quantized(40, 256, symmetric=False, seed=0)))
+    second = Int4Linear(Int4Weight.from_quantized(quantized(40, 256, symmetric=False, seed=1)))
     x = normal(3, 256, seed=3)
     assert not torch.equal(first(x), second(x))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(x), second(x))
 
 
-@pytest.mark.skipif(bool(int4_cpu.unavailable_reason()), reason=str(int4_cpu.unavailable_reason()))
-def test_a_state_is_packed_by_whoever_loads_it() -> None:
-    """Codes lie otherwise on another device, or another processor, though in tensors of the same shape."""
+@needs_cpu_kernel
+def test_a_state_is_packed_on_the_machine_that_loads_it() -> None:
+    """Another device or processor wants another order, though in tensors of the same shape."""
     for symmetric in (True, False):
         q = quantized(64, 256, symmetric=symmetric)
-        planes, cpu = (
-            Int4Linear(Int4Weight.from_quantized(q, layout=name)) for name in ("planes", "cpu")
-        )
-        other = Int4Linear(
-            Int4Weight.from_quantized(quantized(64, 256, symmetric=symmetric, seed=1), layout="cpu")
-        )
+        planes = Int4Linear(Int4Weight.from_quantized(q, layout="planes"))
+        cpu = Int4Linear(Int4Weight.from_quantized(q, layout="cpu"))
+        other_q = quantized(64, 256, symmetric=symmetric, seed=1)
+        other = Int4Linear(Int4Weight.from_quantized(other_q, layout="cpu"))
         assert planes.state_dict().keys() == cpu.state_dict().keys()
         other.load_state_dict(planes.state_dict())
         assert torch.equal(other.packed, cpu.packed)
         assert torch.equal(other.extra_0, cpu.extra_0)
-        cpu._hold(planes.weight)  # as after a move: nothing of the old layout stays
+        cpu._hold(planes.weight)  # as after a move: no buffer of the old layout stays
         assert cpu.nbytes == planes.nbytes
         cpu._hold(other.weight)
         assert cpu.nbytes == other.nbytes
@@ -448,7 +464,8 @@ def test_a_layer_of_the_wrong_size() -> None:
 def test_on_a_gpu(symmetric: bool, dtype: torch.dtype, backend: str | None) -> None:
     if backend == "triton" and dtype == torch.float32:
         pytest.skip("the kernel takes float16 and bfloat16")
-    q, x = quantized(1030, 1152, symmetric=symmetric), normal(37, 1152, seed=1, dtype=dtype)
+    q = quantized(1030, 1152, symmetric=symmetric)
+    x = normal(37, 1152, seed=1, dtype=dtype)
     w4 = Int4Weight.from_quantized(q).to("cuda")
     assert torch.equal(w4.quantized().codes.cpu(), q.codes)
     expected = by_hand(x, q)

@@ -1,4 +1,4 @@
-"""The layout in planes: every code where the formula says, and back again."""
+"""The layout in planes: every code is where the formula says, and comes back."""
 
 import pytest
 import torch
@@ -86,13 +86,13 @@ def test_what_packing_refuses(codes: Tensor, kind: type[Exception], words: str) 
             torch.zeros(2, 16, dtype=torch.int32),
             129,
             ValueError,
-            "inputs=129 takes 32 words a row, got 16",
+            "inputs=129 takes 32 words per row, got 16",
         ),
         (
             torch.zeros(2, 16, dtype=torch.int32),
             0,
             ValueError,
-            "inputs=0 takes 0 words a row, got 16",
+            "inputs=0 takes 0 words per row, got 16",
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""The integer product: equal to the integer oracle in every bit, with and without zero points, and never wrapped."""
+"""The integer product: every bit equals the integer oracle, with and without zero points.
+
+No sum wraps.
+"""
 
 import pytest
 import torch
@@ -11,10 +14,17 @@ from qcourse.kernels import int8_matmul as module
 from qcourse.kernels.int8_matmul import INT32_MAX, int8_matmul, quantized_matmul
 
 DTYPES = [torch.int8, torch.uint8]
+KINDS = [
+    {"symmetric": True, "granularity": PerTensor()},
+    {"symmetric": True, "granularity": PerChannel(0)},
+    {"symmetric": False, "granularity": PerTensor()},
+    {"symmetric": False, "granularity": PerChannel(0)},
+]
 
 
 def codes(shape: tuple[int, int], dtype: torch.dtype, seed: int) -> Tensor:
-    info, generator = torch.iinfo(dtype), torch.Generator().manual_seed(seed)
+    info = torch.iinfo(dtype)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(info.min, info.max + 1, shape, generator=generator, dtype=dtype)
 
 
@@ -36,25 +46,27 @@ def test_it_equals_python_s_integers(
     if fallback:
         without_the_product(monkeypatch)
     M, N, K = shape
-    x, w = codes((M, K), x_dtype, 0), codes((N, K), w_dtype, 1)
+    x = codes((M, K), x_dtype, 0)
+    w = codes((N, K), w_dtype, 1)
     y = int8_matmul(x, w)
     assert y.dtype == torch.int32
     assert torch.equal(y.long(), x.long() @ w.long().T)
 
 
-def test_a_product_that_is_cut_off_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As oneDNN's is on a processor without VNNI: two products are added in int16, one factor made unsigned."""
+def saturating_product(x: Tensor, w: Tensor) -> Tensor:
+    """As oneDNN computes it without VNNI: one factor unsigned, pairs of products added in int16."""
+    products = (x.int() + 128)[:, :, None] * w.int()[None]  # (M, K, N)
+    pairs = products.unflatten(1, (-1, 2)).sum(dim=2)  # (M, K / 2, N)
+    sums = pairs.clamp(-(2**15), 2**15 - 1).sum(dim=1)
+    return (sums - 128 * w.int().sum(dim=0)).int()
 
-    def cut_off(x: Tensor, w: Tensor) -> Tensor:
-        pairs = (
-            ((x.int() + 128)[:, :, None] * w.int()[None]).unflatten(1, (-1, 2)).sum(dim=2)
-        )  # (M, K / 2, N)
-        return (pairs.clamp(-(2**15), 2**15 - 1).sum(dim=1) - 128 * w.int().sum(dim=0)).int()
 
-    x, w = codes((20, 4096), torch.int8, 0), codes((24, 4096), torch.int8, 1)
+def test_a_product_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = codes((20, 4096), torch.int8, 0)
+    w = codes((24, 4096), torch.int8, 1)
     exact = x.long() @ w.long().T
-    assert not torch.equal(cut_off(x, w.T).long(), exact)
-    monkeypatch.setattr(torch, "_int_mm", cut_off)
+    assert not torch.equal(saturating_product(x, w.T).long(), exact)
+    monkeypatch.setattr(torch, "_int_mm", saturating_product)
     module._sums_are_exact.cache_clear()
     try:
         assert torch.equal(int8_matmul(x, w).long(), exact)
@@ -63,7 +75,8 @@ def test_a_product_that_is_cut_off_is_not_used(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_codes_that_do_not_lie_side_by_side() -> None:
-    x, w = codes((12, 20), torch.uint8, 0).T, codes((6, 24), torch.int8, 1)[:, ::2]
+    x = codes((12, 20), torch.uint8, 0).T
+    w = codes((6, 24), torch.int8, 1)[:, ::2]
     assert torch.equal(int8_matmul(x, w).long(), x.long() @ w.long().T)
 
 
@@ -83,37 +96,30 @@ def test_the_longest_sum_that_int32_holds(x: int, w: int, longest: int) -> None:
         a = torch.full((1, longest), x, dtype=torch.uint8 if x > 127 else torch.int8)
         b = torch.full((1, longest), w, dtype=torch.int8)
         assert int8_matmul(a, b).item() == x * w * longest
-        with pytest.raises(
-            ValueError,
-            match=rf"K={longest + 1} is too long for int32: .* allow {longest:,}; split K",
-        ):
-            int8_matmul(torch.cat([a, a[:, :1]], 1), torch.cat([b, b[:, :1]], 1))
+        longer_a = torch.cat([a, a[:, :1]], 1)
+        longer_b = torch.cat([b, b[:, :1]], 1)
+        message = rf"K={longest + 1} is too long for int32: .* allow {longest:,}; split K"
+        with pytest.raises(ValueError, match=message):
+            int8_matmul(longer_a, longer_b)
     assert abs(x * w * longest) <= INT32_MAX < abs(x * w * (longest + 1))
 
 
 @given(
     st.integers(0, 2**31),
-    st.sampled_from(
-        [(True, PerTensor()), (True, PerChannel(0)), (False, PerTensor()), (False, PerChannel(0))]
-    ),
-    st.sampled_from([(True, PerTensor()), (True, PerChannel(0)), (False, PerChannel(0))]),
+    st.sampled_from(KINDS),
+    st.sampled_from(KINDS),
     st.integers(2, 8),
 )
 def test_the_quantized_product_is_that_of_what_the_codes_stand_for(
-    seed: int, of_x: tuple, of_w: tuple, bits: int
+    seed: int, of_x: dict, of_w: dict, bits: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(5, 40, generator=generator) + torch.randn(1, generator=generator)
     w = torch.randn(7, 40, generator=generator)
-    qx, qw = (
-        quantize(
-            value, bits, symmetric=symmetric, granularity=granularity, scale_dtype=torch.float64
-        )
-        for value, (symmetric, granularity) in ((x, of_x), (w, of_w))
-    )
-    torch.testing.assert_close(
-        quantized_matmul(qx, qw), qx.dequantize() @ qw.dequantize().T, rtol=1e-12, atol=1e-12
-    )
+    qx = quantize(x, bits, scale_dtype=torch.float64, **of_x)
+    qw = quantize(w, bits, scale_dtype=torch.float64, **of_w)
+    expected = qx.dequantize() @ qw.dequantize().T
+    torch.testing.assert_close(quantized_matmul(qx, qw), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_float16_scales_give_float32() -> None:
@@ -127,47 +133,25 @@ def test_float16_scales_give_float32() -> None:
 def test_a_scale_along_the_sum_is_refused() -> None:
     x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     for granularity in (PerGroup(8), PerChannel(1)):
-        with pytest.raises(
-            ValueError, match=r"w has the granularity .* does not come out of the sum"
-        ):
+        message = r"w has the granularity .* does not come out of the sum"
+        with pytest.raises(ValueError, match=message):
             quantized_matmul(quantize(x), quantize(x, granularity=granularity))
+
+
+INT8 = torch.ones(2, 3, dtype=torch.int8)
+EMPTY = torch.ones(2, 0, dtype=torch.int8)
 
 
 @pytest.mark.parametrize(
     ("x", "w", "error", "words"),
     [
-        (
-            torch.ones(2, 3),
-            torch.ones(2, 3, dtype=torch.int8),
-            TypeError,
-            "x has dtype torch.float32",
-        ),
-        (
-            torch.ones(2, 3, dtype=torch.int8),
-            torch.ones(2, 3, dtype=torch.int32),
-            TypeError,
-            "w has dtype torch.int32",
-        ),
-        (
-            torch.ones(3, dtype=torch.int8),
-            torch.ones(2, 3, dtype=torch.int8),
-            ValueError,
-            r"x of shape \(3,\)",
-        ),
-        (
-            torch.ones(2, 0, dtype=torch.int8),
-            torch.ones(2, 0, dtype=torch.int8),
-            ValueError,
-            "at least one code",
-        ),
-        (
-            torch.ones(2, 3, dtype=torch.int8),
-            torch.ones(2, 4, dtype=torch.int8),
-            ValueError,
-            "same K",
-        ),
+        (INT8.float(), INT8, TypeError, "x has dtype torch.float32"),
+        (INT8, INT8.int(), TypeError, "w has dtype torch.int32"),
+        (INT8[0], INT8, ValueError, r"x of shape \(3,\)"),
+        (EMPTY, EMPTY, ValueError, "at least one code"),
+        (INT8, INT8[:, :2], ValueError, "same K"),
     ],
 )
 def test_bad_input(x: Tensor, w: Tensor, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
-        module.int8_matmul(x, w)
+        int8_matmul(x, w)

@@ -1,8 +1,9 @@
-"""The INT4 kernels as machine code, made without a GPU: what a weight costs, and what the assembly says.
+"""The INT4 kernels as machine code, compiled without a GPU.
 
-Triton compiles for a GPU that is not there, and its package brings NVIDIA's disassembler. So what makes the kernel fast
-is held here: nothing spilled, wide loads of words, few instructions a weight. That it is right is tested in
-``test_triton_int4.py``, except for the packed assembly, which no interpreter runs: here it is reckoned by hand.
+Triton compiles for a GPU that is not there, and its package includes NVIDIA's disassembler. These
+tests guard what makes the kernel fast: no spills, wide loads of words, few instructions per weight.
+``test_triton_int4.py`` tests the results, except for the packed assembly, which the interpreter
+cannot run: here it is computed step by step.
 """
 
 import re
@@ -14,21 +15,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcourse.kernels.triton_int4_configs import TileConfig, frozen, tile_by_rule, widths
-from qcourse.kernels.triton_int4_launch import WIDE, interpreted
+from qcourse.kernels.triton_available import interpreted
+from qcourse.kernels.triton_int4_configs import (
+    TileConfig,
+    stored_config,
+    tile_by_rule,
+    tile_widths,
+)
+from qcourse.kernels.triton_int4_launch import WIDE
 from qcourse.lab import machine_code as lab
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
-MOST_A_WEIGHT = 3.5  # instructions; an H200 that reads 4.3 TB/s has the time for no more
+MOST_PER_WEIGHT = 3.5  # instructions; an H200 that reads 4.3 TB/s has time for no more
 ARCHITECTURES = (80, 90, 100)
 SMALL, MIDDLE, WIDEST = (tile_by_rule(M, 8192, 8192, multiprocessors=132) for M in (1, 16, 256))
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What to compile: a version for an architecture (of NVIDIA, or "gfx942"), x's dtype, a tile."""
+    """What to compile: a version for an architecture (NVIDIA's, or "gfx942")."""
 
     version: str
     architecture: int | str
@@ -37,18 +44,15 @@ class Kernel:
     config: TileConfig
 
     @property
-    def weights_a_thread(self) -> float:
-        """Of one turn of the loop."""
-        return (
-            self.config.block_n
-            * (32 if self.version == "naive" else 128)
-            / (32 * self.config.warps)
-        )
+    def weights_per_thread(self) -> float:
+        """In one iteration of the loop."""
+        depth = 32 if self.version == "naive" else 128
+        return self.config.block_n * depth / (32 * self.config.warps)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A kernel's loop in machine code, and what the whole takes."""
+    """A kernel's loop in machine code, and the resources of the whole kernel."""
 
     loop: list[str]
     registers: int
@@ -70,18 +74,20 @@ def compiled(kernel: Kernel) -> object:
     """As `lab/machine_code.py` does it, for any kernel."""
     from triton.backends.compiler import GPUTarget
 
-    config, nvidia = kernel.config, kernel.architecture in ARCHITECTURES
+    config = kernel.config
+    nvidia = kernel.architecture in ARCHITECTURES
     fixed = lab.FIXED | {
         "HAS_ZERO": kernel.has_zero,
         "BLOCK_N": config.block_n,
         "BLOCK_M": config.block_m,
+        "STAGES": config.stages,
+        "PACKED": nvidia,
+        "SCALE_FIRST": config.block_m >= WIDE,
     }
-    fixed |= {"STAGES": config.stages, "PACKED": nvidia, "SCALE_FIRST": config.block_m >= WIDE}
-    target = (
-        GPUTarget("cuda", kernel.architecture, 32)
-        if nvidia
-        else GPUTarget("hip", kernel.architecture, 64)
-    )
+    if nvidia:
+        target = GPUTarget("cuda", kernel.architecture, 32)
+    else:
+        target = GPUTarget("hip", kernel.architecture, 64)
     options = {"dtype": kernel.dtype, "warps": config.warps, "stages": config.stages}
     return lab.compiled(kernel.version, fixed, target=target, **options)
 
@@ -92,42 +98,46 @@ def machine_code(kernel: Kernel) -> Machine:
     binary = Path(triton.knobs.cache.dir, f"kernel-{abs(hash(kernel))}.cubin")
     binary.write_bytes(compiled(kernel).asm["cubin"])  # type: ignore[attr-defined]
     try:
-        text, usage = (lab.disassembled(binary, option) for option in ("-sass", "-res-usage"))
+        text = lab.disassembled(binary, "-sass")
+        usage = lab.disassembled(binary, "-res-usage")
     except (AttributeError, RuntimeError):
-        pytest.skip("triton's package brings no disassembler here")
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
-    return Machine(lab.loop_of(text), registers, stack, len(re.findall(r"\b(?:STL|LDL)\b", text)))
+        pytest.skip("triton's package includes no disassembler here")
+    registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
+    stack = int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
+    spills = len(re.findall(r"\b(?:STL|LDL)\b", text))
+    return Machine(lab.loop_of(text), registers, stack, spills)
 
 
-TUNED = [
-    Kernel("tuned", architecture, dtype, has_zero, config)
-    for architecture in ARCHITECTURES
-    for dtype, has_zero, config in (
-        ("*fp16", False, SMALL),
-        ("*fp16", True, MIDDLE),
-        ("*bf16", False, MIDDLE),
-    )
-]
-FROZEN = [
-    Kernel("tuned", 90, "*fp16", False, each) for M in (1, 16) if (each := frozen(M, 8192, 8192))
-]
+TUNED = []
+for architecture in ARCHITECTURES:
+    TUNED += [
+        Kernel("tuned", architecture, "*fp16", has_zero=False, config=SMALL),
+        Kernel("tuned", architecture, "*fp16", has_zero=True, config=MIDDLE),
+        Kernel("tuned", architecture, "*bf16", has_zero=False, config=MIDDLE),
+    ]
+for M in (1, 16):
+    stored = stored_config(M, 8192, 8192)
+    if stored:
+        TUNED.append(Kernel("tuned", 90, "*fp16", has_zero=False, config=stored))
+TUNED = list(dict.fromkeys(TUNED))  # a stored configuration may be that of the rule
 
 
-@pytest.mark.parametrize(
-    "kernel",
-    list(dict.fromkeys(TUNED + FROZEN)),
-    ids=lambda k: f"sm_{k.architecture}-{k.dtype[1:]}-{k.config.block_m}",
-)
-def test_the_tuned_kernel_costs_little_a_weight(kernel: Kernel) -> None:
-    code, config = machine_code(kernel), kernel.config
+def kernel_name(kernel: Kernel) -> str:
+    return f"sm_{kernel.architecture}-{kernel.dtype[1:]}-{kernel.config.block_m}"
+
+
+@pytest.mark.parametrize("kernel", TUNED, ids=kernel_name)
+def test_the_tuned_kernel_needs_few_instructions_per_weight(kernel: Kernel) -> None:
+    code = machine_code(kernel)
+    config = kernel.config
     assert code.stack == code.spills == 0
-    assert len(code.loop) <= MOST_A_WEIGHT * kernel.weights_a_thread
-    threads, x_nbytes = 32 * config.warps, 256 * config.block_m
-    words = config.block_n * 64 // 16 // threads  # loads of 16 bytes that a block's words take
-    x_wide = (
-        x_nbytes // 16 // threads if x_nbytes // 4 // threads >= 16 else 0
-    )  # x comes in four planes
-    assert code.count(r"LDGSTS.*\.128") == words + x_wide
+    assert len(code.loop) <= MOST_PER_WEIGHT * kernel.weights_per_thread
+    # A block's words and, where a thread's share of a plane fills 16 bytes, x: all in wide loads.
+    threads = 32 * config.warps
+    x_nbytes = 256 * config.block_m
+    words_loads = config.block_n * 64 // 16 // threads
+    x_loads = x_nbytes // 16 // threads if x_nbytes // 4 // threads >= 16 else 0
+    assert code.count(r"LDGSTS.*\.128") == words_loads + x_loads
     assert code.count(r"(HMMA|HGMMA)") > 0
     assert 16 * 32 * code.registers <= 65_536  # 16 warps at once on a multiprocessor
 
@@ -141,19 +151,17 @@ def test_a_wide_tile_spills_nothing(architecture: int) -> None:
 
 def test_on_blackwell_the_rule_keeps_to_tiles_of_two_warps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
-    limits = widths(torch.device("cuda", 0))
+    limits = tile_widths(torch.device("cuda", 0))
     config = tile_by_rule(256, 8192, 8192, multiprocessors=148, widths=limits)
     assert config.warps == 2
-    assert (
-        machine_code(Kernel("tuned", 100, "*fp16", False, config)).count("HMMA") > 0
-    )  # not handed on
+    code = machine_code(Kernel("tuned", 100, "*fp16", False, config))
+    assert code.count("HMMA") > 0  # tensor cores that work on registers
 
 
 def test_each_version_costs_less_than_the_one_before() -> None:
     naive = machine_code(Kernel("naive", 90, "*fp16", False, TileConfig(64, 16, 1, 4, 3)))
-    planes, tuned = (
-        machine_code(Kernel(version, 90, "*fp16", False, MIDDLE)) for version in ("planes", "tuned")
-    )
+    planes = machine_code(Kernel("planes", 90, "*fp16", False, MIDDLE))
+    tuned = machine_code(Kernel("tuned", 90, "*fp16", False, MIDDLE))
     weights = MIDDLE.block_n * 128 / (32 * MIDDLE.warps)
     assert naive.stack == planes.stack == 0
     assert len(naive.loop) / 16 > 10
@@ -175,10 +183,10 @@ def test_amd_s_compiler_takes_it() -> None:
     assert "v_pk_add_f16" in text  # two weights at a time without our assembly
 
 
-def reckoned(
+def computed(
     assembly: str, word: Tensor, offsets: list[Tensor], dtype: torch.dtype
 ) -> list[Tensor]:
-    """What the packed assembly leaves in its four results, of 32-bit words (as int64) and pairs of floats."""
+    """The four results of the packed assembly, for 32-bit words (as int64) and pairs of floats."""
     values = {"$4": word} | {f"${5 + i}": offset for i, offset in enumerate(offsets)}
 
     def value(name: str) -> Tensor:
@@ -200,10 +208,8 @@ def reckoned(
             assert names[3] == "0xea"  # the table of (a & b) | c
             values[result] = (a & b) | c
         elif operation.startswith("fma.rn"):
-            a, b, c = (
-                value(name) if value(name).is_floating_point() else halves(value(name))
-                for name in names
-            )
+            operands = [value(name) for name in names]
+            a, b, c = (each if each.is_floating_point() else halves(each) for each in operands)
             values[result] = (a * b + c).to(dtype).double()  # rounded once, as fma does
         else:
             assert operation == ".reg"
@@ -214,17 +220,17 @@ def reckoned(
 def test_the_assembly_decodes_every_word(dtype: torch.dtype, base: int) -> None:
     from qcourse.kernels import triton_int4
 
-    assembly = (
-        triton_int4._FP16_PLANES if dtype == torch.float16 else triton_int4._BF16_PLANES
-    ).value
+    is_fp16 = dtype == torch.float16
+    assembly = triton_int4._FP16_PLANES if is_fp16 else triton_int4._BF16_PLANES
     low = torch.arange(1 << 16)
-    high = low.flip(0)  # another number in the other half, so that nothing may leak
+    high = low.flip(0)  # another number in the other half, so that a leak would show
     for zero in (0, 1, 7, 8, 15):
-        odd = 64 if dtype == torch.float16 else base  # the odd planes of fp16 stand 64 high
+        odd = 64 if is_fp16 else base  # the odd planes of fp16 read as 64 + code
         offsets = [
             torch.full((len(low), 2), -float(start + zero), dtype=dtype).double()
-            for start in (base, odd) * 2
+            for start in (base, odd, base, odd)
         ]
-        for plane, found in enumerate(reckoned(assembly, low | high << 16, offsets, dtype)):
+        results = computed(assembly.value, low | high << 16, offsets, dtype)
+        for plane, found in enumerate(results):
             codes = torch.stack((low, high), -1) >> 4 * plane & 15
             assert torch.equal(found, (codes - zero).double()), f"plane {plane}, zero point {zero}"

@@ -1,0 +1,44 @@
+"""What ``int4_matmul`` asks of a backend.
+
+The idea: a backend is a value with one function that multiplies and a few that say where it can.
+Each lives in a file of its own and takes one line in the table of ``int4_matmul.py``.
+
+How it differs from ``int4_layouts.py``: a layout says how codes lie in memory; a backend computes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qcourse.kernels.int4_weight import Int4Weight
+
+
+def _takes_any_operands(x: Tensor, w: Int4Weight) -> None:
+    return None
+
+
+def _runs_anywhere() -> None:
+    return None
+
+
+def _never_first(device: torch.device) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Int4Backend:
+    """One way to compute x w_hat^T; the defaults describe one that works on any machine.
+
+    Args:
+        multiply: x (tokens, in) and w (out, in) to (tokens, out), in x's dtype.
+        operands_reason: why it cannot multiply this x and w, or None.
+        machine_reason: why it cannot run on this machine, or None.
+        is_first_choice_on: whether it is tried first for tensors on a device.
+    """
+
+    multiply: Callable[[Tensor, Int4Weight], Tensor]
+    operands_reason: Callable[[Tensor, Int4Weight], str | None] = _takes_any_operands
+    machine_reason: Callable[[], str | None] = _runs_anywhere
+    is_first_choice_on: Callable[[torch.device], bool] = _never_first
