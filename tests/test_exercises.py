@@ -229,7 +229,7 @@ def test_answers_are_a_learner_s_own_business_and_drift_in_ci(
     path = answer(copy, "return 1")
     monkeypatch.delenv("CI", raising=False)
     assert make_exercises.main(["--check"], copy) == 0
-    assert capsys.readouterr().out.endswith(f"Skipped, for answers are in them: {path.name}.\n")
+    assert capsys.readouterr().out.endswith(f"Skipped, because they hold answers: {path.name}.\n")
     monkeypatch.setenv("CI", "true")
     assert make_exercises.main(["--check"], copy) == 1
     assert path.name in capsys.readouterr().err

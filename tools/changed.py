@@ -28,6 +28,7 @@ class Concerned:
 
 def git(root: Path, *arguments: str) -> str:
     """Return what git prints, without the newline at the end; empty if it fails."""
+    # -C: the folder may not be the current one
     command = ["git", "-C", str(root), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""

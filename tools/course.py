@@ -117,6 +117,7 @@ def run_tests(names: list, torch: str) -> int:
     """Run the named steps, or all of them."""
     python = ready("dev", torch=torch)
     all_steps = steps(python)
+    # a name on the command line may be wrong
     unknown = sorted(set(names) - set(all_steps))
     if unknown:
         sys.exit(f"No step is called {', '.join(unknown)}: the steps are {', '.join(all_steps)}.")
@@ -151,6 +152,7 @@ def run_script(path: str, *arguments: str, torch: str = "auto") -> int:
 
 def bench(torch: str) -> int:
     """Run every benchmark and return the highest exit code."""
+    # names with an underscore are shared parts, not benchmarks
     names = sorted(path.name for path in (ROOT / "benchmarks").glob("[!_]*.py"))
     codes = [run_script(f"benchmarks/{name}", torch=torch) for name in names]
     return max(codes, default=0)

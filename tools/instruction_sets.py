@@ -1,8 +1,9 @@
-"""The environments in which tools/portability.py runs notebooks: an instruction set and a number of threads each.
+"""The environments of tools/portability.py: an instruction set and a number of threads each.
 
-Environment variables choose the code that torch, oneDNN, MKL, OpenBLAS and NumPy have for older processors. Two limits:
-MKL picks its code by the processor's maker, so on AMD's its AVX-512 code is never run; and what a library asks the
-processor for by itself (FBGEMM) stays as it is. A kernel is asked for what it got before anything is run.
+Environment variables choose the code that torch, oneDNN, MKL, OpenBLAS and NumPy have for older
+processors. Two limits: MKL also looks at the processor's maker, so its AVX-512 code never runs on
+AMD; and FBGEMM asks the processor directly, so it does not change. Before a run, a kernel is asked
+which instruction set and how many threads it got.
 """
 
 import itertools
@@ -14,12 +15,14 @@ from nbclient import NotebookClient
 from numpy._core._multiarray_umath import __cpu_features__ as numpy_features
 
 THREADS = (1, 2, 4)
+
+# features of NumPy that are newer than an instruction set
 NEWER = {
     "default": ("X86_V3", "X86_V4", "AVX512_ICL", "AVX512_SPR"),
     "avx2": ("X86_V4", "AVX512_ICL", "AVX512_SPR"),
 }
 
-# MKL_ENABLE_INSTRUCTIONS is obeyed on Intel's processors alone; MKL_CBWR=COMPATIBLE (SSE2) everywhere
+# MKL_ENABLE_INSTRUCTIONS works on Intel only; MKL_CBWR=COMPATIBLE (SSE2) works everywhere
 LIBRARIES = {
     "default": {
         "ONEDNN_MAX_CPU_ISA": "SSE41",
@@ -37,41 +40,50 @@ LIBRARIES = {
         "OPENBLAS_CORETYPE": "SkylakeX",
     },
 }
-MOST_DIFFERENT_FIRST = ("default-1", "avx2-4", "avx2-1", "avx512-4")
+
+# these differ most from one another, so they run first
+FIRST = ("default-1", "avx2-4", "avx2-1", "avx512-4")
+
+QUESTION = """import torch
+print(torch.backends.cpu.get_cpu_capability().lower(), torch.get_num_threads(), sep="-")"""
 
 
 def environments() -> dict[str, dict[str, str]]:
-    """The settings of every environment that this processor has, by name."""
+    """Return the variables of every environment that this processor has, by name."""
+    # the instruction sets from the oldest to the processor's own
+    capabilities = list(LIBRARIES)
     best = torch.backends.cpu.get_cpu_capability().lower()
-    capabilities = (
-        list(LIBRARIES)[: list(LIBRARIES).index(best) + 1] if best in LIBRARIES else ["default"]
-    )
-    names = [
-        f"{capability}-{threads}"
-        for capability, threads in itertools.product(capabilities, THREADS)
-    ]
-    ordered = sorted(names, key=lambda name: (*MOST_DIFFERENT_FIRST, *names).index(name))
-    return {name: settings(*name.split("-")) for name in ordered}
+    newest = capabilities.index(best) if best in capabilities else 0
+
+    found = {}
+    for capability, threads in itertools.product(capabilities[: newest + 1], THREADS):
+        found[f"{capability}-{threads}"] = settings(capability, str(threads))
+    order = [name for name in FIRST if name in found]
+    order += [name for name in found if name not in FIRST]
+    return {name: found[name] for name in order}
 
 
 def settings(capability: str, threads: str) -> dict[str, str]:
-    """The variables that choose one instruction set and a number of threads."""
-    hidden = [feature for feature in NEWER.get(capability, ()) if numpy_features.get(feature)]
-    pools = {f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")}
+    """Return the variables that choose an instruction set and a number of threads."""
+    newer = NEWER.get(capability, ())
+    hidden = [feature for feature in newer if numpy_features.get(feature)]
     return {
         "ATEN_CPU_CAPABILITY": capability,
         **LIBRARIES[capability],
         "NPY_DISABLE_CPU_FEATURES": " ".join(hidden),
-        **pools,
-        "MKL_DYNAMIC": "FALSE",  # else MKL, and torch after it, takes no more threads than there are cores
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        # else MKL, and torch with it, uses no more threads than there are cores
+        "MKL_DYNAMIC": "FALSE",
     }
 
 
 def check_kernel(name: str, env: dict[str, str]) -> None:
-    """Ask a kernel in this environment for its capability and threads; stop where they are not those of the name."""
-    question = "import torch\nprint(torch.backends.cpu.get_cpu_capability().lower(), torch.get_num_threads(), sep='-')"
-    cell = nbformat.v4.new_code_cell(question)
-    NotebookClient(nbformat.v4.new_notebook(cells=[cell])).execute(env=env)
-    answer = cell.outputs[0].text.strip()
-    if answer != name:
-        sys.exit(f"A kernel of the environment {name} says that it is {answer}.")
+    """Exit if a kernel in this environment has other capabilities or threads than its name says."""
+    cell = nbformat.v4.new_code_cell(QUESTION)
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(notebook).execute(env=env)
+    found = cell.outputs[0].text.strip()
+    if found != name:
+        sys.exit(f"A kernel in the environment {name} reports {found}.")

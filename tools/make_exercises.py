@@ -1,13 +1,14 @@
 """Write exercises/ from solutions/: the same notebooks without the solutions and without outputs.
 
     python tools/make_exercises.py            write them
-    python tools/make_exercises.py --check    write nothing; fail where a file is not what would be written
+    python tools/make_exercises.py --check    write nothing; fail if a file differs
 
-A sheet that holds answers is never written over, and it is checked only in CI (CI=true), where nobody learns.
+A sheet that holds answers is never overwritten, and only CI (CI=true), where no learner works,
+checks it.
 
-The steps are nbgrader's own preprocessors, in the order of its generate_assignment, so that what a teacher hands out
-from here and what nbgrader would make of the solutions are the same. Equal solutions give equal bytes: cells keep their
-ids, and no time or version is written.
+The idea: the steps are nbgrader's own preprocessors, in the order of its generate_assignment, so
+this tool and nbgrader make the same sheets of the solutions. Equal solutions give equal bytes:
+cells keep their ids, and no time or version is written.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from qcourse.checks.answers import STUB
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE_STUB = {"python": f'raise NotImplementedError("{STUB}")'}
+
+# checksums are computed twice: hidden tests are removed in between
 STEPS = (
     LockCells(),
     ClearSolutions(code_stub=CODE_STUB),
@@ -37,19 +40,21 @@ STEPS = (
     CheckCellMetadata(),
     ComputeChecksums(),
     ClearHiddenTests(),
-    ComputeChecksums(),  # again, over what is left
+    ComputeChecksums(),
     CheckCellMetadata(),
 )
 
 
 def make_exercise(solution: str) -> str:
-    """The text of the exercise notebook that a solution notebook's text becomes.
+    """Return the text of the exercise notebook for the text of a solution notebook.
 
     Raises:
-        RuntimeError, jsonschema.ValidationError: a solution region that does not end, or outside a solution cell;
-            nbgrader metadata that is not as it should be.
+        RuntimeError, jsonschema.ValidationError: a solution region that does not end, or outside a
+            solution cell; invalid nbgrader metadata.
     """
-    notebook, resources = nbformat.reads(solution, as_version=4), {}
+    notebook = nbformat.reads(solution, as_version=4)
+    resources: dict = {}
+    # other metadata may differ from machine to machine
     notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec", "language_info")}
     for step in STEPS:
         notebook, resources = step.preprocess(notebook, resources)
@@ -58,78 +63,92 @@ def make_exercise(solution: str) -> str:
 
 
 def wanted(solutions: Path) -> dict[str, str]:
-    """What exercises/ should hold: names and texts."""
-    return {
-        path.name: make_exercise(path.read_text(encoding="utf-8"))
-        for path in sorted(solutions.glob("*.ipynb"))
-    }
+    """Return what exercises/ should hold: texts by file name."""
+    sheets = {}
+    for path in sorted(solutions.glob("*.ipynb")):
+        sheets[path.name] = make_exercise(path.read_text(encoding="utf-8"))
+    return sheets
 
 
 def differing(solutions: Path, exercises: Path) -> list[str]:
-    """The names of the sheets that are missing, not as they would be written, or left over."""
+    """Return the names of the sheets that are missing, different, or left over."""
     sheets = wanted(solutions)
     found = {path.name: path.read_text(encoding="utf-8") for path in exercises.glob("*.ipynb")}
-    return sorted(
-        name for name in sheets.keys() | found.keys() if sheets.get(name) != found.get(name)
-    )
+    names = sheets.keys() | found.keys()
+    return sorted(name for name in names if sheets.get(name) != found.get(name))
 
 
 def answered(path: Path) -> bool:
-    """Whether someone has written into a sheet: a solution cell whose checksum is not the one it was written with."""
-    cells = nbformat.read(path, as_version=4).cells if path.exists() else []
-    marked = [(cell, cell.metadata.get("nbgrader", {})) for cell in cells]
-    return any(
-        marks.get("solution") and marks.get("checksum") != compute_checksum(cell)
-        for cell, marks in marked
-    )
+    """Return whether a sheet holds answers: a solution cell that differs from its checksum."""
+    if not path.exists():
+        return False
+    for cell in nbformat.read(path, as_version=4).cells:
+        # nbgrader stores the checksum of the empty cell in its metadata
+        marks = cell.metadata.get("nbgrader", {})
+        if marks.get("solution") and marks.get("checksum") != compute_checksum(cell):
+            return True
+    return False
 
 
 def is_learners(path: Path) -> bool:
-    """Whether a sheet is none of our business: it holds answers, and this is not CI."""
+    """Return whether a sheet belongs to a learner: it holds answers, and this is not CI."""
     return os.environ.get("CI") != "true" and answered(path)
 
 
 def write(solutions: Path, exercises: Path) -> list[str]:
-    """Make exercises/ what it should be, without the sheets that hold answers; returns the names of these."""
+    """Update exercises/, except sheets that hold answers; return the names of those."""
     sheets = wanted(solutions)
     exercises.mkdir(exist_ok=True)
+    # sheets to write, and files that may be left over
     names = sheets.keys() | {path.name for path in exercises.glob("*.ipynb")}
-    kept = sorted(name for name in names if answered(exercises / name))
-    for name in sorted(names - set(kept)):
-        if name in sheets:
-            (exercises / name).write_text(sheets[name], encoding="utf-8", newline="\n")
+    kept = []
+    for name in sorted(names):
+        path = exercises / name
+        if answered(path):
+            kept.append(name)
+        elif name in sheets:
+            path.write_text(sheets[name], encoding="utf-8", newline="\n")
             print(f"exercises/{name}")
+        # a sheet without a solution is left over
         else:
-            (exercises / name).unlink()
+            path.unlink()
     return kept
 
 
-def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    """Write or compare; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    folders = root / "solutions", root / "exercises"
-    if not parser.parse_args(arguments).check:
-        kept = write(*folders)
-        if kept:
-            print(
-                f"Not written, for answers would be lost: {', '.join(kept)}. Move them away first.",
-                file=sys.stderr,
-            )
-        return int(bool(kept))
-    names = differing(*folders)
-    learners = [name for name in names if is_learners(folders[1] / name)]
+def run_write(solutions: Path, exercises: Path) -> int:
+    """Write the sheets; return 1 if some were kept because they hold answers."""
+    kept = write(solutions, exercises)
+    if kept:
+        reason = f"Not written, because answers would be lost: {', '.join(kept)}."
+        print(f"{reason} Move these files away first.", file=sys.stderr)
+    return 1 if kept else 0
+
+
+def run_check(solutions: Path, exercises: Path) -> int:
+    """Compare the sheets with their solutions; return 1 if one differs."""
+    stale = []
+    learners = []
+    for name in differing(solutions, exercises):
+        if is_learners(exercises / name):
+            learners.append(name)
+        else:
+            stale.append(name)
     if learners:
-        print(f"Skipped, for answers are in them: {', '.join(learners)}.")
-    names = [name for name in names if name not in learners]
-    if names:
-        print(
-            f"Not what solutions/ would make: {', '.join(names)}. Run `make exercises`.",
-            file=sys.stderr,
-        )
-    return int(bool(names))
+        print(f"Skipped, because they hold answers: {', '.join(learners)}.")
+    if stale:
+        reason = f"These sheets differ from solutions/: {', '.join(stale)}."
+        print(f"{reason} Run `make exercises`.", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Write or compare; return the exit code."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    options = parser.parse_args(arguments)
+    action = run_check if options.check else run_write
+    return action(root / "solutions", root / "exercises")
 
 
 if __name__ == "__main__":

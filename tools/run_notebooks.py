@@ -1,11 +1,15 @@
-"""Execute notebooks in place, so that each lesson ships with its outputs and its widgets show without a kernel.
+"""Execute notebooks in place, so that each lesson ships with its outputs and its widgets.
 
-    python tools/run_notebooks.py [notebooks/01_quantizer.ipynb ...]      default: all of notebooks/ and solutions/
+    python tools/run_notebooks.py [notebooks/01_quantizer.ipynb ...]
 
-Every notebook gets a fresh kernel in its own folder, offline, with a throwaway progress file. What differs from run to
-run and helps nobody is taken out (timings, the interpreter's version, the random names of widgets), so that a second
-run changes a file only where an output changed. A notebook that fails keeps the file it had. nbval does the opposite:
-it compares outputs and writes nothing. Source: nbclient's documentation ("Executing notebooks").
+Without arguments: all of notebooks/ and solutions/. Every notebook gets a fresh kernel in its own
+folder, offline, with a temporary progress file. What differs between two equal runs is removed
+(timings, the interpreter's version, the random names of widgets), so that a second run changes a
+file only if an output has changed. A notebook that fails keeps its old file.
+
+Source: nbclient's documentation ("Executing notebooks").
+
+How it differs from nbval: that compares outputs and writes nothing.
 """
 
 import argparse
@@ -26,12 +30,13 @@ WIDGETS = "application/vnd.jupyter.widget-state+json"
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """Run every cell of a notebook in a fresh kernel and return it with its outputs; the file stays as it is.
+    """Return a notebook with the outputs of a fresh kernel; the file does not change.
 
     Raises:
         RuntimeError: a cell failed; the message names the notebook, the cell and the error.
     """
     notebook = nbformat.read(path, as_version=4)
+    # the state of widgets of an earlier run
     notebook.metadata.pop("widgets", None)
     started = []
     client = NotebookClient(
@@ -40,70 +45,78 @@ def execute(path: Path) -> nbformat.NotebookNode:
         kernel_name=KERNEL["name"],
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
-        coalesce_streams=True,  # else what is printed at once arrives in one piece or in several, by chance
-        extra_arguments=[
-            "--IPKernelApp.log_level=ERROR"
-        ],  # else each kernel warns that its loopback is not encrypted
+        # else printed text arrives in one piece or in several, by chance
+        coalesce_streams=True,
+        # else each kernel warns that its loopback is not encrypted
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
         on_cell_start=lambda cell, cell_index: started.append(cell_index),
     )
     with tempfile.TemporaryDirectory() as folder:
         settings = {"HF_HUB_OFFLINE": "1", "QCOURSE_PROGRESS": str(Path(folder, "progress.json"))}
         try:
             client.execute(env=os.environ | settings)
-        except (
-            CellControlSignal,
-            DeadKernelError,
-        ) as error:  # a failed cell or a timeout; a kernel that died
-            words = (
-                f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error).strip()
-            )
-            raise RuntimeError(f"{path.name}, cell {started[-1] + 1}: {words}") from error
+        # a failed cell or a timeout; a kernel that died
+        except (CellControlSignal, DeadKernelError) as error:
+            cell = started[-1] + 1
+            raise RuntimeError(f"{path.name}, cell {cell}: {_reason(error)}") from error
     return notebook
 
 
+def _reason(error: Exception) -> str:
+    # only the error of a cell has a name and a value
+    if hasattr(error, "ename"):
+        return f"{error.ename}: {error.evalue}"
+    return str(error).strip()
+
+
 def tidy(notebook: nbformat.NotebookNode) -> str:
-    """The text of a notebook's file, without what differs between two equal runs."""
-    kept = {
-        key: notebook.metadata[key]
-        for key in ("language_info", "widgets")
-        if key in notebook.metadata
-    }
+    """Return the text of a notebook's file, without what differs between two equal runs."""
+    kept = {"kernelspec": KERNEL}
+    for key in ("language_info", "widgets"):
+        if key in notebook.metadata:
+            kept[key] = notebook.metadata[key]
     kept.get("language_info", {}).pop("version", None)
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, **kept})
+    notebook.metadata = nbformat.from_dict(kept)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+
+    # number the widgets in place of their random names
     text = nbformat.writes(notebook)
-    for number, model in enumerate(
-        notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
-    ):
+    widgets = notebook.metadata.get("widgets", {}).get(WIDGETS, {})
+    for number, model in enumerate(widgets.get("state", {})):
         text = text.replace(model, f"{number:032x}")
-    return nbformat.writes(nbformat.reads(text, as_version=4)) + "\n"  # sorted by the new names
+
+    # read and write once more, so that keys are sorted by the new names
+    renamed = nbformat.reads(text, as_version=4)
+    return nbformat.writes(renamed) + "\n"
 
 
 def run(path: Path) -> None:
-    """Execute one notebook in place; the old file stays until the new one is whole."""
+    """Execute one notebook in place; the old file stays until the new one is complete."""
     print(f"{path.parent.name}/{path.name:32}", end=" ", flush=True)
     started = time.monotonic()
     text = tidy(execute(path))
+    # a rename is atomic
     aside = path.with_suffix(".ipynb.new")
     aside.write_text(text, encoding="utf-8", newline="\n")
     aside.replace(path)
-    print(f"{time.monotonic() - started:6.1f} s  {len(text.encode()) / 1000:6.0f} KB", flush=True)
+    time_s = time.monotonic() - started
+    size_kb = len(text.encode()) / 1000
+    print(f"{time_s:6.1f} s  {size_kb:6.0f} KB", flush=True)
 
 
 def main() -> int:
-    """Execute the notebooks named on the command line, or all; returns the number that failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    """Execute the notebooks of the command line, or all; return the number that failed."""
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("paths", nargs="*", type=Path)
-    everything = [
-        path
-        for folder in ("notebooks", "solutions")
-        for path in sorted((ROOT / folder).glob("*.ipynb"))
-    ]
+    paths = parser.parse_args().paths
+    if not paths:
+        for folder in ("notebooks", "solutions"):
+            paths += sorted((ROOT / folder).glob("*.ipynb"))
+
     failures = 0
-    for path in parser.parse_args().paths or everything:
+    for path in paths:
         try:
             run(path.resolve())
         except (RuntimeError, OSError) as error:

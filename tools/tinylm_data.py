@@ -1,13 +1,13 @@
 """From documents to batches: the tiny language model's tokenizer, and what a training step sees.
 
-The idea: a byte-level tokenizer learns 4096 frequent pieces of the training text, and can spell any other text byte by
-byte. All documents of a kind stand in one stream, so no token is padding. A batch is windows at random places of the
-streams, drawn by a generator that is seeded with the step: so any step's batch can be made again, which is what lets a
-run that was stopped go on exactly.
+The idea: a byte-level tokenizer learns 4096 frequent pieces of the training text, and spells other
+text byte by byte. All documents of a kind form one stream, so no token is padding. A batch is
+windows at random positions of the streams. Their generator is seeded with the step, so a resumed
+run draws the same batches.
 
-Source: Sennrich et al. 2016 (byte-pair encoding), Radford et al. 2019 (on bytes); the tokenizers library.
+Source: Sennrich et al. 2016 (byte-pair encoding), Radford et al. 2019 (on bytes).
 
-How it differs from ``qcourse.texts.corpus``: there text is chosen, here it becomes numbers.
+How it differs from ``qcourse.texts.corpus``: that selects text; this turns it into numbers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,17 +19,19 @@ from torch import Tensor
 from qcourse.texts.corpus import SEPARATOR
 from qcourse.texts.corpus_sources import Document
 
-# A word with the space before it; up to three digits; signs; line breaks with the white space before them; indentation.
+# a word with the space before it; up to three digits; signs; line breaks with the white space
+# before them; indentation
 PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(documents: Iterable[Document], *, vocabulary: int) -> Tokenizer:
-    """Learn a byte-level BPE of ``vocabulary`` tokens; the separator is number 0, the 256 bytes follow."""
+    """Return a byte-level BPE of ``vocabulary`` tokens; 0 is the separator, then come the bytes."""
     tokenizer = Tokenizer(models.BPE())
+
+    # pieces first, then bytes: no token spans two pieces
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -37,7 +39,8 @@ def train_tokenizer(documents: Iterable[Document], *, vocabulary: int) -> Tokeni
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.text for document in documents), trainer)
+    texts = (document.text for document in documents)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -50,8 +53,9 @@ def batch(
     context: int,
     docs_share: float,
 ) -> Tensor:
-    """Draw the ids (size, context + 1) of one step: windows at random places, a share of them from "docs"."""
-    generator = torch.Generator().manual_seed(1_000_003 * seed + step)  # only 32 bits of it count
+    """Draw the ids (size, context + 1) of one step: random windows, a share of them from "docs"."""
+    # a prime keeps the steps of two seeds apart; only 32 bits of the number count
+    generator = torch.Generator().manual_seed(1_000_003 * seed + step)
     from_docs = torch.rand(size, generator=generator) < docs_share
     rows = []
     for docs in from_docs.tolist():

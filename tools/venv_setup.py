@@ -52,10 +52,8 @@ def check_python(version: tuple = sys.version_info[:3], root: Path = ROOT) -> No
     if in_range and has not in bounds["!="]:
         return
     but = "".join(f" and not {number}" for number in bounds["!="])
-    sys.exit(
-        f"This is Python {has}; the course needs {bounds['>=']} or newer, before {bounds['<']}{but} "
-        "(make PYTHON=... names one)."
-    )
+    needs = f"{bounds['>=']} or newer, before {bounds['<']}{but}"
+    sys.exit(f"This is Python {has}; the course needs {needs} (make PYTHON=... names one).")
 
 
 def numbers(version: str) -> tuple:
