@@ -1,13 +1,13 @@
-"""A linear layer that stores codes: y = (x / input_scale) w_hat^T + bias, w_hat decoded anew at every call.
+"""A linear layer that stores codes: y = (x / input_scale) w_hat^T + bias, w_hat decoded per call.
 
-The idea: what makes a quantized model small is what it holds: codes, packed to the bit, with the scales and zero points
-to read them by. The floats exist during a product only. (What makes it fast as well is a kernel that never writes them
-to memory at all; this layer is the plain form that any quantizer fits.)
+The idea: a quantized model is small because it stores packed codes, scales and zero points. The
+floats exist only during a product. (It is also fast with a kernel that never writes them to
+memory; this layer is the plain form, for any quantizer.)
 
-Source: weight-only quantization as in GPTQ (Frantar et al., ICLR 2023), section 4; the run-time input scale as in AWQ
-(Lin et al., MLSys 2024), section 3.2, where no operation precedes that could take it.
+Source: weight-only quantization as in GPTQ (Frantar et al., ICLR 2023), section 4; the run-time
+input scale as in AWQ (Lin et al., MLSys 2024), section 3.2.
 
-How it differs from ``inspect.map_weights``: there, a float weight that went through codes; here, the codes themselves.
+How it differs from ``linears.map_weights``: that stores a rounded float weight; this stores codes.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 
 @dataclass(frozen=True)
 class BufferLayout:
-    """How a quantized weight is kept as tensors: the codes and a zero point packed, other parameters as they are.
+    """How a quantized weight is stored as tensors: codes and zero points packed, the rest as it is.
 
     Args:
         quantizer: decodes the codes.
@@ -42,64 +42,68 @@ class BufferLayout:
 
     @classmethod
     def of(cls, q: QuantizedTensor) -> "BufferLayout":
-        """The layout that keeps q; raises ValueError where codes are no int8 or uint8 codes of q.bits bits."""
+        """Return the layout that stores q; ValueError unless q is a matrix of q.bits-bit codes."""
         signed = q.codes.dtype == torch.int8
         if q.codes.ndim != 2 or not q.codes.numel():
             raise ValueError(
                 f"codes of a linear layer are a matrix (out, in), got the shape {tuple(q.shape)}"
             )
-        if not (signed or q.codes.dtype == torch.uint8) or (
-            signed and int(q.codes.max()) >= 1 << q.bits - 1
-        ):
+        largest = int(q.codes.max())
+        too_large = signed and largest >= 1 << q.bits - 1
+        if too_large or q.codes.dtype not in (torch.int8, torch.uint8):
             raise ValueError(
-                f"codes must be two's complement in int8 or unsigned in uint8, of {q.bits} bits; got"
-                f" {q.codes.dtype} up to {int(q.codes.max())}"
+                f"codes must be two's complement in int8 or unsigned in uint8, of {q.bits} bits;"
+                f" got {q.codes.dtype} up to {largest}"
             )
         return cls(q.quantizer, tuple(q.shape), signed, type(q.parameters))
 
     def write(self, q: QuantizedTensor) -> dict[str, Tensor | None]:
-        """Name the tensors that q is kept as; None for zero points that are all 0, which take no memory."""
-        kept: dict[str, Tensor | None] = {"packed": pack(q.codes, q.bits)}
+        """Return the tensors that store q, by name; None for zero points that are all 0."""
+        tensors: dict[str, Tensor | None] = {"packed": pack(q.codes, q.bits)}
         for field in fields(self.parameters):
             value = getattr(q.parameters, field.name)
             if field.name == "zero_point":
+                # Symmetric grids have only zeros here, which need no memory.
                 value = pack(value, q.bits) if value.any() else None
-            kept[field.name] = value
-        return kept
+            tensors[field.name] = value
+        return tensors
 
-    def read(self, kept: Mapping[str, Tensor | None]) -> QuantizedTensor:
-        """The inverse of ``write``; raises what ``unpack`` raises, and KeyError for a tensor that is missing."""
-        parameters = {field.name: kept.get(field.name) for field in fields(self.parameters)}
+    def read(self, tensors: Mapping[str, Tensor | None]) -> QuantizedTensor:
+        """Invert ``write``; errors as of ``unpack``, and KeyError for a missing tensor."""
+        parameters = {field.name: tensors.get(field.name) for field in fields(self.parameters)}
         if "zero_point" in parameters:
-            parameters["zero_point"] = self._zero_point(parameters["zero_point"], kept["scale"])
-        codes = self._unpack(kept["packed"], torch.Size(self.shape))
+            scale: Any = tensors["scale"]
+            parameters["zero_point"] = self._zero_point(parameters["zero_point"], scale)
+        codes = self._unpack(tensors["packed"], torch.Size(self.shape))
         return QuantizedTensor(codes, self.parameters(**parameters), self.quantizer)
 
-    def _unpack(self, packed: Any, shape: torch.Size) -> Tensor:
-        return unpack(packed, self.quantizer.bits, shape.numel(), signed=self.signed).reshape(shape)
+    def _zero_point(self, packed: Tensor | None, scale: Tensor) -> Tensor:
+        """The zero points, in the shape of the scales."""
+        if packed is not None:
+            return self._unpack(packed, scale.shape)
+        return torch.zeros_like(scale, dtype=torch.int8 if self.signed else torch.uint8)
 
-    def _zero_point(self, packed: Tensor | None, scale: Any) -> Tensor:
-        if packed is None:
-            return torch.zeros_like(scale, dtype=torch.int8 if self.signed else torch.uint8)
-        return self._unpack(packed, scale.shape)
+    def _unpack(self, packed: Any, shape: torch.Size) -> Tensor:
+        codes = unpack(packed, self.quantizer.bits, shape.numel(), signed=self.signed)
+        return codes.reshape(shape)
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer with a quantized weight, held as packed codes; for inference, so nothing in it is trained.
+    """A linear layer with a quantized weight, stored as packed codes; for inference only.
 
     Args:
         q: the weight (out, in).
         bias: (out,), or None.
         input_scale: (in,); x is divided by it first, so q stands for w * input_scale.
         input_order: (in,), a permutation; column j of q meets input ``input_order[j]``.
-        inputs: a value of ``activations.py`` that rounds the inputs, once they are divided; None leaves them.
+        inputs: a value of ``activations.py`` that rounds the divided inputs; None leaves them.
 
     Raises:
-        ValueError: q is no matrix of int8 or uint8 codes of its bits; another argument of the wrong length.
+        ValueError: q is no matrix of int8 or uint8 codes; another argument has a wrong length.
 
     >>> from qcourse import IntQuantizer
     >>> layer = QuantizedLinear(IntQuantizer(bits=4)(torch.randn(32, 64)), torch.zeros(32))
-    >>> layer.packed.dtype, layer.nbytes  # half a byte a weight, a scale of 4 bytes, 32 biases of 4 bytes
+    >>> layer.packed.dtype, layer.nbytes  # half a byte per weight, one scale, 32 biases
     (torch.uint8, 1156)
     """
 
@@ -118,14 +122,16 @@ class QuantizedLinear(nn.Module):
         inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
-        self.layout, self.inputs = BufferLayout.of(q), inputs
+        self.layout = BufferLayout.of(q)
+        self.inputs = inputs
         self.out_features, self.in_features = self.layout.shape
-        extra = {"bias": bias, "input_scale": input_scale, "input_order": input_order}
-        for name, value in extra.items():
-            expected = (self.out_features if name == "bias" else self.in_features,)
-            if value is not None and value.shape != expected:
-                raise ValueError(f"{name} must have the shape {expected}, got {tuple(value.shape)}")
-        for name, value in {**self.layout.write(q), **extra}.items():
+        _check_shape("bias", bias, self.out_features)
+        _check_shape("input_scale", input_scale, self.in_features)
+        _check_shape("input_order", input_order, self.in_features)
+
+        tensors = self.layout.write(q)
+        tensors |= {"bias": bias, "input_scale": input_scale, "input_order": input_order}
+        for name, value in tensors.items():
             self.register_buffer(name, None if value is None else value.detach().clone())
 
     @property
@@ -135,48 +141,67 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        """The float weight that the layer acts by, w_hat / input_scale in the order of the inputs; made at each use."""
+        """The float weight that x is multiplied by in effect; decoded at each use."""
         w_hat = self.quantized.dequantize()
+        # (x / s) w_hat^T = x (w_hat / s)^T
         if self.input_scale is not None:
-            w_hat = w_hat / self._columns(self.input_scale)
-        return w_hat if self.input_order is None else w_hat[:, self.input_order.argsort()]
+            w_hat = w_hat / self._reordered(self.input_scale)
+        if self.input_order is not None:
+            w_hat = w_hat[:, self.input_order.argsort()]  # back to the order of the inputs
+        return w_hat
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that the layer holds."""
+        """Bytes of all tensors of the layer."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Decode the weight to the input's dtype and multiply; the argument is called as nn.Linear's is."""
-        x = self._entering(input)
+        """Return the product with the weight, decoded to the input's dtype, plus the bias."""
+        x = self._rounded_quotient(input)
+        w_hat = self.quantized.dequantize().to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(self._columns(x), self.quantized.dequantize().to(x.dtype), bias)
+        return F.linear(self._reordered(x), w_hat, bias)
 
     def rounded(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
-        """What becomes of x by ``inputs``, in x's own units: the layer's output is rounded(x) weight^T + bias."""
+        """Return x as ``inputs`` rounds it: the output is rounded(x) weight^T + bias."""
         if self.inputs is None:
             return x
-        entering = self._entering(x)
-        return entering if self.input_scale is None else (entering * self.input_scale).to(x.dtype)
+        quotient = self._rounded_quotient(x)
+        if self.input_scale is None:
+            return quotient
+        return (quotient * self.input_scale).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows of the layer."""
-        inputs = "" if self.inputs is None else f", inputs={self.inputs}"
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.layout.quantizer}{inputs}"
+        """Return what ``print(model)`` shows of the layer."""
+        parts = [f"{self.in_features}, {self.out_features}", f"bias={self.bias is not None}"]
+        parts.append(str(self.layout.quantizer))
+        if self.inputs is not None:
+            parts.append(f"inputs={self.inputs}")
+        return ", ".join(parts)
 
-    def _entering(self, x: Tensor) -> Tensor:
-        """x as it enters the product: divided by input_scale, and rounded."""
+    def _rounded_quotient(self, x: Tensor) -> Tensor:
+        """x / input_scale, rounded by ``inputs``."""
         if self.input_scale is not None:
             x = (x / self.input_scale).to(x.dtype)
         if self.inputs is None or not x.numel():
             return x
-        return (
-            self.inputs(x.reshape(-1, x.shape[-1])).to(x.dtype).reshape(x.shape)
-        )  # (tokens, in) and back
+        rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        return self.inputs(rows).to(x.dtype).reshape(x.shape)
 
-    def _columns(self, x: Tensor) -> Tensor:
+    def _reordered(self, x: Tensor) -> Tensor:
+        """The last axis of x in the order of the columns of the codes."""
         return x if self.input_order is None else x[..., self.input_order]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
-        # Follow the model to another device, but never to another dtype: model.half() would round the scales anew.
-        return super()._apply(lambda buffer: buffer.to(fn(buffer.new_empty(0)).device), recurse)
+        # Follow the model to another device, never to another dtype: model.half() would round the
+        # scales once more.
+        def moved(buffer: Tensor) -> Tensor:
+            device = fn(buffer.new_empty(0)).device
+            return buffer.to(device)
+
+        return super()._apply(moved, recurse)
+
+
+def _check_shape(name: str, value: Tensor | None, length: int) -> None:
+    if value is not None and value.shape != (length,):
+        raise ValueError(f"{name} must have the shape {(length,)}, got {tuple(value.shape)}")
