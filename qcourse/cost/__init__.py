@@ -1,1 +1,1 @@
-"""Floor 2: what the bytes cost. Plain arithmetic; nothing here needs torch."""
+"""What bytes cost in memory, time and GPUs: plain arithmetic that needs no torch."""

@@ -1,11 +1,8 @@
-"""What a step of writing costs: one new token for each text of a batch, by the roofline.
+"""The time of one decode step, one new token per sequence of a batch, by the roofline.
 
-The idea: for each step all weights are read once, whatever the batch, and the cache and the activations of every text.
-Which of them is the larger part depends on the batch and on how long the texts are; bits shrink the first two.
-
-Source: the arithmetic of decoding as in Pope et al., "Efficiently Scaling Transformer Inference" (MLSys 2023).
-
-How it differs from ``roofline.py``: there one product, here a whole model's.
+The idea: a step reads all weights once, and the KV cache and the activations of every sequence.
+Source: Pope et al., "Efficiently Scaling Transformer Inference" (MLSys 2023).
+How it differs from `roofline.py`: that has one product, this a whole model.
 """
 
 from dataclasses import dataclass
@@ -16,23 +13,16 @@ from qcourse.cost.roofline import Device, Work, roofline
 
 @dataclass(frozen=True)
 class Model:
-    """The sizes of a decoder that decide what a step costs.
+    """The sizes of a decoder that decide what a step costs."""
 
-    Args:
-        parameters: of all linear layers, each used once a token.
-        layers, kv_heads, head_dim: as ``kv_cache_bytes`` takes them.
-        heads: query heads.
-        activations: numbers that go into and come out of all linear layers for one token.
-
-    >>> LLAMA_2_7B.parameters, LLAMA_2_7B.activations
-    (6607077376, 2534656)
-    """
-
+    # Of all linear layers; a token uses each of them once.
     parameters: float
     layers: int
+    # Query heads; kv_heads is the number of key-value heads.
     heads: int
     kv_heads: int
     head_dim: int
+    # Numbers that enter or leave the linear layers per token.
     activations: float = 0
 
     @classmethod
@@ -46,16 +36,17 @@ class Model:
         intermediate: int,
         vocabulary: int,
     ) -> "Model":
-        """A Llama: q, k, v, o and three layers of the MLP in each block, and the head; norms left out.
-
-        Args:
-            intermediate: the MLP's inner size.
-            vocabulary: the head's outputs.
-        """
-        size, kv = heads * head_dim, kv_heads * head_dim
-        block = [(size, size)] * 2 + [(size, kv)] * 2 + [(size, intermediate)] * 3
+        """Return the sizes of a Llama, norms left out; `intermediate` is the MLP's inner size."""
+        size = heads * head_dim
+        kv_size = kv_heads * head_dim
+        # q and o, k and v, the three layers of the MLP; then the output head.
+        block = [(size, size)] * 2 + [(size, kv_size)] * 2 + [(size, intermediate)] * 3
         shapes = block * layers + [(size, vocabulary)]
-        parameters, activations = sum(a * b for a, b in shapes), sum(a + b for a, b in shapes)
+        parameters = 0
+        activations = 0
+        for inputs, outputs in shapes:
+            parameters += inputs * outputs
+            activations += inputs + outputs
         return cls(parameters, layers, heads, kv_heads, head_dim, activations)
 
 
@@ -74,38 +65,33 @@ def decode_work(
     kv_group_size: float | None = None,
     activation_bytes: int = 2,
 ) -> Work:
-    """One new token for each of `batch` texts: all weights once, the cache and the activations of every text.
-
-    Args:
-        context: tokens of each text so far; attention reads the keys and values of all.
-        bits, group_size: of the weights; kv_bits, kv_group_size: of the cache.
-        activation_bytes: a number that goes into or comes out of a linear layer.
-
-    Raises:
-        ValueError: batch below 1, context below 0; what the sizes refuse.
+    """Return the work of one new token for each of `batch` sequences of `context` tokens.
 
     >>> round(decode_work(LLAMA_2_7B, bits=4, group_size=128).bytes / 1e9, 2)
     3.41
     """
     if batch < 1 or context < 0:
         raise ValueError(f"batch={batch!r} must be at least 1, context={context!r} 0 or more")
+    # Attention reads the keys and values of all tokens so far.
     shape = (model.layers, model.kv_heads, model.head_dim)
     cache = kv_cache_bytes(*shape, context, batch=batch, bits=kv_bits, group_size=kv_group_size)
-    attention = (
-        4.0 * batch * context * model.layers * model.heads * model.head_dim
-    )  # q k, and the sum of values
+    # Weights are read once, whatever the batch.
     weights = model.parameters * bytes_per_parameter(bits, group_size)
     activations = batch * model.activations * activation_bytes
-    return Work(weights + cache + activations, 2.0 * batch * model.parameters + attention)
+    # Attention multiplies and adds twice per token and channel: q k, and the sum of values.
+    attention = 4.0 * batch * context * model.layers * model.heads * model.head_dim
+    linear = 2.0 * batch * model.parameters
+    return Work(weights + cache + activations, linear + attention)
 
 
 def decode_time(
     model: Model, device: Device, *, dtype: str = "float16", **options: float | None
 ) -> float:
-    """Seconds for one step of writing: the roofline of ``decode_work``, whose options these are.
+    """Return the least seconds of a decode step: the roofline of `decode_work(model, **options)`.
 
     >>> toy = Device("a toy", bandwidth_bytes_per_s=1e12, peak_ops_per_s={"float16": 100e12})
     >>> round(1000 * decode_time(LLAMA_2_7B, toy), 2)  # in ms
     13.22
     """
-    return roofline(decode_work(model, **options), device, dtype)  # type: ignore[arg-type]
+    work = decode_work(model, **options)  # type: ignore[arg-type]
+    return roofline(work, device, dtype)

@@ -1,19 +1,11 @@
-"""The roofline: how fast a product or a step of writing can be, from its bytes and its operations alone.
+"""The roofline: a lower bound on the time of a computation, from its bytes and its operations.
 
-The idea: a device moves so many bytes a second and does so many operations a second, and can do both at once. Work
-that needs few operations for each byte waits for memory, work that needs many waits for the multipliers:
-
-    time = max(bytes / bandwidth, operations / peak)
-
-Operations for each byte are the intensity of the work; where the two times are equal, at peak / bandwidth, is the
-ridge. One token's product with a weight reads every weight once and uses it once: left of the ridge by far, so its time
-is that of its bytes, and fewer bits a weight are less time. In a large batch each weight is used for every token: right
-of the ridge bits of storage no longer matter, and what codes have to be decoded to decides.
-
-Source: Williams, Waterman and Patterson, "Roofline" (CACM 2009). Peaks and bandwidths of devices are those of the
-vendors' data sheets, without sparsity.
-
-How it differs from ``memory.py``: there what is stored, here how long it takes to read.
+The idea: a device moves bytes and does operations at the same time, so the slower part decides:
+time = max(bytes / bandwidth, operations / peak). The two are equal at the ridge, peak / bandwidth
+operations per byte. Work below it is memory-bound and gains from fewer bits per weight; work above
+it is compute-bound and does not.
+Source: Williams, Waterman and Patterson, "Roofline" (CACM 2009).
+How it differs from `memory.py`: that counts what is stored, this how long it takes to read.
 """
 
 import math
@@ -26,17 +18,7 @@ from qcourse.cost.memory import bytes_per_parameter
 
 @dataclass(frozen=True)
 class Device:
-    """What a processor can do, in bytes and operations a second.
-
-    Args:
-        name: of the device.
-        bandwidth_bytes_per_s: of its memory.
-        peak_ops_per_s: multiplications and additions a second, by the dtype that is multiplied: "float16", "int8", ...
-        memory_bytes: how much it holds; None if that is not asked.
-        source: where the figures come from.
-
-    Raises:
-        ValueError: a figure that is not above 0, or no dtype at all.
+    """What a processor can do; a peak counts multiplications and additions of one dtype.
 
     >>> device = Device("a toy", bandwidth_bytes_per_s=1e12, peak_ops_per_s={"float16": 100e12})
     >>> device.ridge("float16")
@@ -50,34 +32,35 @@ class Device:
     source: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "peak_ops_per_s", MappingProxyType(dict(self.peak_ops_per_s)))
-        if not self.peak_ops_per_s:
+        # A read-only copy, since a device is a constant.
+        peaks = MappingProxyType(dict(self.peak_ops_per_s))
+        object.__setattr__(self, "peak_ops_per_s", peaks)
+        if not peaks:
             raise ValueError(f"peak_ops_per_s of {self.name} must name at least one dtype")
-        memory = {} if self.memory_bytes is None else {"memory_bytes": self.memory_bytes}
-        figures = {
-            "bandwidth_bytes_per_s": self.bandwidth_bytes_per_s,
-            **memory,
-            **self.peak_ops_per_s,
-        }
+        # Check every figure, named as in the message.
+        figures = {"bandwidth_bytes_per_s": self.bandwidth_bytes_per_s}
+        if self.memory_bytes is not None:
+            figures["memory_bytes"] = self.memory_bytes
+        figures.update(peaks)
         for name, value in figures.items():
             if not value > 0:
                 raise ValueError(f"{name}={value!r} of {self.name} must be above 0")
 
     def peak(self, dtype: str) -> float:
-        """Operations a second on this dtype; ValueError, with those it has, where it has none."""
+        """Return the operations per second on this dtype."""
         if dtype not in self.peak_ops_per_s:
             known = ", ".join(self.peak_ops_per_s)
             raise ValueError(f"dtype={dtype!r}: {self.name} has no peak for it, only for {known}")
         return self.peak_ops_per_s[dtype]
 
     def ridge(self, dtype: str) -> float:
-        """peak / bandwidth: the operations a byte from which on the multipliers, not memory, take the longer."""
+        """Return peak / bandwidth: from this many operations per byte on, work is compute-bound."""
         return self.peak(dtype) / self.bandwidth_bytes_per_s
 
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes to move and operations to do; adds up.
+    """Bytes to move and operations to do; work adds up.
 
     >>> (Work(10, 40) + Work(10, 0)).intensity
     2.0
@@ -94,21 +77,27 @@ class Work:
 
     @property
     def intensity(self) -> float:
-        """Operations for each byte; infinite where there is none."""
-        return self.operations / self.bytes if self.bytes else math.inf
+        # Operations per byte; infinite for work that moves none.
+        if not self.bytes:
+            return math.inf
+        return self.operations / self.bytes
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.bytes + other.bytes, self.operations + other.operations)
+        total_bytes = self.bytes + other.bytes
+        total_operations = self.operations + other.operations
+        return Work(total_bytes, total_operations)
 
 
 def roofline(work: Work, device: Device, dtype: str = "float16") -> float:
-    """Seconds at least: max(bytes / bandwidth, operations / peak).
+    """Return the least seconds for the work: max(bytes / bandwidth, operations / peak).
 
     >>> toy = Device("a toy", bandwidth_bytes_per_s=1e12, peak_ops_per_s={"float16": 100e12})
     >>> roofline(Work(bytes=1e9, operations=2e9), toy), roofline(Work(1e9, 1e12), toy)
     (0.001, 0.01)
     """
-    return max(work.bytes / device.bandwidth_bytes_per_s, work.operations / device.peak(dtype))
+    memory_s = work.bytes / device.bandwidth_bytes_per_s
+    compute_s = work.operations / device.peak(dtype)
+    return max(memory_s, compute_s)
 
 
 def linear_work(
@@ -120,16 +109,9 @@ def linear_work(
     group_size: float | None = None,
     activation_bytes: int = 2,
 ) -> Work:
-    """The product x (batch, inputs) w^T: 2 batch inputs outputs operations; weights, x and y moved once.
+    """Return the work of x (batch, inputs) times w^T: 2 batch inputs outputs operations.
 
-    Args:
-        bits, group_size: of the weight, as in ``bytes_per_parameter``.
-        activation_bytes: a number of x and of y.
-
-    Raises:
-        ValueError: a size below 1; what ``bytes_per_parameter`` refuses.
-
-    >>> linear_work(4096, 4096, batch=1).intensity  # two operations for each weight of two bytes
+    >>> linear_work(4096, 4096, batch=1).intensity  # two operations per weight of two bytes
     0.9995119570522206
     """
     for name, value in {"outputs": outputs, "inputs": inputs, "batch": batch}.items():
@@ -137,10 +119,12 @@ def linear_work(
             raise ValueError(f"{name}={value!r} must be at least 1")
     if not activation_bytes >= 0:
         raise ValueError(f"activation_bytes={activation_bytes!r} must be 0 or more")
+    # Weights are read once, whatever the batch; x is read and y is written.
     weights = outputs * inputs * bytes_per_parameter(bits, group_size)
-    return Work(
-        weights + batch * (inputs + outputs) * activation_bytes, 2.0 * batch * inputs * outputs
-    )
+    activations = batch * (inputs + outputs) * activation_bytes
+    # A product of a weight and an activation is one multiplication and one addition.
+    operations = 2.0 * batch * inputs * outputs
+    return Work(weights + activations, operations)
 
 
 def speedup(
@@ -152,14 +136,13 @@ def speedup(
     size: int = 8192,
     dtype: str = "float16",
 ) -> float:
-    """How many times as fast a square layer of `bits`-bit weights is as one of 16 bits, both at the roofline.
-
-    It is an upper bound: decoding costs operations that are not counted here.
+    """Return an upper bound on the speedup of a square layer by `bits` instead of 16 per weight.
 
     >>> toy = Device("a toy", bandwidth_bytes_per_s=1e12, peak_ops_per_s={"float16": 100e12})
     >>> [round(speedup(toy, 4, batch), 2) for batch in (1, 16, 64, 1024)]
     [3.88, 3.84, 1.59, 1.0]
     """
+    # An upper bound, because the operations that decode the weights are not counted.
     plain = linear_work(size, size, batch)
     packed = linear_work(size, size, batch, bits=bits, group_size=group_size)
     return roofline(plain, device, dtype) / roofline(packed, device, dtype)
