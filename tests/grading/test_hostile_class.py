@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from hostile_class import FULL, HONEST, ROWS, Row, hand_in
-from standins import ROOT
+from standins import ROOT, as_nobody
 
 from qcourse.grading.book.gradebook import default_url, open_gradebook
 from qcourse.grading.book.scores import Score, scores
@@ -110,8 +110,6 @@ def test_the_run_ends_in_time_and_leaves_nothing(outcome: Outcome) -> None:
     os.getuid() != 0, reason="the tests above have been run by an unprivileged user already"
 )
 def test_the_same_for_an_unprivileged_user(tmp_path: Path) -> None:
-    from test_attacks import as_nobody
-
     folder = Path("/tmp") / f"qcourse-class-{os.getpid()}"
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
