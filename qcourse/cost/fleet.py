@@ -28,7 +28,6 @@ class Fleet:
 
     @property
     def filled(self) -> float:
-        """The fraction of a replica's usable memory that is used."""
         return self.needed_bytes / self.usable_bytes
 
     def cost(self, per_gpu_hour: float, hours: float = 1.0) -> float:
@@ -49,8 +48,7 @@ def fleet(
 ) -> Fleet:
     """Return ceil((weight_bytes + cache_bytes) / (gpu_bytes (1 - reserve))) GPUs per replica.
 
-    The reserve is the fraction of each GPU that weights and KV cache may not use. With
-    gpus_per_node, round up to whole nodes.
+    `reserve` is the fraction of a GPU that is not used; gpus_per_node rounds up to whole nodes.
 
     >>> service = {"gpu_bytes": 40e9, "replicas": 12, "gpus_per_node": 4}
     >>> [fleet(size, **service).gpus for size in (140e9, 70e9, 35e9)]
