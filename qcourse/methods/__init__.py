@@ -1,1 +1,1 @@
-"""Methods: how the range, the grid and the codes are chosen to keep a model's predictions."""
+"""How codes are chosen: the range, the grid and the rounding that keep a model's predictions."""

@@ -2,13 +2,9 @@
 
 The idea: an integer product needs integers on both sides, so the inputs of a layer are rounded too.
 Their range is found anew at each call (dynamic) or fixed by calibration (static), which clips
-values outside the range. A wrapper adds this to any method.
-
-The product is simulated with the floats x_hat and w_hat; ``kernels.int8_matmul`` multiplies codes.
-
+values outside the range. The product is simulated with the floats x_hat and w_hat.
 Source: Jacob et al. (CVPR 2018), section 3.1, for static ranges; ZeroQuant (Yao et al., NeurIPS
 2022) for one scale per token.
-
 How it differs from `method.py`: that module is about the codes of the weights.
 """
 
@@ -40,18 +36,11 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Dynamic:
-    """x_hat on the range that x has at this call.
-
-    >>> from qcourse import IntQuantizer, PerChannel
-    >>> inputs = Dynamic(IntQuantizer(4, granularity=PerChannel(0)))
-    >>> inputs(torch.tensor([[0.3, 7.0], [0.1, 0.7]])).tolist()[0]
-    [0.0, 7.0]
-    """
+    """x_hat on the range that x has at this call."""
 
     quantizer: Quantizer
 
     def __call__(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens in"]:
-        """Return x, encoded and decoded; the quantizer rejects NaN."""
         return self.quantizer(x).dequantize()
 
 
@@ -70,7 +59,6 @@ class Static:
     high: float
 
     def __call__(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens in"]:
-        """Return x, encoded and decoded; the quantizer rejects NaN."""
         low = torch.tensor(self.low, dtype=torch.float64, device=x.device)
         high = torch.tensor(self.high, dtype=torch.float64, device=x.device)
         parameters = self.quantizer.from_range(low, high)
@@ -108,8 +96,6 @@ class WithActivations:
         inputs: a quantizer of x (tokens, in): ``PerTensor()``, ``PerChannel(0)`` for one scale per
             token, or ``PerGroup``; or any ``Inputs``, such as ``OutlierColumns``.
         static: whether calibration fixes the range of each layer; needs ``PerTensor()``.
-
-    Raises TypeError or ValueError for a combination that is not listed here.
 
     >>> from qcourse import IntQuantizer, PerChannel, quantize_model
     >>> int8 = IntQuantizer(8, granularity=PerChannel(0))  # one scale per output and per token
@@ -158,7 +144,9 @@ class WithActivations:
 
     def _with_inputs(self, result: Any, seen: _Seen | None) -> _Result:
         input_scale = getattr(result, "input_scale", None)
-        inputs = self.inputs if isinstance(self.inputs, Inputs) else Dynamic(self.inputs)  # type: ignore[arg-type]
+        inputs = self.inputs
+        if not isinstance(inputs, Inputs):
+            inputs = Dynamic(inputs)  # type: ignore[arg-type]
         if self.static and seen is not None and seen.ends is not None:
             # The layer divides x by the scale before it rounds it, so the range is divided too.
             ends = seen.ends if input_scale is None else seen.ends / input_scale

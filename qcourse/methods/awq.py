@@ -3,13 +3,10 @@
 The idea: w x = (w s)(x / s) for any scale s of the inputs. Multiplying column j by s_j divides its
 rounding error by s_j, at no cost while the largest value of its group does not grow. Columns that
 meet large activations gain most, so s = mean|x|^alpha, with the alpha that has the least
-||x (w - w_hat)^T||^2, w_hat = Q(w s) / s. Because alpha = 0 scales nothing, AWQ is never worse than
-RTN. Then each scale of the quantizer is clipped where that pays (`clip.py`).
-
-Source: Lin et al., "AWQ" (MLSys 2024), section 3.2. The authors' code normalizes s in float16,
-which overflows, scales dead channels to 0, and does not clip q and k. Here s stays in [0.01, 100],
-and q and k are clipped.
-
+||x (w - w_hat)^T||^2, w_hat = Q(w s) / s. At alpha = 0 this is RTN, so AWQ is never worse.
+Then each scale is clipped where that pays (`clip.py`).
+Source: Lin et al., "AWQ" (MLSys 2024), section 3.2. Unlike in its code, s stays in [0.01, 100]:
+float16 holds it, and dead channels keep their weights. And q and k are clipped too.
 How it differs from `gptq.py`: AWQ rounds each weight to its nearest code on a better grid; GPTQ
 keeps the grid and compensates each rounding error.
 """
@@ -62,19 +59,11 @@ class AWQResult:
 
 @dataclass(frozen=True)
 class Awq(BySecondMoment):
-    """AWQ as a method for ``quantize_model``; layers that read the same input share the scale.
-
-    Args:
-        quantizer: the grid of every layer, with any granularity.
-        clip: whether the range of each scale is searched too.
-        grid: the number of steps of alpha from 0 to 1.
-
-    Raises TypeError if quantizer is not a quantizer, ValueError if grid is below 1.
-    """
+    """AWQ as a method for ``quantize_model``; layers that read the same input share the scale."""
 
     quantizer: Quantizer
-    clip: bool = True
-    grid: int = 20
+    clip: bool = True  # whether the range of each scale is searched too
+    grid: int = 20  # the number of steps of alpha from 0 to 1
 
     def __post_init__(self) -> None:
         check_quantizer(self.quantizer)
@@ -112,19 +101,15 @@ def awq(
         quantizer, clip, grid: as in ``Awq``.
 
     Raises:
-        TypeError: w or x has no floating-point dtype; quantizer is not a quantizer.
-        ValueError: w or x is not a finite matrix; the two differ in inputs; grid is below 1; the
-            quantizer rejects w.
+        TypeError, ValueError: an argument is invalid, or w and x differ in their inputs.
 
     >>> from qcourse import IntQuantizer, PerGroup
     >>> generator = torch.Generator().manual_seed(0)
     >>> w = torch.randn(64, 128, generator=generator)
     >>> x = torch.randn(256, 128, generator=generator)
     >>> x[:, ::50] *= 20  # three outlier channels
-    >>> quantizer = IntQuantizer(4, granularity=PerGroup(64))
-    >>> rtn_error = x @ (quantizer(w).dequantize() - w).T
-    >>> float(rtn_error.norm() / (x @ w.T).norm()) > 1.8 * awq(w, x, quantizer).error
-    True
+    >>> round(awq(w, x, IntQuantizer(4, granularity=PerGroup(64))).error, 2)  # RTN: 0.11
+    0.05
     """
     method = Awq(quantizer, clip, grid)
     check_matrix(w, "w")

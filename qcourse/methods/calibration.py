@@ -1,16 +1,9 @@
 """Calibration: choose the range of a quantizer from data that is seen once, batch by batch.
 
 The idea: the scale of activations must be known before the model meets its inputs, so a few batches
-represent them. A rule says what to remember of a batch (its extremes, or a histogram of 32 KiB per
-scale) and which range to choose at the end:
-
-    parameters = calibrate(batches, IntQuantizer(bits=8), Percentile(99.9))
-    codes = quantizer.encode(x, parameters)
-
-The rules are in `ranges.py`, and importable from here.
-
+represent them. A rule of `ranges.py` says what to remember of a batch (its extremes, or a histogram
+of 32 KiB per scale) and which range to choose at the end. A weight is one batch, [w].
 Source: Nagel et al., "A white paper on neural network quantization" (2021), section 3.1.
-
 How it differs from `IntQuantizer.fit`: that sees one whole tensor; this sees many, once each.
 """
 
@@ -75,9 +68,7 @@ class Calibrator:
     def observe(self, x: Shaped[Tensor, "*shape"]) -> None:
         """Add one batch; a rejected batch changes nothing.
 
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty, not finite, or has other channels than earlier batches.
+        Raises TypeError or ValueError unless x is finite with the channels of earlier batches.
         """
         name = f"batches[{self._batches}]"
         check_floating(x, name)
@@ -122,11 +113,7 @@ class Calibrator:
 def calibrate(batches: Iterable[Tensor], quantizer: IntQuantizer, rule: Rule) -> Parameters:
     """Return the scale and zero point that `rule` chooses from all batches, each used once.
 
-    A weight is one batch, [w]. All-zero data gets scale 1.
-
-    Raises:
-        TypeError: batches is a single tensor, or an argument has a wrong type.
-        ValueError: batches is empty; the quantizer or a batch is invalid.
+    Raises TypeError or ValueError if batches is empty or a single tensor, or as `Calibrator` does.
 
     >>> quantizer = IntQuantizer(bits=4)
     >>> batches = [torch.tensor([0.5, -1.0]), torch.tensor([3.5])]

@@ -1,14 +1,10 @@
 """Clipping: choose the share of its range that each scale covers, by the error of the outputs.
 
 The idea: a scale that covers 80% of a range clips the few values beyond it and rounds all others a
-fifth finer. Whether that pays is decided at the outputs: each scale takes the share with which its
-own values lose least on their inputs. With the inputs' second moment, a trial costs one product.
-
+fifth finer. Each scale takes the share with which its own values lose least on their inputs.
 A quantizer's ``fit`` takes no range, but its parameters for 0.8 x are those for 0.8 of x's range,
 and encoding x by them clips x. So this works with any quantizer and granularity.
-
 Source: Lin et al., "AWQ" (MLSys 2024); the shares 1, 0.95, ..., 0.55 are those of its code.
-
 How it differs from ``scale_rule="mse"``: that rule minimizes the error of the weights.
 """
 
@@ -34,12 +30,10 @@ class Rounding:
     >>> moments = GroupMoments(torch.eye(4)[None], is_gram=True)
     >>> rounding = Rounding(quantizer, moments, torch.ones(4), unit=1.0)
     >>> w = torch.tensor([[1.0, -0.6, 0.6, -0.6]])  # the codes are -2, -1, 0, 1
-    >>> unclipped = rounding.losses(w)
-    >>> shrink, lost = rounding.clipped(w, unclipped)
-    >>> round(unclipped.item(), 4)  # 3 x 0.4^2
-    0.48
-    >>> round(shrink.item(), 4), round(lost.item(), 4)  # 0.3^2 + 3 x 0.1^2
-    (0.7, 0.12)
+    >>> unclipped = rounding.losses(w)  # 3 x 0.4^2
+    >>> shrink, lost = rounding.clipped(w, unclipped)  # 0.3^2 + 3 x 0.1^2
+    >>> [round(each.item(), 4) for each in (unclipped, shrink, lost)]
+    [0.48, 0.7, 0.12]
     """
 
     quantizer: Quantizer
@@ -58,12 +52,7 @@ class Rounding:
     def clipped(
         self, w: Float[Tensor, "out in"], unclipped: Float64[Tensor, "out 1"]
     ) -> tuple[Float[Tensor, "rows groups"], Float64[Tensor, "out 1"]]:
-        """Return the best share of SHRINKS for each scale, and the loss of each row.
-
-        The losses of groups do not add up to that of their row, because errors may cancel. So a row
-        is not clipped if it would lose more than `unclipped`; rows that share parameters are
-        clipped all or none.
-        """
+        """Return the best share of SHRINKS for each scale, and the loss of each row."""
         groups = self._scale_shape(w)[1]
         by_group = replace(self, moments=self.moments.split(groups))
         shrinks = []
@@ -71,6 +60,9 @@ class Rounding:
         for strip, before in zip(self._strips(w), self._strips(unclipped), strict=True):
             shrink = by_group._best_shrink(strip)
             lost = self._losses(strip, shrink)
+
+            # The best shares of all groups may not be best for their row, where errors of groups
+            # cancel. Such a row stays unclipped; rows that share parameters stay so together.
             better = lost < before if self._rows_are_alone else lost.sum() < before.sum()
             shrinks.append(torch.where(better, shrink, 1.0))
             losses.append(torch.where(better, lost, before))
@@ -104,11 +96,9 @@ class Rounding:
         return self.moments.losses(d)
 
     def _scale_shape(self, w: Tensor) -> tuple[int, ...]:
-        """The shape of the scales as (rows, groups)."""
-        return self.quantizer.granularity.scale_shape(w.shape) or (1, 1)
+        return self.quantizer.granularity.scale_shape(w.shape) or (1, 1)  # (rows, groups)
 
     def _strips(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The rows in pieces that the quantizer can take one by one."""
         if not self._rows_are_alone:
             return (rows,)
         count = max(1, STRIP // len(self.s))
@@ -116,8 +106,7 @@ class Rounding:
 
     @property
     def _rows_are_alone(self) -> bool:
-        """Whether no two rows of the weight share parameters of the quantizer."""
-        # Fit two rows and look: all parameters then have two rows as well.
+        # Fit two rows and look whether all parameters have two rows too.
         parameters = self.quantizer.fit(torch.zeros(2, len(self.s)))
         for field in fields(parameters):
             value = getattr(parameters, field.name)

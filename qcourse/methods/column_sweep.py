@@ -4,10 +4,7 @@ The idea: let H^-1 = U^T U, U upper triangular. Rounding column j leaves the err
 e_j = (w_j - w_hat_j) / U_jj; the best compensation is w_k -= e_j U_jk for every later column k. A
 column needs these updates only at its turn. So one product brings a whole block up to date, smaller
 ones its parts, and then its columns; the first does nearly all the work.
-
-Source: Frantar et al., "GPTQ" (ICLR 2023), Algorithm 1. Its blocks push updates to all later
-columns; here a block fetches them: the same sum with fewer writes.
-
+Source: Frantar et al., "GPTQ" (ICLR 2023), Algorithm 1, whose blocks push updates forward.
 How it differs from `gptq.py`: this module knows columns, a triangle and a grid, no inputs.
 """
 
@@ -38,10 +35,7 @@ class Grid(Protocol):
 
 
 class FittedBefore:
-    """Parameters fitted before the sweep: on w itself, with groups in the order of the inputs.
-
-    Column j of the sweep is input ``order[j]``.
-    """
+    """Parameters fitted before the sweep, on w; column j of the sweep is input ``order[j]``."""
 
     def __init__(
         self, quantizer: Quantizer, w: Float[Tensor, "out in"], order: Int[Tensor, " in"]
@@ -57,15 +51,11 @@ class FittedBefore:
         self._fits = [_group(self.parameters, k, count) for k in range(count)]
 
     def at(self, j: int, columns: Tensor) -> Any:
-        """Return the parameters of column j of the sweep."""
         return self._fits[self._groups[j]]
 
 
 class FittedOnTheWay:
-    """Parameters fitted during the sweep: each group at its turn, on the weights as updated.
-
-    Groups are runs of columns in the order of the sweep. Only w's shape and dtype matter.
-    """
+    """Parameters fitted in the sweep: each run of columns at its turn, on the updated weights."""
 
     def __init__(self, quantizer: Quantizer, w: Float[Tensor, "out in"]) -> None:
         self.quantizer = quantizer
@@ -73,11 +63,11 @@ class FittedOnTheWay:
         self.nearest = _for_one_column(quantizer, w.shape).nearest
         self._fits = list[Any]()
 
-        # The shapes of the parameters tell which of them all groups share.
+        # Fit any row: the shapes of the parameters tell which of them all groups share.
         self._example = quantizer.fit(torch.zeros_like(w[:1]))
 
     def at(self, j: int, columns: Tensor) -> Any:
-        """Return the parameters of column j of the sweep; the first of a group fits them."""
+        # The first column of a group fits the parameters of all.
         if j % self.span == 0:
             group = columns[j : j + self.span].T  # (out, span)
             self._fits.append(self.quantizer.fit(group))

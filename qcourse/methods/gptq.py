@@ -3,10 +3,7 @@
 The idea: a weight error d costs tr(d H d^T) at the outputs, H the second moment of the inputs. If
 inputs correlate, one weight can compensate the rounding error of another. So GPTQ rounds column
 after column, and updates the later columns by the optimal brain surgeon's formula.
-
 Source: Frantar et al., "GPTQ" (ICLR 2023); act_order and static groups as in its authors' code.
-The update: Hassibi and Stork, "Optimal brain surgeon" (NeurIPS 1992).
-
 The parts: `second_moment.py` gathers H, `inverse_factor.py` inverts it, `column_sweep.py` rounds.
 """
 
@@ -72,15 +69,12 @@ def gptq(
             otherwise fit each group at its turn, on the weights as updated so far.
 
     Raises:
-        TypeError: w or hessian has no floating-point dtype; quantizer is not a quantizer.
-        ValueError: w, hessian, damp or block_size is invalid; the updates overflow.
+        TypeError, ValueError: an argument is invalid, or the updates overflow.
 
     >>> from qcourse import IntQuantizer
-    >>> w = torch.tensor([[0.4, 0.4, 7.0]])
+    >>> w = torch.tensor([[0.4, 0.4, 7.0]])  # RTN gives 0, 0 and 7
     >>> h = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    >>> IntQuantizer(4)(w).codes.tolist()  # inputs 0 and 1 correlate: 0.4 + 0.4 is closer to 1
-    [[0, 0, 7]]
-    >>> gptq(w, h, IntQuantizer(4)).quantized.codes.tolist()
+    >>> gptq(w, h, IntQuantizer(4)).quantized.codes.tolist()  # 0.4 + 0.4 is closer to 1
     [[0, 1, 7]]
     """
     _check_options(quantizer, block_size)
@@ -125,8 +119,6 @@ def sweep(
 @dataclass(frozen=True)
 class Gptq(BySecondMoment):
     """GPTQ as a method for ``quantize_model``, with the options of ``gptq``.
-
-    Raises TypeError or ValueError for the options that ``gptq`` rejects.
 
     >>> from qcourse import IntQuantizer
     >>> method = Gptq(IntQuantizer(4))
@@ -180,7 +172,7 @@ def _live_weights(w: Tensor, factor: InverseFactor) -> Tensor:
 
 
 def _error(e: Tensor, d: Tensor, dead: Tensor, factor: InverseFactor) -> float:
-    """tr(d H d^T), from the errors e of the sweep."""
+    """tr(d H d^T) from the errors e of the sweep."""
     total = sum_of_squares(e)
     if not math.isfinite(total):
         raise ValueError("the updates of w leave the range of floats; use float64 or a smaller w")

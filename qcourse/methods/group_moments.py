@@ -1,10 +1,8 @@
-"""The squared output error d H d^T that a weight error d causes, for one or more groups of inputs.
+"""The squared output error d H d^T of a weight error d, for one or more groups of inputs.
 
 The idea: sum over tokens of (x d^T)^2 equals d H d^T with H = x^T x. Every search over roundings
 of one weight needs only H, or x itself while x is the smaller matrix.
-
 Source: Frantar et al., "GPTQ" (ICLR 2023), equation 1.
-
 How it differs from `second_moment.py`: that module gathers H from batches, this one evaluates it.
 """
 
@@ -19,20 +17,15 @@ from torch import Tensor
 class GroupMoments:
     """The second moment of each group of inputs, stored as H or as the inputs x.
 
-    Args:
-        stored: H (groups, size, size) if is_gram, otherwise x (groups, tokens, size).
-        is_gram: whether `stored` is H = x^T x.
-
     >>> x = torch.tensor([[1.0, 0.0, 2.0, 1.0]])  # one token, four inputs
     >>> d = torch.tensor([[1.0, 1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 3.0]])
-    >>> GroupMoments(x[None], is_gram=False).losses(d).tolist()
-    [[4.0], [9.0]]
     >>> GroupMoments((x.T @ x)[None], is_gram=True).losses(d).tolist()
     [[4.0], [9.0]]
     >>> GroupMoments(x[None], is_gram=False).split(2).losses(d).tolist()  # inputs 0-1, inputs 2-3
     [[1.0, 1.0], [0.0, 9.0]]
     """
 
+    # H = x^T x, (groups, size, size), if is_gram; otherwise x, (groups, tokens, size).
     stored: Float[Tensor, "groups k size"]
     is_gram: bool
 

@@ -3,12 +3,8 @@
 The idea: bins are 2^e wide, 2048 on each side of 0, and e grows when a value falls outside. Each
 pair of neighbors then merges into one bin exactly, since floor(floor(x / w) / 2) = floor(x / 2w).
 So the counts depend neither on the order of the data nor on its batches, and
-
-    amax / 2048 < bin width <= amax / 1024.
-
-Source: Migacz, "8-bit inference with TensorRT" (GTC 2017), which uses 2048 bins. The widths are
-powers of two here, so that growing loses nothing.
-
+amax / 2048 < bin width <= amax / 1024.
+Source: Migacz, "8-bit inference with TensorRT" (GTC 2017), which uses 2048 bins of fixed width.
 How it differs from `calibration.py` and `divergence.py`: they choose ranges, this module counts.
 """
 

@@ -2,11 +2,8 @@
 
 The idea: H^-1 says how the later columns of a weight best compensate the rounding error of an
 earlier one. Row j of U holds that compensation for column j, so one Cholesky factor serves all.
-
-Source: Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained
-transformers" (ICLR 2023), section 4, step 3. The paper's H is 2 sum x x^T; the constant does not
-matter, because damping is relative to the mean of H's diagonal.
-
+Source: Frantar et al., "GPTQ" (ICLR 2023), section 4, step 3. The paper's H is 2 sum x x^T; the
+constant does not matter, because damping is relative to the mean of H's diagonal.
 How it differs from `second_moment.py`: that module gathers H, this one inverts it.
 """
 
@@ -25,22 +22,19 @@ LEAF = 256  # triangles up to this size are inverted in one call
 
 @dataclass(frozen=True, eq=False)
 class InverseFactor:
-    """U with (H + damping)^-1 = U^T U, and what a sweep over the columns needs beside it.
+    """U with (H + damping)^-1 = U^T U, and what a sweep over the columns needs beside it."""
 
-    Args:
-        upper: sqrt(unit) U, upper triangular: the factor for H / unit.
-        order: (in,), a permutation: column j of the sweep is input ``order[j]``.
-        dead: (in,), true for inputs that were always 0.
-        unit: the mean of H's diagonal over the inputs that are not dead.
-        damp: what was added to the diagonal, as a fraction of ``unit``.
-        note: words for a report (damping raised, dead inputs, few tokens), or "".
-    """
-
+    # sqrt(unit) U, upper triangular: the factor for H / unit.
     upper: Float[Tensor, "in in"]
+    # A permutation: column j of the sweep is input order[j].
     order: Int[Tensor, " in"]
+    # True for inputs that were always 0.
     dead: Bool[Tensor, " in"]
+    # The mean of H's diagonal over the inputs that are not dead.
     unit: float
+    # What was added to the diagonal, as a fraction of unit.
     damp: float
+    # Words for a report: damping raised, dead inputs, few tokens.
     note: str
 
 
@@ -58,14 +52,11 @@ def inverse_factor(
 
     Args:
         hessian: H or any multiple of it, (in, in), symmetric and positive semidefinite.
-        damp: a fraction of the mean of H's diagonal.
         act_order: whether the sweep takes the inputs by decreasing H_ii.
         dtype: the dtype of the computation; float64 if hessian is float64.
 
     Raises:
-        TypeError: hessian has no floating-point dtype.
-        ValueError: hessian is not square, symmetric, finite and positive semidefinite, or is zero;
-            damp is not positive and finite.
+        TypeError, ValueError: hessian cannot be a second moment; damp is not positive and finite.
 
     >>> inverse_factor(torch.tensor([[5.0, 1.0], [1.0, 2.0]])).order.tolist()
     [0, 1]

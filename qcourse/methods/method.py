@@ -4,9 +4,7 @@ The idea: ``observe(seen, x)`` gathers what a method needs to know about a layer
 batch, so that activations need not be stored. ``quantize(weights, seen)`` then chooses the codes of
 all layers that read the same input (q, k and v of a Llama; gate and up), because a scale that moves
 into their predecessor must be the same for all.
-
 Source: the steps that GPTQ (Frantar et al., ICLR 2023) and AWQ (Lin et al., MLSys 2024) share.
-
 How it differs from `recipes/quantize.py`: that module walks through a model.
 """
 

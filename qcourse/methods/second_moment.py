@@ -3,11 +3,8 @@
 The idea: a weight error d = w - w_hat changes the mean squared output by tr(d H d^T). So H, of
 shape (in, in), is all that GPTQ, AWQ and pruning need to know about the inputs, for any number of
 tokens. Squares of very large or small inputs leave the range of floats, so x is scaled first.
-
 Source: Frantar et al., "GPTQ" (ICLR 2023), equation 1.
-
-How it differs from its neighbors: this module gathers H; `group_moments.py` evaluates d H d^T for
-many roundings; `inverse_factor.py` inverts H.
+How it differs: `group_moments.py` evaluates d H d^T for many d; `inverse_factor.py` inverts H.
 """
 
 import math
@@ -25,15 +22,6 @@ from qcourse.numerics.validation import check_finite, check_floating
 class SecondMoment:
     """H = x^T x / count over all tokens seen, in float32 (float64 if the first batch is).
 
-    The smaller matrix is stored: the inputs x while count < in, and x^T x from then on.
-
-    Attributes:
-        count: the number of tokens seen.
-        power_of_two: the factor applied to x before it is stored, so that all |x| < 1.
-        magnitude: the sum of |power_of_two x| over the tokens, (in,), in float64.
-        batches: power_of_two x of each batch while count < in, afterwards empty.
-        gram: (power_of_two x)^T (power_of_two x), (in, in), or None while count < in.
-
     >>> seen = SecondMoment().add(torch.tensor([[1.0, 2.0]])).add(torch.tensor([[3.0, 0.0]]))
     >>> seen.matrix.tolist(), seen.count
     ([[5.0, 1.0], [1.0, 2.0]], 2)
@@ -42,9 +30,14 @@ class SecondMoment:
     """
 
     def __init__(self) -> None:
+        # The number of tokens seen.
         self.count = 0
+        # The factor applied to x before anything is stored, so that all |x| < 1.
         self.power_of_two = 1.0
+        # The sum of |power_of_two x| over the tokens, (in,).
         self.magnitude: Tensor = torch.zeros(0, dtype=torch.float64)
+        # The smaller matrix of these two: power_of_two x of each batch while count < in, then
+        # (power_of_two x)^T (power_of_two x), (in, in).
         self.batches: list[Tensor] = []
         self.gram: Tensor | None = None
         self._largest = 0.0
@@ -53,9 +46,7 @@ class SecondMoment:
     def add(self, x: Shaped[Tensor, "..."]) -> "SecondMoment":
         """Add the tokens x (tokens, in) and return self; a rejected batch changes nothing.
 
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is empty, not a matrix, not finite, or not as wide as earlier batches.
+        Raises TypeError or ValueError unless x is a finite matrix as wide as earlier batches.
         """
         largest = self._checked_largest(x)
         x = x.detach()

@@ -2,15 +2,9 @@
 
 The idea: w x = (w s)(x / s) for any scale s of the inputs. A few channels of x are far larger than
 the others and set the scale that all share; weights have no such channels. So divide x_j by
-
-    s_j = amax|x_j|^alpha / amax|w_j|^(1 - alpha)
-
-At alpha = 1 every channel of x reaches 1, at 0 every column of w does, and at 1/2 x_j and w_j reach
-the same value. One side gains what the other loses, so try several alphas.
-
-Source: Xiao et al., "SmoothQuant" (ICML 2023), equation 4. Its code floors every amax at 1e-5; here
-the floor is relative, so that units do not matter.
-
+s_j = amax|x_j|^alpha / amax|w_j|^(1 - alpha). At alpha = 1 every channel of x reaches 1, at 0 every
+column of w does, and at 1/2 x_j and w_j reach the same value.
+Source: Xiao et al., "SmoothQuant" (ICML 2023), equation 4; its code floors every amax at 1e-5.
 How it differs from `awq.py`: AWQ searches s for the rounding of w alone; here x is quantized too.
 """
 
@@ -49,8 +43,7 @@ def smooth(
         alpha: how much of the difficulty moves into the weights, from 0 to 1.
 
     Raises:
-        TypeError: w or x_amax has no floating-point dtype.
-        ValueError: w, x_amax or alpha is invalid; s or w s overflows its dtype.
+        TypeError, ValueError: an argument is invalid; s or w s overflows its dtype.
 
     >>> w = torch.tensor([[1.0, -4.0], [0.5, 1.0]])
     >>> x_amax = torch.tensor([64.0, 4.0])
@@ -90,8 +83,6 @@ class SmoothQuant:
     """SmoothQuant as a method for ``quantize_model``: layers that read the same input share s.
 
     It chooses the codes of the weights; wrap it in ``WithActivations`` to quantize the inputs.
-
-    Raises TypeError if quantizer is not a quantizer, ValueError if alpha is not in [0, 1].
 
     >>> from qcourse import IntQuantizer, PerChannel
     >>> method = SmoothQuant(IntQuantizer(8, granularity=PerChannel(0)))
@@ -162,7 +153,6 @@ def _floored(amax: Tensor) -> Tensor:
 
 
 def _smoothed(w: Tensor, s: Tensor) -> Float[Tensor, "out in"]:
-    """w s, in the dtype of s."""
     ws = w.detach().to(s.dtype) * s
     low, high = range_of_rows(ws)
     check_finite(ws, low, high, "w s")
