@@ -319,7 +319,9 @@ def test_a_group_that_does_not_divide_the_head_is_refused_at_the_first_token() -
     QuantizedKVCache(by_five, INT4).update(0, x, x)
 
 
+NO_CAPACITY = "max_tokens=0 must be a whole number .* of at least 1, or None"
 PER_TENSOR = IntQuantizer(4)
+NOT_PER_GROUP = r"granularity=PerTensor\(\) of the keys must be PerGroup\(size\)"
 PER_CHANNEL = IntQuantizer(4, granularity=PerChannel(0))
 
 
@@ -328,7 +330,7 @@ PER_CHANNEL = IntQuantizer(4, granularity=PerChannel(0))
     [
         ({"keys": 4}, TypeError, "keys=4 must be a quantizer such as IntQuantizer"),
         ({"values": IntQuantizer}, TypeError, "values=<class .* must be a quantizer"),
-        ({"keys": PER_TENSOR}, ValueError, r"PerTensor\(\) of the keys must be PerGroup\(size\)"),
+        ({"keys": PER_TENSOR}, ValueError, NOT_PER_GROUP),
         ({"values": PER_CHANNEL}, ValueError, "of the values must be PerGroup"),
         ({"key_axis": "head"}, ValueError, "axis='head' of the keys must be one of channel, token"),
         ({"value_axis": ""}, ValueError, "axis='' of the values must be one of"),
@@ -341,7 +343,7 @@ PER_CHANNEL = IntQuantizer(4, granularity=PerChannel(0))
         (
             {"max_tokens": 0},
             ValueError,
-            "max_tokens=0 must be a whole number .* at least 1, or None",
+            NO_CAPACITY,
         ),
         ({"max_tokens": 8.0}, ValueError, "max_tokens=8.0 must be a whole number"),
     ],

@@ -164,10 +164,13 @@ def test_a_threshold_is_above_0(threshold: Any) -> None:
         OutlierColumns(INT8, threshold)
 
 
+OTHER_INPUTS = "x (3, 16) and w (4, 32) must have the same inputs"
+
+
 @pytest.mark.parametrize(
     ("x", "w", "error", "words"),
     [
-        (normal(3, 16), normal(4, 32), ValueError, "x (3, 16) and w (4, 32) must have the same"),
+        (normal(3, 16), normal(4, 32), ValueError, OTHER_INPUTS),
         (normal(3, 32), normal(32), ValueError, "w of shape (32,) must be a matrix"),
         (torch.tensor(1.0), normal(4, 32), ValueError, "x of shape () must have an axis"),
         (torch.zeros(0, 32), normal(4, 32), ValueError, "x is empty"),

@@ -1,4 +1,4 @@
-"""Perplexity and agreement equal a computation by hand; text is generated alike by our model and transformers'."""
+"""Perplexity and agreement equal a computation by hand; generation equals transformers'."""
 
 import math
 
@@ -36,10 +36,9 @@ def by_hand(model: Llama, tokens: list[int], context: int, stride: int) -> list[
     """-log p of each token but the first: from the window that is the first to reach it."""
     losses = []
     for target in range(1, len(tokens)):
+        # A window predicts the tokens start + 1 ... start + context.
         start = 0
-        while (
-            start + context < target
-        ):  # the window predicts the tokens start + 1 ... start + context
+        while start + context < target:
             start += stride
         logits = model(torch.tensor([tokens[start:target]]))[0, -1].double()
         losses.append(float(logits.logsumexp(0) - logits[tokens[target]]))
@@ -95,19 +94,20 @@ def test_no_batch_is_larger_than_asked() -> None:
 
 
 def test_bits_per_byte() -> None:
-    assert Perplexity(nll=2 * math.log(2), tokens=30, context=8, stride=8).bits_per_byte(
-        120
-    ) == pytest.approx(0.5)
+    found = Perplexity(nll=2 * math.log(2), tokens=30, context=8, stride=8)
+    assert found.bits_per_byte(120) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="size_bytes must be at least 1, got 0"):
         Perplexity(nll=1.0, tokens=30, context=8, stride=8).bits_per_byte(0)
 
 
 def test_agreement_equals_the_hand_computation(model: Llama) -> None:
     rounded = map_weights(model, lambda w: (w * 20).round() / 20)
-    kl, equal = [], []
+    kl = []
+    equal = []
     for start in range(0, len(TOKENS) - 1, 8):
         ids = TOKENS[None, start : min(start + 8, len(TOKENS) - 1)]
-        p, q = (m(ids)[0].double().softmax(-1) for m in (model, rounded))
+        p = model(ids)[0].double().softmax(-1)
+        q = rounded(ids)[0].double().softmax(-1)
         kl += (p * (p / q).log()).sum(-1).tolist()
         equal += (p.argmax(-1) == q.argmax(-1)).tolist()
     found = agreement(rounded, model, TOKENS, 8)
@@ -116,12 +116,11 @@ def test_agreement_equals_the_hand_computation(model: Llama) -> None:
     assert found.top1 == sum(equal) / 82
     assert found.perplexity == pytest.approx(perplexity(rounded, TOKENS, 8).perplexity, rel=1e-5)
     assert 0.1 < found.top1 < 0.9
-    assert agreement(model, rounded, TOKENS, 8).kl != pytest.approx(
-        found.kl, rel=1e-3
-    )  # KL has a direction
-    assert agreement(model, rounded, TOKENS, 8, batch_size=1).kl == pytest.approx(
-        agreement(model, rounded, TOKENS, 8, batch_size=100).kl, rel=1e-5
-    )
+    # KL has a direction.
+    assert agreement(model, rounded, TOKENS, 8).kl != pytest.approx(found.kl, rel=1e-3)
+    one_by_one = agreement(model, rounded, TOKENS, 8, batch_size=1)
+    at_once = agreement(model, rounded, TOKENS, 8, batch_size=100)
+    assert one_by_one.kl == pytest.approx(at_once.kl, rel=1e-5)
 
 
 def test_a_model_agrees_with_itself_and_with_transformers(
@@ -176,7 +175,9 @@ def test_a_context_that_the_model_has_no_positions_for_is_refused(model: Llama) 
 
 
 def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
-    sure_and_wrong = lambda ids: 2000 * torch.nn.functional.one_hot((ids + 1) % 96, 96)  # noqa: E731
+    def sure_and_wrong(ids: Tensor) -> Tensor:
+        return 2000 * torch.nn.functional.one_hot((ids + 1) % 96, 96)
+
     found = perplexity(sure_and_wrong, torch.zeros(20, dtype=torch.long), 16)
     assert found.nll == pytest.approx(2000)
     assert found.perplexity == math.inf
@@ -188,7 +189,7 @@ def greedy_without_cache(model: Llama, ids: Tensor, count: int) -> Tensor:
     return ids
 
 
-def test_greedy_text_is_that_of_the_model_without_a_cache_and_of_transformers(
+def test_greedy_decoding_equals_the_model_without_a_cache_and_transformers(
     model: Llama, theirs: LlamaForCausalLM
 ) -> None:
     expected = greedy_without_cache(model, TOKENS[:5], 12)
@@ -213,12 +214,11 @@ def test_a_step_reads_one_token(model: Llama) -> None:
     assert cache.length == 8
 
 
-def test_drawn_text_depends_on_seed_and_temperature(model: Llama) -> None:
+def test_draws_depend_on_seed_and_temperature(model: Llama) -> None:
     def drawn(temperature: float, seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
-        return generate(
-            model, TOKENS[:5], 12, temperature=temperature, generator=generator
-        ).tolist()
+        text = generate(model, TOKENS[:5], 12, temperature=temperature, generator=generator)
+        return text.tolist()
 
     assert drawn(1.0, seed=0) == drawn(1.0, seed=0)
     assert len({tuple(drawn(1.0, seed)) for seed in range(5)}) == 5
@@ -234,9 +234,8 @@ def test_draws_follow_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     text = generate(fixed, torch.tensor([0]), 3000, temperature=2.0, generator=generator)[1:]
     shares = text.bincount(minlength=3) / 3000
-    torch.testing.assert_close(
-        shares, (logits / 2).softmax(0), atol=0.03, rtol=0
-    )  # 3 deviations of a share
+    # 0.03 is three standard deviations of a share.
+    torch.testing.assert_close(shares, (logits / 2).softmax(0), atol=0.03, rtol=0)
 
 
 def test_stop_ends_the_text(model: Llama) -> None:
@@ -247,9 +246,8 @@ def test_stop_ends_the_text(model: Llama) -> None:
 
 
 def test_what_generate_refuses(model: Llama, theirs: LlamaForCausalLM) -> None:
-    with pytest.raises(
-        ValueError, match="cache must be None for a LlamaForCausalLM: only a Llama takes one"
-    ):
+    words = "cache must be None for a LlamaForCausalLM: only a Llama takes one"
+    with pytest.raises(ValueError, match=words):
         generate(theirs, TOKENS[:5], 4, cache=KVCache())
     with pytest.raises(ValueError, match=r"max_new_tokens must be at least 0 .* got -1 after 5"):
         generate(model, TOKENS[:5], -1)

@@ -1,4 +1,4 @@
-"""A checkpoint on disk loads as one of the hub would, and quantizes; what cannot be loaded says what was tried."""
+"""A checkpoint on disk loads as one of the hub would, and quantizes; errors say what was tried."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ WORDS = {word: i for i, word in enumerate(["<unk>", "print", "a", "list", "of", 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What a hub's repository holds: a tiny Llama in bfloat16 and its tokenizer."""
+    """The files of a hub repository: a tiny Llama in bfloat16 and its tokenizer."""
     config = LlamaConfig(**Sizes(len(WORDS), 64, 96, 2, 4, 2).to_transformers())
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
     tokenizer = Tokenizer(WordLevel(WORDS, unk_token="<unk>"))
@@ -45,18 +45,16 @@ def test_a_checkpoint_on_disk(folder: Path) -> None:
 def test_it_quantizes(folder: Path) -> None:
     model, tokenizer = load_hub(str(folder), dtype=torch.float32)
     ids = tokenizer("print a list of names", return_tensors="pt")["input_ids"]
-    new, report = quantize_model(
-        model, IntQuantizer(8, granularity=PerGroup(32)), calibration=[ids], progress=False
-    )
+    int8 = IntQuantizer(8, granularity=PerGroup(32))
+    new, report = quantize_model(model, int8, calibration=[ids], progress=False)
     assert len(report.layers) == 14
     assert [kept.name for kept in report.kept] == ["lm_head"]
     torch.testing.assert_close(new(ids).logits, model(ids).logits, atol=0.02, rtol=0)
 
 
 def test_a_model_that_is_not_here() -> None:
-    with pytest.raises(
-        OSError, match=r"(?s)could not load nobody/nothing\. Tried: the hub and its cache"
-    ) as caught:
+    words = r"(?s)could not load nobody/nothing\. Tried: the hub and its cache"
+    with pytest.raises(OSError, match=words) as caught:
         load_hub("nobody/nothing", revision="0123abc")
     assert "at revision '0123abc'" in str(caught.value)
     assert "What works without a network: a folder on disk" in str(caught.value)
@@ -69,16 +67,14 @@ def test_a_folder_that_lacks_the_weights(folder: Path) -> None:
 
 
 def test_a_revision_of_a_folder(folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"revision='main' pins a model of the hub; .* is a folder"
-    ):
+    words = r"revision='main' pins a model of the hub; .* is a folder"
+    with pytest.raises(ValueError, match=words):
         load_hub(folder, revision="main")
 
 
 def test_a_head_that_is_tied_is_not_missing(folder: Path) -> None:
-    config = LlamaConfig(
-        **Sizes(len(WORDS), 64, 96, 2, 4, 2, tie_word_embeddings=True).to_transformers()
-    )
+    sizes = Sizes(len(WORDS), 64, 96, 2, 4, 2, tie_word_embeddings=True)
+    config = LlamaConfig(**sizes.to_transformers())
     LlamaForCausalLM(config).save_pretrained(folder)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     model = load_hub(folder).model
@@ -86,16 +82,14 @@ def test_a_head_that_is_tied_is_not_missing(folder: Path) -> None:
 
 
 UP = "model.layers.1.mlp.up_proj.weight"
+MISMATCH = "no causal language model that can be loaded: .*mismatch"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda w: w.pop(UP), rf"lacks the weights \['{UP}'\]"),
-        (
-            lambda w: w.update({UP: torch.ones(3)}),
-            "no causal language model that can be loaded: .*mismatch",
-        ),
+        (lambda w: w.update({UP: torch.ones(3)}), MISMATCH),
     ],
     ids=["missing", "of another shape"],
 )
@@ -112,38 +106,33 @@ def test_weights_that_do_not_fit(
 def test_weights_that_are_cut_short(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(
-        ValueError, match=r"no causal language model that can be loaded: .*incomplete"
-    ):
+    words = r"no causal language model that can be loaded: .*incomplete"
+    with pytest.raises(ValueError, match=words):
         load_hub(folder)
 
 
 def test_a_folder_that_lacks_the_tokenizer(folder: Path) -> None:
     for path in folder.glob("token*"):
         path.unlink()
-    with pytest.raises(
-        ValueError, match=r"(?s)no causal language model that can be loaded: .*tokenizer"
-    ):
+    words = r"(?s)no causal language model that can be loaded: .*tokenizer"
+    with pytest.raises(ValueError, match=words):
         load_hub(folder)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "no/where/at/all", "/nowhere", Path("nowhere")])
 def test_a_folder_that_is_not_there(name: str | Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"could not load .*where.*: there is no such folder"
-    ):
+    words = r"could not load .*where.*: there is no such folder"
+    with pytest.raises(FileNotFoundError, match=words):
         load_hub(name)
 
 
-def test_code_of_the_checkpoint_s_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_checkpoint_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {
-        "model_type": "own",
-        "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"},
-    }
+    config["model_type"] = "own"
+    config["auto_map"] = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "own.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # who is asked, says yes
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # a user who says yes
     with pytest.raises(ValueError, match="custom code"):
         load_hub(folder)
 

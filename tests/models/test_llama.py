@@ -1,4 +1,4 @@
-"""The Llama equals transformers' on the same weights, both ways, with and without a cache; and what it refuses."""
+"""The Llama equals transformers' on the same weights, both ways, with and without a cache."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def config(request: pytest.FixtureRequest) -> LlamaConfig:
 
 
 def noisy(model: Llama) -> Llama:
-    """Move every weight, the norms' ones too, far enough for an error in any of them to show."""
+    """Change every weight, those of the norms too, so that an error in any of them shows."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in model.parameters():
@@ -47,7 +47,8 @@ def theirs_for(config: LlamaConfig) -> LlamaForCausalLM:
 
 
 def test_theirs_loads_ours(config: LlamaConfig) -> None:
-    ours, theirs = noisy(random_llama(config, seed=0)), theirs_for(config)
+    ours = noisy(random_llama(config, seed=0))
+    theirs = theirs_for(config)
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=0)
 
@@ -72,19 +73,22 @@ def test_a_folder_that_transformers_wrote_loads(config: LlamaConfig, tmp_path: P
 
 @pytest.mark.parametrize("pieces", [[17], [16, 1], [5, 1, 1, 7, 3], [1] * 17], ids=str)
 def test_the_cache_changes_nothing(config: LlamaConfig, pieces: list[int]) -> None:
-    ours, theirs = noisy(random_llama(config, seed=0)), theirs_for(config)
+    ours = noisy(random_llama(config, seed=0))
+    theirs = theirs_for(config)
     theirs.load_state_dict(ours.state_dict())
-    cache, past, logits, their_logits = KVCache(), None, [], []
+    cache = KVCache()
+    past = None
+    logits = []
+    their_logits = []
     for ids in IDS.split(pieces, dim=1):
         logits.append(ours(ids, cache))
         out = theirs(ids, past_key_values=past, use_cache=True)
         past = out.past_key_values
         their_logits.append(out.logits)
     assert cache.length == 17
-    torch.testing.assert_close(torch.cat(logits, dim=1), ours(IDS), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        torch.cat(logits, dim=1), torch.cat(their_logits, dim=1), atol=1e-4, rtol=0
-    )
+    found = torch.cat(logits, dim=1)
+    torch.testing.assert_close(found, ours(IDS), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, torch.cat(their_logits, dim=1), atol=1e-4, rtol=0)
 
 
 def test_the_cache_holds_the_key_value_heads_alone() -> None:
@@ -94,9 +98,9 @@ def test_the_cache_holds_the_key_value_heads_alone() -> None:
     assert {tensor.shape for pair in cache.layers.values() for tensor in pair} == {(2, 2, 17, 8)}
 
 
-def test_another_cache_takes_its_place() -> None:
+def test_another_cache_can_replace_it() -> None:
     class Halved:
-        """Keeps keys and values in half precision: what a quantized cache does, in its smallest form."""
+        """Keeps keys and values in half precision: the simplest quantized cache."""
 
         def __init__(self) -> None:
             self.kept: dict[int, tuple[Tensor, Tensor]] = {}
@@ -106,13 +110,14 @@ def test_another_cache_takes_its_place() -> None:
             return self.kept[0][0].shape[2] if self.kept else 0
 
         def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            new = k.half(), v.half()
+            all_k = k.half()
+            all_v = v.half()
             if layer in self.kept:
-                new = tuple(
-                    torch.cat(pair, dim=2) for pair in zip(self.kept[layer], new, strict=True)
-                )
-            self.kept[layer] = new
-            return new[0].to(k.dtype), new[1].to(v.dtype)
+                past_k, past_v = self.kept[layer]
+                all_k = torch.cat([past_k, all_k], dim=2)
+                all_v = torch.cat([past_v, all_v], dim=2)
+            self.kept[layer] = (all_k, all_v)
+            return all_k.to(k.dtype), all_v.to(v.dtype)
 
     model = noisy(random_llama(GROUPED, seed=0))
     halved = Halved()
@@ -132,13 +137,12 @@ def test_a_token_sees_none_after_it() -> None:
 
 def test_only_the_distance_of_two_positions_counts() -> None:
     model = noisy(random_llama(GROUPED, seed=0))
-    repeated = torch.full(
-        (1, 12), 7
-    )  # all tokens alike: attention is a mean of equal values, wherever they stand
+    # All tokens are equal, so attention is a mean of equal values at any position.
+    repeated = torch.full((1, 12), 7)
     torch.testing.assert_close(model(repeated)[0, 0], model(repeated)[0, -1], atol=1e-4, rtol=0)
 
 
-def test_a_tied_head_is_the_embedding_and_stays_it() -> None:
+def test_a_tied_head_stays_the_embedding() -> None:
     for model in (
         random_llama(GROUPED, seed=0),
         load_weights(GROUPED, random_llama(GROUPED, seed=1).state_dict()),
@@ -161,7 +165,7 @@ def test_all_that_is_quantized_is_linear() -> None:
     torch.testing.assert_close(replaced(IDS), torch.zeros(2, 17, 96))  # each is used, the head too
 
 
-def test_another_module_takes_a_linear_layer_s_place() -> None:
+def test_another_module_can_replace_a_linear_layer() -> None:
     class Doubled(nn.Module):
         def __init__(self, inner: nn.Linear) -> None:
             super().__init__()
@@ -178,7 +182,9 @@ def test_another_module_takes_a_linear_layer_s_place() -> None:
 
 def test_the_seed_alone_decides_and_the_global_generator_stays() -> None:
     state = torch.get_rng_state()
-    first, again, other = (random_llama(GROUPED, seed=seed) for seed in (0, 0, 1))
+    first = random_llama(GROUPED, seed=0)
+    again = random_llama(GROUPED, seed=0)
+    other = random_llama(GROUPED, seed=1)
     assert torch.equal(first.lm_head.weight, again.lm_head.weight)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
     load_weights(GROUPED, first.state_dict())
@@ -202,11 +208,8 @@ def test_configs_of_transformers_4_and_5_are_read() -> None:
     new = GROUPED.to_transformers()
     old = {name: value for name, value in new.items() if name != "rope_parameters"}
     assert LlamaConfig.from_transformers(new) == LlamaConfig.from_transformers(old) == GROUPED
-    assert (
-        TheirConfig(**old).rope_parameters["rope_theta"]
-        == TheirConfig(**new).rope_parameters["rope_theta"]
-        == 500
-    )
+    for file in (old, new):
+        assert TheirConfig(**file).rope_parameters["rope_theta"] == 500
     for plain in ({"rope_type": "default"}, {"type": "default"}):
         assert LlamaConfig.from_transformers({**old, "rope_scaling": plain}) == GROUPED
     ungrouped = LlamaConfig.from_transformers({**old, "num_key_value_heads": None})

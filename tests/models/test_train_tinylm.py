@@ -1,4 +1,4 @@
-"""Training on a corpus of a few lines: it learns, it resumes to the same bits, and what it exports is whole."""
+"""Training on a corpus of a few lines: it learns, resumes to the same bits, exports everything."""
 
 import itertools
 import json
@@ -73,23 +73,20 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert not torch.equal(stopped["lm_head.weight"], expected["lm_head.weight"])
     found = weights_of(TINY, prepared[1], tmp_path / "parts")
     assert all(torch.equal(found[name], w) for name, w in expected.items())
-    curves = [
-        torch.load(tmp_path / run / "checkpoint.pt", weights_only=True)["curve"]
-        for run in ("whole", "parts")
-    ]
-    assert curves[0] == curves[1]
+    whole = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
+    parts = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert whole["curve"] == parts["curve"]
     assert not list(tmp_path.rglob("*.new"))
 
 
 def test_the_seed_decides(prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
-    one, again, other = (
-        weights_of(replace(TINY, seed=seed, steps=2), prepared[1], tmp_path / name)[
-            "lm_head.weight"
-        ]
-        for name, seed in [("one", 0), ("again", 0), ("other", 1)]
-    )
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    def head(name: str, seed: int) -> Tensor:
+        recipe = replace(TINY, seed=seed, steps=2)
+        return weights_of(recipe, prepared[1], tmp_path / name)["lm_head.weight"]
+
+    one = head("one", 0)
+    assert torch.equal(one, head("again", 0))
+    assert not torch.equal(one, head("other", 1))
 
 
 def test_minutes_end_a_run_and_count_over_a_stop(
@@ -124,9 +121,7 @@ def test_the_schedule_warms_up_and_comes_down() -> None:
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[500] == pytest.approx(0.51)
     assert rates[1000] == pytest.approx(0.02)
-    assert (
-        recipe.learning_rate_at(10, 600) == recipe.learning_rate_at(1000, 0) == pytest.approx(0.02)
-    )
+    assert recipe.learning_rate_at(10, 600) == recipe.learning_rate_at(1000, 0) == rates[1000]
     assert recipe.learning_rate_at(10, 300) == pytest.approx(rates[500])
     assert replace(recipe, steps=None).share_done(10**9, 300) == 0.5
     assert replace(recipe, minutes=None).share_done(500, 1e9) == 0.5
@@ -146,10 +141,8 @@ def test_a_recipe_that_never_ends_or_begins_is_refused(
 
 def test_matrices_decay_and_norms_do_not() -> None:
     groups = train_tinylm.make_optimizer(random_llama(TINY.llama(), seed=0), TINY).param_groups
-    assert [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups] == [
-        (0.1, {2}),
-        (0.0, {1}),
-    ]
+    found = [(group["weight_decay"], {p.ndim for p in group["params"]}) for group in groups]
+    assert found == [(0.1, {2}), (0.0, {1})]
     assert len(groups[0]["params"]) == 7 * 2 + 1  # the tied head once
 
 
@@ -172,25 +165,23 @@ def test_batches_are_windows_of_the_streams_and_repeatable() -> None:
     options = {"seed": 0, "size": 2000, "context": 16}
     rows = tinylm_data.batch(streams, 3, docs_share=0.75, **options)
     assert rows.shape == (2000, 17)
-    assert torch.equal(
-        rows, rows[:, :1] + torch.arange(17)
-    )  # no window crosses from one stream to the other
+    # No window crosses from one stream to the other.
+    assert torch.equal(rows, rows[:, :1] + torch.arange(17))
     assert 0.7 < (rows[:, 0] < 1000).double().mean() < 0.8
     assert {0, 83} <= set(rows[:, 0].tolist())  # the first and the last place there is
     assert torch.equal(rows, tinylm_data.batch(streams, 3, docs_share=0.75, **options))
     assert not torch.equal(rows, tinylm_data.batch(streams, 4, docs_share=0.75, **options))
-    assert not torch.equal(
-        rows, tinylm_data.batch(streams, 3, docs_share=0.75, **options | {"seed": 1})
-    )
+    options["seed"] = 1
+    assert not torch.equal(rows, tinylm_data.batch(streams, 3, docs_share=0.75, **options))
 
 
 def test_the_export_is_whole(
     prepared: tuple[Path, dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        export_tinylm, "stdlib_corpus", lambda part: DOCUMENTS if part == "held_out" else ()
-    )
-    run, folder = prepared[0], tmp_path / "model"
+    corpus = {"held_out": DOCUMENTS, "train": ()}
+    monkeypatch.setattr(export_tinylm, "stdlib_corpus", corpus.__getitem__)
+    run = prepared[0]
+    folder = tmp_path / "model"
     trained = train(TINY, prepared[1], run)
     (run / "recipe.json").write_text(json.dumps(asdict(TINY)), encoding="utf-8")
     report = export(run, folder)
@@ -204,16 +195,14 @@ def test_the_export_is_whole(
     assert theirs.generation_config.eos_token_id == 0
     docs, overlapping = report["held_out"]["docs"]
     assert (docs["stride"], overlapping["stride"]) == (16, 4)
-    assert docs["bits_per_byte"] == pytest.approx(
-        math.log2(docs["perplexity"]) * docs["tokens"] / docs["bytes"], rel=1e-6
-    )
+    bits = math.log2(docs["perplexity"]) * docs["tokens"]
+    assert docs["bits_per_byte"] == pytest.approx(bits / docs["bytes"], rel=1e-6)
     assert report["tokens"] == 12 * 4 * 16
     text = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for measured in (docs, overlapping):
-        assert (
-            f"| {measured['stride']} | {measured['perplexity']:.2f} | {measured['bits_per_byte']:.3f} |"
-            in text
-        )
+        perplexity = f"{measured['perplexity']:.2f}"
+        bits_per_byte = f"{measured['bits_per_byte']:.3f}"
+        assert f"| {measured['stride']} | {perplexity} | {bits_per_byte} |" in text
     assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["steps"] == 12
     command = re.search(r"`python tools/train_tinylm.py RUN (.*?)`", text)
     assert command is not None
@@ -222,11 +211,14 @@ def test_the_export_is_whole(
 
 
 def recipe_of(options: str, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """What a command line means to train_tinylm."""
+    """The recipe that train_tinylm reads from a command line."""
     given: list[Recipe] = []
-    monkeypatch.setattr(
-        train_tinylm, "prepare", lambda documents, recipe, folder: given.append(recipe) or {}
-    )
+
+    def note(documents: object, recipe: Recipe, folder: Path) -> dict:
+        given.append(recipe)
+        return {}
+
+    monkeypatch.setattr(train_tinylm, "prepare", note)
     monkeypatch.setattr(train_tinylm, "stdlib_corpus", lambda part: ())
     monkeypatch.setattr(train_tinylm, "train", lambda *_: None)
     monkeypatch.setattr(Path, "write_text", lambda *_, **__: 0)
@@ -257,14 +249,10 @@ def test_xz_knows_a_repetition() -> None:
 
 
 def test_main_prepares_trains_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        train_tinylm, "stdlib_corpus", lambda part: DOCUMENTS if part == "train" else ()
-    )
-    options = [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value in asdict(TINY).items()
-        if type(value) is int
-    ]
+    corpus = {"held_out": (), "train": DOCUMENTS}
+    monkeypatch.setattr(train_tinylm, "stdlib_corpus", corpus.__getitem__)
+    numbers = {name: value for name, value in asdict(TINY).items() if type(value) is int}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in numbers.items()]
     train_tinylm.main([str(tmp_path / "run"), *options, "--steps=4", "--no-compile"])
     monkeypatch.setattr(train_tinylm, "prepare", None)  # what is there is not made again
     train_tinylm.main([str(tmp_path / "run"), *options, "--steps=6"])
