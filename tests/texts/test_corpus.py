@@ -1,4 +1,4 @@
-"""The corpus is split for good, nothing held out is trained on in any form, and each text is of one kind."""
+"""The corpus: a fixed split, nothing held out in the training documents, one kind per document."""
 
 import re
 import sysconfig
@@ -13,7 +13,7 @@ from qcourse.texts import corpus, corpus_sources
 from qcourse.texts.corpus import encode_documents, is_held_out, stdlib_corpus, unrepeated
 from qcourse.texts.corpus_sources import Document, paragraphs, read_package
 
-WORDS = 12  # so many words in a row are hardly ever the same by chance
+WORDS = 12  # this many equal words in a row are rarely a coincidence
 
 
 def words_in_a_row(documents: Iterable[Document]) -> Iterator[tuple[str, ...]]:
@@ -29,54 +29,56 @@ def long_paragraphs(documents: Iterable[Document]) -> set[str]:
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A standard library of the files that a test writes; demo.Leaf and demo.eight are held out, other names not."""
+    """A library of the files that a test writes; only demo.Leaf and demo.eight are held out."""
+
+    def names() -> list[str]:
+        return sorted({path.stem for path in tmp_path.iterdir()})
+
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(corpus, "read_topics", lambda: iter(()))
-    monkeypatch.setattr(
-        corpus, "top_level_names", lambda: sorted({path.stem for path in tmp_path.iterdir()})
-    )
-    monkeypatch.setattr(
-        corpus, "stdlib_corpus", corpus._read_part
-    )  # what is kept is the real library
+    monkeypatch.setattr(corpus, "top_level_names", names)
+    # Not through the cache, which holds the real library.
+    monkeypatch.setattr(corpus, "stdlib_corpus", corpus._read_part)
     return tmp_path
 
 
 def texts(part: str) -> list[tuple[str, str, str]]:
-    return [
-        (document.name, document.kind, document.text) for document in corpus.stdlib_corpus(part)
-    ]
+    documents = corpus.stdlib_corpus(part)
+    return [(document.name, document.kind, document.text) for document in documents]
 
 
 def test_held_out_and_trained_on_share_no_paragraph_and_hardly_a_phrase() -> None:
-    held_out, train = stdlib_corpus("held_out"), stdlib_corpus("train")
+    held_out = stdlib_corpus("held_out")
+    train = stdlib_corpus("train")
     assert len(long_paragraphs(held_out)) > 1000
     assert long_paragraphs(held_out).isdisjoint(long_paragraphs(train))
     seen = {hash(phrase) for phrase in words_in_a_row(train)}
     shared = [hash(phrase) in seen for phrase in words_in_a_row(held_out)]
-    assert (
-        sum(shared) / len(shared) < 0.1
-    )  # set phrases, and what differs in a word from its neighbours
+    # Set phrases, and paragraphs that differ from another in one word.
+    assert sum(shared) / len(shared) < 0.1
+
+
+def characters(part: str, kind: str) -> int:
+    return sum(len(document.text) for document in stdlib_corpus(part) if document.kind == kind)
 
 
 def test_about_a_twentieth_is_held_out() -> None:
     for kind in ("docs", "code"):
-        sizes = [
-            sum(len(d.text) for d in stdlib_corpus(part) if d.kind == kind)
-            for part in ("held_out", "train")
-        ]
-        assert 0.025 < sizes[0] / sum(sizes) < 0.075
+        held_out = characters("held_out", kind)
+        train = characters("train", kind)
+        assert 0.025 < held_out / (held_out + train) < 0.075
 
 
 def test_a_held_out_function_is_trained_on_neither_as_source_nor_as_docstring() -> None:
     assert is_held_out("ast.fix_missing_locations")
-    for kind, line in [
-        ("docs", "fix_missing_locations(node)\n"),
-        ("code", "def fix_missing_locations(node):\n"),
-    ]:
-        assert any(
-            line in d.text for d in stdlib_corpus("held_out") if (d.name, d.kind) == ("ast", kind)
-        )
-        assert not any(line in d.text for d in stdlib_corpus("train"))
+    lines = {
+        "docs": "fix_missing_locations(node)\n",
+        "code": "def fix_missing_locations(node):\n",
+    }
+    held_out = {(d.name, d.kind): d.text for d in stdlib_corpus("held_out")}
+    for kind, line in lines.items():
+        assert line in held_out["ast", kind]
+        assert not any(line in document.text for document in stdlib_corpus("train"))
 
 
 @pytest.mark.parametrize(
@@ -94,15 +96,14 @@ def test_a_held_out_function_is_trained_on_neither_as_source_nor_as_docstring() 
         ("topics.yield", False),
     ],
 )
-def test_the_split_is_what_it_always_was(unit: str, answer: bool) -> None:
+def test_the_split_does_not_change(unit: str, answer: bool) -> None:
     assert is_held_out(unit) is answer
 
 
 def test_what_some_installations_lack_is_never_held_out() -> None:
     assert sum(is_held_out(f"demo.{number}") for number in range(1000)) > 20
-    assert not any(
-        is_held_out(f"{top}.{number}") for top in corpus.SKIPPED for number in range(1000)
-    )
+    for top in corpus.SKIPPED:
+        assert not any(is_held_out(f"{top}.{number}") for number in range(1000))
 
 
 DEMO = '''"""The module."""
@@ -125,51 +126,39 @@ def tree():
 '''
 
 
-def test_an_edited_text_stays_where_it_was_and_takes_all_that_is_in_it_along(library: Path) -> None:
+LEAF_DOCS = """Leaf
+
+A leaf: {edition} edition.
+
+Leaf.fall(self, x: int=1)
+
+Fall off."""
+LEAF_CODE = """# About Leaf.
+@decorated
+class Leaf(Base):
+
+    def fall(self, x: int = 1):
+
+        return secret"""
+
+
+def test_an_edited_class_stays_on_its_side_with_all_of_its_members(library: Path) -> None:
     for edition in ("first", "second"):
         (library / "demo.py").write_text(DEMO.format(edition=edition), encoding="utf-8")
-        held_out, train = texts("held_out"), texts("train")
-        assert held_out == [
-            (
-                "demo",
-                "docs",
-                f"Leaf\n\nA leaf: {edition} edition.\n\nLeaf.fall(self, x: int=1)\n\nFall off.",
-            ),
-            (
-                "demo",
-                "code",
-                "# About Leaf.\n@decorated\nclass Leaf(Base):\n\n"
-                "    def fall(self, x: int = 1):\n\n        return secret",
-            ),
-        ]
-        assert train == [
+        docs = LEAF_DOCS.format(edition=edition)
+        assert texts("held_out") == [("demo", "docs", docs), ("demo", "code", LEAF_CODE)]
+        assert texts("train") == [
             ("demo", "docs", "demo\n\nThe module.\n\ntree()\n\nA tree."),
             ("demo", "code", "import os  # loose\n\ndef tree():\n\n    return Leaf"),
         ]
 
 
-@pytest.mark.parametrize(
-    "path", ["demo.py", "_demo.py", "_pydemo.py", "demo/__init__.py", "demo/_local.py"]
-)
-def test_a_text_that_moves_within_its_package_stays_on_its_side(library: Path, path: str) -> None:
-    (library / path).parent.mkdir(exist_ok=True)
-    (library / path).write_text(DEMO, encoding="utf-8")
-    assert not any("secret" in text for _, _, text in texts("train"))
-    assert any("secret" in text for _, _, text in texts("held_out"))
-    assert any("A tree." in text for _, _, text in texts("train"))
-
-
-def test_a_quotation_of_a_held_out_text_is_cut_out_of_docs_and_code(library: Path) -> None:
-    (library / "demo.py").write_text(
-        '''def eight():
+QUOTED = '''def eight():
     """A paragraph that is long enough to be a quotation."""
 
     return "code that is long enough to be a quotation"
-''',
-        encoding="utf-8",
-    )
-    (library / "other.py").write_text(
-        '''"""Mine.
+'''
+QUOTING = '''"""Mine.
 
 A paragraph that is
 long enough   to be a quotation.
@@ -177,9 +166,23 @@ long enough   to be a quotation.
 def other():
 
   return "code that is long enough to be a quotation"
-''',
-        encoding="utf-8",
-    )
+'''
+
+
+@pytest.mark.parametrize(
+    "path", ["demo.py", "_demo.py", "_pydemo.py", "demo/__init__.py", "demo/_local.py"]
+)
+def test_a_class_that_moves_within_its_package_stays_on_its_side(library: Path, path: str) -> None:
+    (library / path).parent.mkdir(exist_ok=True)
+    (library / path).write_text(DEMO, encoding="utf-8")
+    assert not any("secret" in text for _, _, text in texts("train"))
+    assert any("secret" in text for _, _, text in texts("held_out"))
+    assert any("A tree." in text for _, _, text in texts("train"))
+
+
+def test_a_quotation_of_a_held_out_document_is_cut_out_of_docs_and_code(library: Path) -> None:
+    (library / "demo.py").write_text(QUOTED, encoding="utf-8")
+    (library / "other.py").write_text(QUOTING, encoding="utf-8")
     assert texts("train") == [
         ("demo", "docs", "demo"),
         ("other", "docs", "other\n\nMine."),
@@ -192,14 +195,7 @@ def test_another_part_is_refused() -> None:
         stdlib_corpus("test")
 
 
-def test_a_source_is_parted_into_docs_and_code(library: Path) -> None:
-    package = library / "demo"
-    (package / "tests").mkdir(parents=True)
-    (package / "tests" / "test_it.py").write_text('"""A test."""\n', encoding="utf-8")
-    (package / "__init__.py").write_text('"""The package."""\n', encoding="utf-8")
-    (package / "broken.py").write_text("def (:\n", encoding="utf-8")
-    (package / "deep.py").write_text(
-        '''"""The module."""
+DEEP = '''"""The module."""
 
 import os
 \f
@@ -220,15 +216,19 @@ class C(Base):
 
 if os:
     def outer():
-        """Of no definition at the top level, so of the module: cut, and in no docs."""
-''',
-        encoding="utf-8",
-    )
-    found = {
-        (document.name, document.kind): document.text
-        for document in read_package("demo")
-        if document.text
-    }
+        """Not a definition at the top level, so part of the module: cut, and in no docs."""
+'''
+
+
+def test_a_source_is_split_into_docs_and_code(library: Path) -> None:
+    package = library / "demo"
+    (package / "tests").mkdir(parents=True)
+    (package / "tests" / "test_it.py").write_text('"""A test."""\n', encoding="utf-8")
+    (package / "__init__.py").write_text('"""The package."""\n', encoding="utf-8")
+    (package / "broken.py").write_text("def (:\n", encoding="utf-8")
+    (package / "deep.py").write_text(DEEP, encoding="utf-8")
+    documents = [document for document in read_package("demo") if document.text]
+    found = {(document.name, document.kind): document.text for document in documents}
     assert set(found) == {("demo", "docs"), ("demo.deep", "docs"), ("demo.deep", "code")}
     assert paragraphs(found["demo.deep", "docs"]) == [
         "demo.deep",
@@ -257,7 +257,7 @@ def test_tables_are_no_code() -> None:
     assert not corpus_sources._is_table("for name in names:\n    print(name)\n" * 50)
 
 
-def test_what_is_written_in_c_is_read_by_its_docstrings() -> None:
+def test_a_c_module_is_read_by_its_docstrings() -> None:
     (document,) = read_package("math")
     assert document.kind == "docs"
     assert document.text.startswith("math\n\n")
@@ -267,13 +267,10 @@ def test_what_is_written_in_c_is_read_by_its_docstrings() -> None:
     assert "Return the square root" not in without.text
 
 
-def test_no_text_depends_on_where_things_lie_in_memory() -> None:
-    assert not [
-        document.name
-        for top in ("_frozen_importlib_external", "_io")
-        for document in read_package(top)
-        if re.search("object at 0x[0-9a-f]{8}", document.text)
-    ]
+def test_no_document_depends_on_memory_addresses() -> None:
+    for top in ("_frozen_importlib_external", "_io"):
+        for document in read_package(top):
+            assert not re.search("object at 0x[0-9a-f]{8}", document.text), document.name
 
 
 def test_an_absent_module_gives_nothing() -> None:
@@ -281,13 +278,12 @@ def test_an_absent_module_gives_nothing() -> None:
 
 
 def test_repetitions_are_cut_in_the_order_of_the_documents() -> None:
-    long, other = (
-        "A paragraph that is long enough to be a quotation.",
-        "Another one, and it is just as long as that.",
-    )
+    long = "A paragraph that is long enough to be a quotation."
+    other = "Another one, and it is just as long as that."
     documents = [
-        Document(name, "docs", f"short\n\n{text}")
-        for name, text in zip("abc", [long, other, long], strict=True)
+        Document("a", "docs", f"short\n\n{long}"),
+        Document("b", "docs", f"short\n\n{other}"),
+        Document("c", "docs", f"short\n\n{long}"),
     ]
     assert [document.text for document in unrepeated(documents)] == [
         f"short\n\n{long}",

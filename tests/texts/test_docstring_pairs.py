@@ -1,4 +1,4 @@
-"""The course's texts, from a small library written here and from the real one; and the retrieval score."""
+"""The pairs, from a small library written here and from the real one; the retrieval accuracy."""
 
 import sys
 import sysconfig
@@ -32,7 +32,7 @@ def docstring(summary: str, body: str) -> str:
 
 
 def everything(root: Path) -> dict[str, StdlibText]:
-    """All texts of a library by name, whatever their number."""
+    """All texts of a library, by name."""
     with pytest.raises(ValueError, match="count must be from 1 to") as caught:
         stdlib_texts(10**6, root=root)
     count = int(str(caught.value).split("1 to ")[1].split(",")[0])
@@ -40,9 +40,7 @@ def everything(root: Path) -> dict[str, StdlibText]:
 
 
 def test_docstrings_of_modules_classes_and_functions(write: Write, tmp_path: Path) -> None:
-    write(
-        "json/__init__.py",
-        f"""{docstring("The module has a summary.", BODY.format("module"))}
+    source = f"""{docstring("The module has a summary.", BODY.format("module"))}
 class Public:
     {docstring("The class has a summary.", BODY.format("class"))}
     async def method(self):
@@ -51,8 +49,8 @@ class Public:
             {docstring("The inner function is not public.", BODY.format("inner"))}
     def _private(self):
         {docstring("The private method is not public.", BODY.format("private"))}
-""",
-    )
+"""
+    write("json/__init__.py", source)
     found = everything(tmp_path)
     assert set(found) == {"json", "json.Public", "json.Public.method"}
     text = found["json.Public.method"]
@@ -107,26 +105,25 @@ def test_bodies_are_cut_at_a_word(write: Write, tmp_path: Path) -> None:
     assert BODY_CHARS - 6 < len(body) <= BODY_CHARS
 
 
-def test_a_text_more_leaves_the_others_in_their_order(write: Write, tmp_path: Path) -> None:
+def test_one_more_text_leaves_the_others_in_their_order(write: Write, tmp_path: Path) -> None:
     for module in ("bdb", "cmd", "csv", "json", "queue", "shelve"):
-        write(f"{module}.py", docstring(f"The summary is about {module}.", BODY.format(module)))
+        source = docstring(f"The summary is about {module}.", BODY.format(module))
+        write(f"{module}.py", source)
     before = list(everything(tmp_path))
     write("new/json.py", "")
     other = tmp_path / "other"
     for module in (*before, "uuid"):
-        write(
-            f"other/{module}.py", docstring(f"The summary is about {module}.", BODY.format(module))
-        )
+        source = docstring(f"The summary is about {module}.", BODY.format(module))
+        write(f"other/{module}.py", source)
     after = list(everything(other))
     assert len(after) == 7
     assert [name for name in after if name != "uuid"] == before
 
 
 def test_odd_sources_are_parsed_not_run_and_warn_of_nothing(write: Write, tmp_path: Path) -> None:
-    escape = r"'\d'"  # a warning for the compiler, hence an error in this test
-    write(
-        "json.py", docstring("The module stops Python.", BODY) + f"\nraise SystemExit({escape})\n"
-    )
+    escape = r"'\d'"  # the compiler warns of it, which would fail this test
+    source = docstring("The module stops Python.", BODY)
+    write("json.py", f"{source}\nraise SystemExit({escape})\n")
     assert set(everything(tmp_path)) == {"json"}
 
 
@@ -145,7 +142,7 @@ FOUND = (
 
 @pytest.fixture
 def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """The folders that were parsed, each to FOUND; what is kept, is kept in tmp_path."""
+    """The folders that were parsed, each to FOUND; the cache is in tmp_path."""
     folders: list[Path] = []
     monkeypatch.setattr(docstring_pairs, "_read_texts", lambda root: folders.append(root) or FOUND)
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "cache")
@@ -204,16 +201,15 @@ def test_count_is_positive(count: int) -> None:
 def test_retrieval_by_hand() -> None:
     queries = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, 0.0]])
     documents = torch.tensor([[5.0, 1.0], [0.0, 1.0], [9.0, -9.0], [-0.1, 0.1]])
-    # the third query finds the first document (cosine 0.83), not its own (0)
+    # The third query finds the first document (cosine 0.83), not its own (0).
     assert retrieval_accuracy(queries, documents) == 0.75
 
 
 def test_retrieval_ignores_length() -> None:
     queries, documents = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0))
     lengths = torch.linspace(0.1, 10, 50)[:, None]
-    assert retrieval_accuracy(queries * lengths, documents / lengths) == retrieval_accuracy(
-        queries, documents
-    )
+    expected = retrieval_accuracy(queries, documents)
+    assert retrieval_accuracy(queries * lengths, documents / lengths) == expected
 
 
 def test_a_collapsed_encoder_is_at_chance() -> None:
