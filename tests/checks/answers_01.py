@@ -1,4 +1,7 @@
-"""Sheet 01, the quantizer: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 01, the quantizer: right answers in other styles, and mistakes as people write them.
+
+The answers are loops, NumPy, torch and the package itself; the mistakes are torch in float32.
+"""
 
 import math
 from collections import Counter
@@ -25,25 +28,43 @@ def quantize_loop(x: Tensor, scale: float, bits: int) -> list:
     return [max(-top - 1, min(top, round(value.item() / scale))) for value in x]
 
 
+def quantize_reciprocal(x: Tensor, scale: float, bits: int) -> np.ndarray:
+    steps = np.rint(x.numpy() * (1 / scale))
+    return np.clip(steps, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype("i4")
+
+
+def quantize_in_doubles(x: Tensor, scale: float, bits: int) -> Tensor:
+    steps = torch.round(x.double() / scale)
+    return torch.clamp(steps, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).long()
+
+
 def affine_loop(x: Tensor, bits: int) -> list:
     values = [*x.flatten().tolist(), 0.0]
     scale = (max(values) - min(values)) / (2**bits - 1)
     return [scale, round(-min(values) / scale)]
 
 
+def affine_in_uint8(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    low = x.amin().clamp(max=0)
+    scale = (x.amax().clamp(min=0) - low) / (2**bits - 1)
+    return scale, (low / scale).round().neg().to(torch.uint8)
+
+
 def fake_numpy(x: Tensor, bits: int) -> np.ndarray:
     x = x.numpy()
-    low, high = np.minimum(x.min(), 0), np.maximum(x.max(), 0)
+    low = np.minimum(x.min(), 0)
+    high = np.maximum(x.max(), 0)
     scale = (high - low) / np.float32(2**bits - 1)
     zero_point = np.rint(-low / scale)
-    codes = (
-        np.rint(x / scale + zero_point).clip(0, 2**bits - 1).astype(np.uint8)
-    )  # the zero point inside the rounding
-    return scale * codes - scale * zero_point  # and multiplied out
+
+    # The zero point is inside the rounding, and the product is multiplied out.
+    codes = np.rint(x / scale + zero_point).clip(0, 2**bits - 1).astype(np.uint8)
+    return scale * codes - scale * zero_point
 
 
 def fake_reciprocal(x: Tensor, bits: int) -> Tensor:
-    low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
+    low = min(x.min().item(), 0.0)
+    high = max(x.max().item(), 0.0)
     inverse = (2**bits - 1) / (high - low)
     zero_point = round(-low * inverse)
     codes = torch.clamp(torch.round(x.double() * inverse), -zero_point, 2**bits - 1 - zero_point)
@@ -52,9 +73,8 @@ def fake_reciprocal(x: Tensor, bits: int) -> Tensor:
 
 def entropy_loop(codes: Tensor) -> float:
     counts = Counter(codes.flatten().tolist())
-    return sum(
-        count / codes.numel() * math.log2(codes.numel() / count) for count in counts.values()
-    )
+    total = codes.numel()
+    return sum(count / total * math.log2(total / count) for count in counts.values())
 
 
 def entropy_bincount(codes: Tensor) -> np.floating:
@@ -91,22 +111,8 @@ OTHER_STYLES = {
         lambda x, bits: max(abs(v) for v in x.flatten().tolist()) / (2 ** (bits - 1) - 1),
         lambda x, bits: np.abs(x.numpy()).max() / np.float32((1 << bits - 1) - 1),
     ),
-    "01.2": (
-        quantize_loop,
-        lambda x, scale, bits: np.clip(
-            np.rint(x.numpy() * (1 / scale)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        ).astype("i4"),
-        lambda x, scale, bits: torch.clamp(
-            torch.round(x.double() / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        ).long(),
-    ),
-    "01.3": (
-        affine_loop,
-        lambda x, bits: (
-            (s := (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / (2**bits - 1)),
-            (x.amin().clamp(max=0) / s).round().neg().to(torch.uint8),
-        ),
-    ),
+    "01.2": (quantize_loop, quantize_reciprocal, quantize_in_doubles),
+    "01.3": (affine_loop, affine_in_uint8),
     "01.4": (fake_numpy, fake_reciprocal),
     "01.5": (entropy_loop, entropy_bincount, entropy_nudged, entropy_distribution),
 }
@@ -132,16 +138,16 @@ def there_and_back(
     return scale * ((rounding(x / scale) + zero_point).clamp(0, 2**bits - 1) - zero_point)
 
 
+def clamped(codes: Tensor, bits: int) -> Tensor:
+    return codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def saturated_late(x: Tensor, scale: float, bits: int) -> Tensor:
-    return (
-        torch.round(x / scale)
-        .to(torch.int16)
-        .to(torch.int8)
-        .clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    )
+    wrapped = torch.round(x / scale).to(torch.int16).to(torch.int8)
+    return clamped(wrapped, bits)
 
 
-CUT = "truncated or floored instead of rounded"
+TRUNCATED = "truncated or floored instead of rounded"
 LATE = "not saturated, or only after the cast to int8"
 ENDS = "qmin or qmax is off by one"
 NOT_WIDENED = "the range was not widened to hold 0"
@@ -149,18 +155,12 @@ ROUNDING = "floored, or halves rounded up"
 MISTAKES = [
     (
         "01.2",
-        CUT,
-        lambda x, s, bits: (
-            torch.floor(x / s).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)
-        ),
+        TRUNCATED,
+        lambda x, s, bits: clamped(torch.floor(x / s), bits).to(torch.int8),
     ),
-    (
-        "01.2",
-        CUT,
-        lambda x, s, bits: (x / s).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8),
-    ),
-    ("01.2", CUT, lambda x, s, bits: (x / s).to(torch.int16).to(torch.int8)),
-    ("01.2", CUT, lambda x, s, bits: (x // s).int()),
+    ("01.2", TRUNCATED, lambda x, s, bits: clamped(x / s, bits).to(torch.int8)),
+    ("01.2", TRUNCATED, lambda x, s, bits: (x / s).to(torch.int16).to(torch.int8)),
+    ("01.2", TRUNCATED, lambda x, s, bits: (x // s).int()),
     ("01.2", LATE, saturated_late),
     ("01.2", LATE, lambda x, s, bits: torch.round(x / s).int()),
     (

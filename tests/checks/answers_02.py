@@ -1,4 +1,7 @@
-"""Sheet 02, granularity: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 02, granularity: right answers in other styles, and mistakes as people write them.
+
+The answers are loops, NumPy, torch and the package itself; the mistakes are torch in float32.
+"""
 
 import numpy as np
 import torch
@@ -15,6 +18,14 @@ def codes_and_scales(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Ten
     return q.codes, q.scale
 
 
+def bits_of_package(bits: int, group_size: int, scale_bytes: int, symmetric: bool) -> float:
+    zero_bytes = 0 if symmetric else bits / 8
+    size_bytes = bytes_per_parameter(
+        bits, group_size, scale_bytes=scale_bytes, zero_bytes=zero_bytes
+    )
+    return 8 * size_bytes
+
+
 def channel_loop(w: Tensor, bits: int) -> list:
     return [[max(abs(v) for v in row) / (2 ** (bits - 1) - 1) or 1.0] for row in w.tolist()]
 
@@ -27,13 +38,11 @@ def channel_maximum(w: Tensor, bits: int) -> Tensor:
 
 def groups_loop(w: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
     if w.shape[1] % group_size != 0:
-        raise type("GroupSizeError", (ValueError,), {})(
-            w.shape, group_size
-        )  # an own kind of ValueError is one
-    codes, scales = (
-        torch.zeros(w.shape, dtype=torch.int32),
-        torch.zeros(w.shape[0], w.shape[1] // group_size),
-    )
+        # A subclass of ValueError is a ValueError.
+        error = type("GroupSizeError", (ValueError,), {})
+        raise error(w.shape, group_size)
+    codes = torch.zeros(w.shape, dtype=torch.int32)
+    scales = torch.zeros(w.shape[0], w.shape[1] // group_size)
     for row in range(w.shape[0]):
         for group in range(scales.shape[1]):
             part = slice(group * group_size, (group + 1) * group_size)
@@ -77,12 +86,7 @@ THE_PACKAGE = {
     "02.2": codes_and_scales,
     "02.3": lambda codes: qcourse.pack(codes, 4),
     "02.4": lambda packed: qcourse.unpack(packed, 4, 2 * len(packed)),
-    "02.5": lambda bits, group_size, scale_bytes, symmetric: (
-        8
-        * bytes_per_parameter(
-            bits, group_size, scale_bytes=scale_bytes, zero_bytes=0 if symmetric else bits / 8
-        )
-    ),
+    "02.5": bits_of_package,
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {

@@ -1,4 +1,7 @@
-"""Sheet 04, outliers: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 04, outliers: right answers in other styles, and mistakes as people write them.
+
+The answers are loops, NumPy, torch and the package itself; the mistakes are torch in float32.
+"""
 
 import numpy as np
 import torch
@@ -14,15 +17,14 @@ from qcourse.methods.smoothquant import SmoothQuant, smooth
 
 def common_of_package(layers: tuple[Tensor, ...], k: int) -> list[int]:
     observe = SmoothQuant(IntQuantizer(8)).observe
-    return sorted(
-        set.intersection(*(set(observe(None, x).topk(k).indices.tolist()) for x in layers))
-    )
+    tops = [set(observe(None, x).topk(k).indices.tolist()) for x in layers]
+    return sorted(set.intersection(*tops))
 
 
 def plant_of_package(
     gain: Tensor, w: Tensor, channels: Tensor, factor: float
 ) -> tuple[Tensor, Tensor]:
-    """Smoothed with all of the difficulty moved, for activations that are smaller in these channels."""
+    """Smooth with alpha = 1, for activations that are smaller in these channels."""
     x_amax = torch.ones_like(gain)
     x_amax[channels] /= factor
     w_planted, s = smooth(w, x_amax, alpha=1.0)
@@ -53,25 +55,25 @@ def common_counted(layers: tuple[Tensor, ...], k: int) -> Tensor:
 def common_sorted(layers: tuple[Tensor, ...], k: int) -> list[int]:
     channels = set(range(layers[0].shape[1]))
     for x in layers:
-        loudest = sorted(
-            range(x.shape[1]), key=lambda j, x=x: max(map(abs, x[:, j].tolist())), reverse=True
-        )
-        channels &= set(loudest[:k])
+        amax = [max(map(abs, column)) for column in x.T.tolist()]
+        descending = sorted(range(x.shape[1]), key=amax.__getitem__, reverse=True)
+        channels &= set(descending[:k])
     return sorted(channels)
 
 
 def product_loop(x: Tensor, w: Tensor, threshold: float) -> np.ndarray:
-    x, w = x.double().numpy(), w.double().numpy()
-    loud = {j for j in range(x.shape[1]) if np.abs(x[:, j]).max() > threshold}
-    rest = [j for j in range(x.shape[1]) if j not in loud]
+    x = x.double().numpy()
+    w = w.double().numpy()
+    outliers = {j for j in range(x.shape[1]) if np.abs(x[:, j]).max() > threshold}
+    rest = [j for j in range(x.shape[1]) if j not in outliers]
     y = np.zeros((len(x), len(w)))
     for t, token in enumerate(x):
         for o, row in enumerate(w):
-            steps = [
-                max([abs(each[j]) for j in rest], default=0) / 127 or 1 for each in (token, row)
-            ]
-            total = sum(round(token[j] / steps[0]) * round(row[j] / steps[1]) for j in rest)
-            y[t, o] = steps[0] * steps[1] * total + sum(token[j] * row[j] for j in loud)
+            x_step = max([abs(token[j]) for j in rest], default=0) / 127 or 1
+            w_step = max([abs(row[j]) for j in rest], default=0) / 127 or 1
+            total = sum(round(token[j] / x_step) * round(row[j] / w_step) for j in rest)
+            exact = sum(token[j] * row[j] for j in outliers)
+            y[t, o] = x_step * w_step * total + exact
     return y
 
 
@@ -84,7 +86,8 @@ def product_removed(x: Tensor, w: Tensor, threshold: float) -> Tensor:
 
 
 def plant_loop(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    gain, w = gain.clone(), w.clone()
+    gain = gain.clone()
+    w = w.clone()
     for j in channels:
         gain[j] *= factor
         w[:, j] /= factor
@@ -122,7 +125,8 @@ OTHER_STYLES = {
 
 def common_by(rank: object) -> object:
     def common(layers: tuple[Tensor, ...], k: int) -> list[int]:
-        return sorted(set.intersection(*(set(rank(x).topk(k).indices.tolist()) for x in layers)))
+        tops = [set(rank(x).topk(k).indices.tolist()) for x in layers]
+        return sorted(set.intersection(*tops))
 
     return common
 
@@ -133,63 +137,68 @@ def hat(x: Tensor) -> Tensor:
 
 
 def product_scaled_first(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = (x.abs() > threshold).any(0)
-    return hat(x)[:, ~loud] @ hat(w)[:, ~loud].T + x[:, loud] @ w[:, loud].T
+    outlier = (x.abs() > threshold).any(0)
+    return hat(x)[:, ~outlier] @ hat(w)[:, ~outlier].T + x[:, outlier] @ w[:, outlier].T
 
 
 def product_twice(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = (x.abs() > threshold).any(0)
-    return hat(x) @ hat(w).T + x[:, loud] @ w[:, loud].T
+    outlier = (x.abs() > threshold).any(0)
+    return hat(x) @ hat(w).T + x[:, outlier] @ w[:, outlier].T
 
 
 def product_of_values(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = x.abs() > threshold
-    return hat(x.masked_fill(loud, 0)) @ hat(w).T + x.masked_fill(~loud, 0) @ w.T
+    outlier = x.abs() > threshold
+    return hat(x.masked_fill(outlier, 0)) @ hat(w).T + x.masked_fill(~outlier, 0) @ w.T
 
 
 def product_dropped(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = (x.abs() > threshold).any(0)
-    return hat(x.masked_fill(loud, 0)) @ hat(w.masked_fill(loud, 0)).T
+    outlier = (x.abs() > threshold).any(0)
+    return hat(x.masked_fill(outlier, 0)) @ hat(w.masked_fill(outlier, 0)).T
 
 
 def product_by_column(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = (x.abs() > threshold).any(0)
-    x_hat, w_hat = (hat(each.masked_fill(loud, 0).T).T for each in (x, w))
-    return x_hat @ w_hat.T + x[:, loud] @ w[:, loud].T
+    outlier = (x.abs() > threshold).any(0)
+    x_hat, w_hat = (hat(each.masked_fill(outlier, 0).T).T for each in (x, w))
+    return x_hat @ w_hat.T + x[:, outlier] @ w[:, outlier].T
 
 
 def product_with_floats(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = (x.abs() > threshold).any(0)
-    return hat(x.masked_fill(loud, 0)) @ w.masked_fill(loud, 0).T + x[:, loud] @ w[:, loud].T
+    outlier = (x.abs() > threshold).any(0)
+    return (
+        hat(x.masked_fill(outlier, 0)) @ w.masked_fill(outlier, 0).T
+        + x[:, outlier] @ w[:, outlier].T
+    )
 
 
 def product_wrapped(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = (x.abs() > threshold).any(0)
-    q_x, q_w = (
-        quantize(each.masked_fill(loud, 0), 8, granularity=PerChannel(0)) for each in (x, w)
-    )
-    return (q_x.codes @ q_w.codes.T) * q_x.scale * q_w.scale.T + x[:, loud] @ w[:, loud].T
+    outlier = (x.abs() > threshold).any(0)
+    q_x = quantize(x.masked_fill(outlier, 0), 8, granularity=PerChannel(0))
+    q_w = quantize(w.masked_fill(outlier, 0), 8, granularity=PerChannel(0))
+    product = (q_x.codes @ q_w.codes.T) * q_x.scale * q_w.scale.T
+    return product + x[:, outlier] @ w[:, outlier].T
 
 
 def product_unguarded(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = (x.abs() > threshold).any(0)
-    y = x[:, loud] @ w[:, loud].T
+    outlier = (x.abs() > threshold).any(0)
+    y = x[:, outlier] @ w[:, outlier].T
     hats = []
-    for rest in (x.masked_fill(loud, 0), w.masked_fill(loud, 0)):
+    for rest in (x.masked_fill(outlier, 0), w.masked_fill(outlier, 0)):
         scale = rest.abs().amax(dim=1, keepdim=True) / 127
         hats.append(scale * torch.round(rest / scale))
     return y + hats[0] @ hats[1].T
 
 
 def plant_twice(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    gain, w = gain.clone(), w.clone()
+    gain = gain.clone()
+    w = w.clone()
     gain[channels] *= factor
     w[:, channels] *= factor
     return gain, w
 
 
 def plant_rows(gain: Tensor, w: Tensor, channels: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    gain, w = gain.clone(), w.clone()
+    gain = gain.clone()
+    w = w.clone()
     gain[channels] *= factor
     w[channels] /= factor
     return gain, w

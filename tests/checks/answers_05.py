@@ -1,4 +1,7 @@
-"""Sheet 05, calibration: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 05, calibration: right answers in other styles, and mistakes as people write them.
+
+The answers are loops, NumPy, torch and the package itself; the mistakes are torch in float32.
+"""
 
 import math
 
@@ -23,20 +26,20 @@ def range_of(
 
 def best_of_package(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
     qmax = 2 ** (bits - 1) - 1
-    errors = [
-        torch.mean(
-            (x - qcourse.fake_quantize(x, bits, scale=torch.tensor(clip / qmax))) ** 2
-        ).item()
-        for clip in clips
-    ]
+    errors = []
+    for clip in clips:
+        x_hat = qcourse.fake_quantize(x, bits, scale=torch.tensor(clip / qmax))
+        errors.append(torch.mean((x - x_hat) ** 2).item())
     return min(zip(clips, errors, strict=True), key=lambda found: found[1])
 
 
 def range_loop(batches: tuple[Tensor, ...]) -> list:
-    low, high = math.inf, -math.inf
+    low = math.inf
+    high = -math.inf
     for batch in batches:
         for value in batch.flatten().tolist():
-            low, high = min(low, value), max(high, value)
+            low = min(low, value)
+            high = max(high, value)
     return [low, high]
 
 
@@ -54,14 +57,17 @@ def percentile_sorted(x: Tensor, percent: float) -> float:
 
 
 def clip_loop(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
-    top, best, least = 2 ** (bits - 1) - 1, 0.0, math.inf
+    top = 2 ** (bits - 1) - 1
+    best = 0.0
+    least = math.inf
     for clip in clips:
         error = 0.0
         for value in x.flatten().tolist():
             code = max(-top - 1, min(top, round(value * top / clip)))
             error += (value - code * clip / top) ** 2 / x.numel()
         if error < least:
-            best, least = clip, error
+            best = clip
+            least = error
     return best, least
 
 
@@ -114,7 +120,8 @@ OTHER_STYLES = {
 def range_from_zero(batches: tuple[Tensor, ...]) -> tuple[float, float]:
     low = high = 0.0
     for x in batches:
-        low, high = min(low, x.min().item()), max(high, x.max().item())
+        low = min(low, x.min().item())
+        high = max(high, x.max().item())
     return low, high
 
 

@@ -1,4 +1,7 @@
-"""Sheet 06, GPTQ: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 06, GPTQ: right answers in other styles, and mistakes as people write them.
+
+The answers are loops, NumPy, torch and the package itself; the mistakes are torch in float32.
+"""
 
 from collections.abc import Callable
 
@@ -17,23 +20,23 @@ from qcourse.numerics.quantized import Parameters
 
 def damped_by_package(x: Tensor, damp: float) -> Tensor:
     factor = inverse_factor(SecondMoment().add(x.double()), damp=damp, dtype=torch.float64)
-    # A dead input has 1 on its diagonal there, in units of the others' mean, so this holds where none is dead.
-    dead = factor.dead
-    damped = factor.unit * torch.linalg.inv(factor.upper.T @ factor.upper)
-    return damped if not dead.any() else damped_loop(x, damp)
+
+    # The package gives a dead input a diagonal of 1, in units of the others' mean.
+    if factor.dead.any():
+        return damped_loop(x, damp)
+    return factor.unit * torch.linalg.inv(factor.upper.T @ factor.upper)
 
 
 def round_by_package(w: Tensor, hessian: Tensor, i: int) -> Tensor:
     first = [i, *(j for j in range(len(w)) if j != i)]
-    row = inverse_factor(hessian.double()[first][:, first], damp=1e-12, dtype=torch.float64).upper[
-        0
-    ]
+    reordered = hessian.double()[first][:, first]
+    row = inverse_factor(reordered, damp=1e-12, dtype=torch.float64).upper[0]
     step = (w[i].round() - w[i]) / row[0] * row
     return w + step[torch.tensor(first).argsort()]
 
 
 class OnGivenScales(qcourse.IntQuantizer):
-    """An IntQuantizer that is told its scales, by row."""
+    """An IntQuantizer with given scales, one per row."""
 
     def fit(self, x: Tensor) -> Parameters:
         return self.from_range(-self.given * self.qmax, self.given * self.qmax)
@@ -68,8 +71,9 @@ def damped_einsum(x: Tensor, damp: float) -> np.ndarray:
 
 
 def round_solve(w: Tensor, hessian: Tensor, i: int) -> Tensor:
-    """The other way to put it: the gradient of the others is 0."""
-    w, rest = w.clone(), torch.arange(len(w)) != i
+    """Set the gradient of the other weights to 0."""
+    w = w.clone()
+    rest = torch.arange(len(w)) != i
     delta = w[i].round() - w[i]
     w[rest] -= delta * torch.linalg.solve(hessian[rest][:, rest], hessian[rest, i])
     w[i] += delta
@@ -77,20 +81,19 @@ def round_solve(w: Tensor, hessian: Tensor, i: int) -> Tensor:
 
 
 def round_unit_vector(w: Tensor, hessian: Tensor, i: int) -> np.ndarray:
-    w, unit = w.numpy(), np.eye(len(w), dtype=np.float32)[i]
+    w = w.numpy()
+    unit = np.eye(len(w), dtype=np.float32)[i]
     direction = np.linalg.solve(hessian.numpy(), unit)
     return w - (w[i] - np.rint(w[i])) / direction[i] * direction
 
 
 def codes_cholesky(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-    upper = torch.linalg.cholesky(
-        torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True
-    )
-    w, codes = w.clone(), torch.zeros(w.shape, dtype=torch.int32)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    w = w.clone()
+    codes = torch.zeros(w.shape, dtype=torch.int32)
     for j in range(w.shape[1]):
-        code = torch.clamp(
-            torch.round(w[:, j : j + 1] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        )
+        code = clamped(torch.round(w[:, j : j + 1] / scale), bits)
         error = (w[:, j : j + 1] - code * scale) / upper[j, j]
         w[:, j:] -= error @ upper[j : j + 1, j:]
         codes[:, j : j + 1] = code
@@ -98,12 +101,10 @@ def codes_cholesky(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tens
 
 
 def codes_eliminated(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> np.ndarray:
-    """The inverse shrinks by one step of Gaussian elimination a column."""
-    w, inverse, scale = (
-        w.numpy().astype(np.float32),
-        np.linalg.inv(hessian.numpy()),
-        scale.numpy()[:, 0],
-    )
+    """Shrink the inverse by one step of Gaussian elimination per column."""
+    w = w.numpy().astype(np.float32)
+    inverse = np.linalg.inv(hessian.numpy())
+    scale = scale.numpy()[:, 0]
     codes = np.zeros(w.shape, np.int8)
     for j in range(w.shape[1]):
         codes[:, j] = np.clip(np.rint(w[:, j] / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -117,12 +118,13 @@ def codes_row_by_row(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> li
     top = 2 ** (bits - 1) - 1
     codes = []
     for row, step in zip(w.double(), scale.flatten().tolist(), strict=True):
-        left, taken = row.clone(), []
+        left = row.clone()
+        taken = []
         for j in range(len(row)):
             taken.append(max(-top - 1, min(top, round(left[0].item() / step))))
             delta = taken[-1] * step - left[0]
-            answer = torch.linalg.inv(hessian.double()[j:, j:])[0]
-            left = (left + delta * answer / answer[0])[1:]
+            row_of_inverse = torch.linalg.inv(hessian.double()[j:, j:])[0]
+            left = (left + delta * row_of_inverse / row_of_inverse[0])[1:]
         codes.append(taken)
     return codes
 
@@ -130,8 +132,11 @@ def codes_row_by_row(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> li
 def groups_cholesky(
     w: Tensor, hessian: Tensor, group_size: int, bits: int
 ) -> tuple[Tensor, Tensor]:
-    upper, top = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True), 2 ** (bits - 1) - 1
-    w, codes, scales = w.clone(), torch.zeros_like(w), []
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    top = 2 ** (bits - 1) - 1
+    w = w.clone()
+    codes = torch.zeros_like(w)
+    scales = []
     for j in range(w.shape[1]):
         if j % group_size == 0:
             scales.append(w[:, j : j + group_size].abs().amax(dim=1) / top)
@@ -143,10 +148,12 @@ def groups_cholesky(
 def groups_lazy(
     w: Tensor, hessian: Tensor, group_size: int, bits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A group is a block: the columns after it hear of its errors when it is done."""
+    """Use groups as blocks: later columns get the errors of a block when it is finished."""
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True).numpy()
-    w, top = w.double().numpy().copy(), 2 ** (bits - 1) - 1
-    codes, scales = np.zeros(w.shape, int), []
+    w = w.double().numpy().copy()
+    top = 2 ** (bits - 1) - 1
+    codes = np.zeros(w.shape, int)
+    scales = []
     for start in range(0, w.shape[1], group_size):
         stop = start + group_size
         scale = np.abs(w[:, start:stop]).max(axis=1) / top
@@ -205,8 +212,9 @@ def step_undivided(w: Tensor, hessian: Tensor, i: int) -> Tensor:
 
 
 def step_from_the_new_weight(w: Tensor, hessian: Tensor, i: int) -> Tensor:
-    """The error is taken as w - w_hat and added."""
-    inverse, new = torch.linalg.inv(hessian), w.clone()
+    """Take the error as w - w_hat and add it."""
+    inverse = torch.linalg.inv(hessian)
+    new = w.clone()
     new[i] = w[i].round()
     rest = torch.arange(len(w)) != i
     new[rest] += (w[i] - new[i]) / inverse[i, i] * inverse[i, rest]
@@ -231,7 +239,8 @@ def swept(
     divide: bool = True,
     clamp: Callable = clamped,
 ) -> Tensor:
-    w, codes = w.clone(), torch.zeros_like(w)
+    w = w.clone()
+    codes = torch.zeros_like(w)
     for j in range(w.shape[1]):
         codes[:, j] = clamp(torch.round(w[:, j] / scale[:, 0]), bits)
         error = w[:, j] - scale[:, 0] * codes[:, j]
@@ -240,10 +249,12 @@ def swept(
 
 
 def swept_by_error_of(error: Callable) -> Callable:
-    """An error of one's own making: of w, steps rounded, codes and scale."""
+    """Compute the error from w, the rounded steps, codes and scale in another way."""
 
     def codes_by(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-        w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
+        w = w.clone()
+        codes = torch.zeros_like(w)
+        upper = factor(hessian)
         for j in range(w.shape[1]):
             rounded = torch.round(w[:, j] / scale[:, 0])
             codes[:, j] = clamped(rounded, bits)
@@ -263,7 +274,9 @@ def swept_by_whole_inverse(w: Tensor, hessian: Tensor, scale: Tensor, bits: int)
 
 
 def all_columns_every_time(w: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-    inverse, w, top = torch.linalg.inv(hessian), w.clone(), 2 ** (bits - 1) - 1
+    inverse = torch.linalg.inv(hessian)
+    w = w.clone()
+    top = 2 ** (bits - 1) - 1
     for j in range(w.shape[1]):
         w_hat = scale[:, 0] * torch.round(w[:, j] / scale[:, 0]).clamp(-top - 1, top)
         w -= torch.outer((w[:, j] - w_hat) / inverse[j, j], inverse[j])
@@ -271,12 +284,21 @@ def all_columns_every_time(w: Tensor, hessian: Tensor, scale: Tensor, bits: int)
 
 
 def groups_by(clamp: Callable, *, early: bool = False, dim: int | None = 1) -> Callable:
-    """In groups, with a clamp of one's own; the error taken before it; the largest magnitude over another axis."""
+    """Sweep in groups.
+
+    Args:
+        clamp: another clamp.
+        early: take the error before the clamp.
+        dim: the axis of amax; None for one scale of the whole group.
+    """
 
     def codes_and_scales(
         w: Tensor, hessian: Tensor, group_size: int, bits: int
     ) -> tuple[Tensor, Tensor]:
-        w, codes, scales, upper = w.clone(), torch.zeros_like(w), [], factor(hessian)
+        w = w.clone()
+        codes = torch.zeros_like(w)
+        scales = []
+        upper = factor(hessian)
         for j in range(w.shape[1]):
             if j % group_size == 0:
                 group = w[:, j : j + group_size].abs()
@@ -294,7 +316,9 @@ def groups_by(clamp: Callable, *, early: bool = False, dim: int | None = 1) -> C
 def groups_static(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
     top = 2 ** (bits - 1) - 1
     scales = w.unflatten(1, (-1, group_size)).abs().amax(dim=2) / top
-    w, codes, upper = w.clone(), torch.zeros_like(w), factor(hessian)
+    w = w.clone()
+    codes = torch.zeros_like(w)
+    upper = factor(hessian)
     for j in range(w.shape[1]):
         scale = scales[:, j // group_size]
         codes[:, j] = torch.round(w[:, j] / scale).clamp(-top - 1, top)
@@ -305,9 +329,12 @@ def groups_static(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tup
 def groups_block_only(
     w: Tensor, hessian: Tensor, group_size: int, bits: int
 ) -> tuple[Tensor, Tensor]:
-    """Lazy updates of which the last, the one for all later columns, was forgotten."""
-    top, upper = 2 ** (bits - 1) - 1, factor(hessian)
-    w, codes, scales = w.clone(), torch.zeros_like(w), []
+    """Forget the last of the lazy updates, the one for all later columns."""
+    top = 2 ** (bits - 1) - 1
+    upper = factor(hessian)
+    w = w.clone()
+    codes = torch.zeros_like(w)
+    scales = []
     for start in range(0, w.shape[1], group_size):
         stop = start + group_size
         scales.append(w[:, start:stop].abs().amax(dim=1) / top)

@@ -1,4 +1,7 @@
-"""Sheet 07, AWQ: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 07, AWQ: right answers in other styles, and mistakes as people write them.
+
+The answers are loops, NumPy, torch and the package itself; the mistakes are torch in float32.
+"""
 
 import numpy as np
 import torch
@@ -16,8 +19,8 @@ from qcourse.recipes.fold import fold
 
 
 def keep_of_package(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
-    loudest = SecondMoment().add(x).magnitude.argsort(descending=True)[:count]
-    return torch.where(torch.isin(torch.arange(w.shape[1]), loudest), w, w_hat)
+    salient = SecondMoment().add(x).magnitude.argsort(descending=True)[:count]
+    return torch.where(torch.isin(torch.arange(w.shape[1]), salient), w, w_hat)
 
 
 class Block(nn.Module):
@@ -25,10 +28,8 @@ class Block(nn.Module):
 
     def __init__(self, gain: Tensor, shift: Tensor, w: Tensor) -> None:
         super().__init__()
-        self.norm, self.linear = (
-            nn.LayerNorm(len(gain)),
-            nn.Linear(w.shape[1], w.shape[0], bias=False),
-        )
+        self.norm = nn.LayerNorm(len(gain))
+        self.linear = nn.Linear(w.shape[1], w.shape[0], bias=False)
         put(self.norm, {"weight": gain, "bias": shift})
         put(self.linear, {"weight": w})
 
@@ -37,7 +38,7 @@ class Block(nn.Module):
 
 
 class OneBlock(nn.Module):
-    """The least that `fold` takes: a model of one block, that runs on token ids."""
+    """The smallest model that `fold` takes: one block, run on token ids."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -51,11 +52,10 @@ class OneBlock(nn.Module):
 def fold_of_package(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
     block = Block(gain, shift, w)
     assert fold(OneBlock(block), ["blocks.0.linear"], s) == "blocks.0.norm"
-    return (
-        block.norm.weight.data,
-        block.norm.bias.data,
-        block.linear.weight.data * s,
-    )  # the weight is left to the caller
+
+    # `fold` leaves the weight to its caller.
+    w_scaled = block.linear.weight.data * s
+    return block.norm.weight.data, block.norm.bias.data, w_scaled
 
 
 def error_of_package(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
@@ -76,41 +76,48 @@ def shares_of_package(
 ) -> Tensor:
     quantizer = IntQuantizer(bits, granularity=PerGroup(group_size))
     blocks = GroupMoments((x.T @ x)[None], is_gram=True).split(w.shape[1] // group_size)
-    losses = torch.stack(
-        [blocks.losses(quantizer.nearest(w, quantizer.fit(share * w))[1] - w) for share in shares]
-    )
-    return torch.tensor(shares)[losses.argmin(dim=0)]
+    losses = []
+    for share in shares:
+        _, w_hat = quantizer.nearest(w, quantizer.fit(share * w))
+        losses.append(blocks.losses(w_hat - w))
+    return torch.tensor(shares)[torch.stack(losses).argmin(dim=0)]
 
 
 def keep_loop(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> list[list[float]]:
     size = [sum(abs(value) for value in column) for column in x.T.tolist()]
     salient = sorted(range(len(size)), key=lambda j: -size[j])[:count]
-    return [
-        [(row if j in salient else row_hat)[j] for j in range(len(row))]
-        for row, row_hat in zip(w.tolist(), w_hat.tolist(), strict=True)
-    ]
+    mixed = w_hat.tolist()
+    for row, row_of_w in zip(mixed, w.tolist(), strict=True):
+        for j in salient:
+            row[j] = row_of_w[j]
+    return mixed
 
 
 def keep_mask(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> np.ndarray:
     size = np.linalg.norm(x.numpy(), ord=1, axis=0)
-    louder = (size > size[:, None]).sum(axis=1)  # how many channels are louder than each
-    return np.where(louder < count, w.numpy(), w_hat.numpy())
+    larger = (size > size[:, None]).sum(axis=1)  # how many channels are larger than each
+    return np.where(larger < count, w.numpy(), w_hat.numpy())
 
 
 def fold_loop(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> list:
     scales = s.tolist()
-    new = [
-        [value / scale for value, scale in zip(part.tolist(), scales, strict=True)]
-        for part in (gain, shift)
-    ]
+
+    def divided(values: list[float]) -> list[float]:
+        return [value / scale for value, scale in zip(values, scales, strict=True)]
+
+    def multiplied(values: list[float]) -> list[float]:
+        return [value * scale for value, scale in zip(values, scales, strict=True)]
+
     return [
-        *new,
-        [[value * scale for value, scale in zip(row, scales, strict=True)] for row in w.tolist()],
+        divided(gain.tolist()),
+        divided(shift.tolist()),
+        [multiplied(row) for row in w.tolist()],
     ]
 
 
 def fold_modules(gain: Tensor, shift: Tensor, w: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-    norm, linear = nn.LayerNorm(len(gain)), nn.Linear(w.shape[1], w.shape[0], bias=False)
+    norm = nn.LayerNorm(len(gain))
+    linear = nn.Linear(w.shape[1], w.shape[0], bias=False)
     with torch.no_grad():
         norm.weight.copy_(gain).div_(s)
         norm.bias.copy_(shift).div_(s)
@@ -124,12 +131,11 @@ def error_einsum(w: Tensor, w_hat: Tensor, gram: Tensor) -> float:
 
 
 def error_root_of_gram(w: Tensor, w_hat: Tensor, gram: Tensor) -> np.floating:
-    """By some x that has this Gram matrix: one token for each eigenvector."""
+    """Use an x that has this Gram matrix: one token per eigenvector."""
     values, vectors = np.linalg.eigh(gram.double().numpy())
     x = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-    return np.linalg.norm(x @ (w - w_hat).double().numpy().T) / np.linalg.norm(
-        x @ w.double().numpy().T
-    )
+    lost = np.linalg.norm(x @ (w - w_hat).double().numpy().T)
+    return lost / np.linalg.norm(x @ w.double().numpy().T)
 
 
 def error_by_cholesky(w: Tensor, w_hat: Tensor, gram: Tensor) -> Tensor:
@@ -143,40 +149,42 @@ def alpha_loop(w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int) -> tu
         s = [(sum(abs(v) for v in column) / len(column)) ** alpha for column in x.T.tolist()]
         lost = size = 0.0
         for row in w.tolist():
-            step = max(abs(v * scale) for v, scale in zip(row, s, strict=True)) / (
-                2 ** (bits - 1) - 1
-            )
+            amax = max(abs(v * scale) for v, scale in zip(row, s, strict=True))
+            step = amax / (2 ** (bits - 1) - 1)
             hat = [round(v * scale / step) * step / scale for v, scale in zip(row, s, strict=True)]
+            d = [v - v_hat for v, v_hat in zip(row, hat, strict=True)]
             for token in x.tolist():
-                lost += (
-                    sum((v - v_hat) * t for v, v_hat, t in zip(row, hat, token, strict=True)) ** 2
-                )
+                lost += sum(v * t for v, t in zip(d, token, strict=True)) ** 2
                 size += sum(v * t for v, t in zip(row, token, strict=True)) ** 2
         best = min(best, (alpha, (lost / size) ** 0.5), key=lambda found: found[1])
     return best
 
 
-def alpha_normalised(
+def alpha_normalized(
     w: Tensor, x: Tensor, alphas: tuple[float, ...], bits: int
 ) -> tuple[float, np.floating]:
-    """With s divided by a common factor, x by s instead of w_hat, and the Gram matrix, in float32."""
-    quantizer, errors = IntQuantizer(bits, granularity=PerChannel(0)), []
+    """Divide s by a common factor, and x by s instead of w_hat."""
+    quantizer = IntQuantizer(bits, granularity=PerChannel(0))
+    errors = []
     for alpha in alphas:
         s = x.abs().mean(dim=0).pow(alpha)
         s = s / (s.max() * s.min()).sqrt()
         d = w * s - quantizer(w * s).dequantize()
-        errors.append((((x / s) @ d.T).square().sum() / (x @ w.T).square().sum()).sqrt().numpy())
+        lost = ((x / s) @ d.T).square().sum()
+        errors.append((lost / (x @ w.T).square().sum()).sqrt().numpy())
     return alphas[int(np.argmin(errors))], min(errors)
 
 
 def shares_loop(
     w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int
 ) -> list[list[float]]:
-    top, chosen = 2 ** (bits - 1) - 1, []
+    top = 2 ** (bits - 1) - 1
+    chosen = []
     for row in w:
         chosen.append([])
         for start in range(0, len(row), group_size):
-            group, part = row[start : start + group_size], x[:, start : start + group_size]
+            group = row[start : start + group_size]
+            part = x[:, start : start + group_size]
             losses = {}
             for share in shares:
                 scale = group.abs().max() * share / top
@@ -192,16 +200,16 @@ def shares_by_gram(
     groups = w.numpy().reshape(len(w), -1, group_size)
     parts = x.numpy().reshape(len(x), -1, group_size)
     grams = np.einsum("tgi,tgj->gij", parts, parts)
-    best, least = np.zeros(groups.shape[:2]), np.full(groups.shape[:2], np.inf)
+    best = np.zeros(groups.shape[:2])
+    least = np.full(groups.shape[:2], np.inf)
     for share in shares:
-        scale = (
-            np.abs(groups).max(axis=-1, keepdims=True) / (2 ** (bits - 1) - 1) * np.float32(share)
-        )
-        d = groups - scale * np.clip(
-            np.rint(groups / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        )
+        amax = np.abs(groups).max(axis=-1, keepdims=True)
+        scale = amax / (2 ** (bits - 1) - 1) * np.float32(share)
+        codes = np.clip(np.rint(groups / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        d = groups - scale * codes
         loss = np.einsum("ogi,gij,ogj->og", d, grams, d)
-        best, least = np.where(loss < least, share, best), np.minimum(loss, least)
+        best = np.where(loss < least, share, best)
+        least = np.minimum(loss, least)
     return best
 
 
@@ -217,7 +225,7 @@ OTHER_STYLES = {
     "07.1": (keep_loop, keep_mask),
     "07.2": (fold_loop, fold_modules),
     "07.3": (error_einsum, error_root_of_gram, error_by_cholesky),
-    "07.4": (alpha_loop, alpha_normalised),
+    "07.4": (alpha_loop, alpha_normalized),
     "07.5": (shares_loop, shares_by_gram),
 }
 
@@ -271,10 +279,11 @@ def size(x: Tensor) -> Tensor:
 
 def shares_by(loss: object) -> object:
     def best(w: Tensor, x: Tensor, group_size: int, shares: tuple[float, ...], bits: int) -> Tensor:
-        groups, parts = w.view(len(w), -1, group_size), x.view(len(x), -1, group_size)
-        losses = [
-            loss(groups, parts, share, 2 ** (bits - 1) - 1) for share in shares
-        ]  # each (out, groups)
+        groups = w.view(len(w), -1, group_size)
+        parts = x.view(len(x), -1, group_size)
+
+        # Each loss is (out, groups).
+        losses = [loss(groups, parts, share, 2 ** (bits - 1) - 1) for share in shares]
         return torch.tensor(shares)[torch.stack(losses).argmin(0)]
 
     return best
@@ -295,8 +304,8 @@ def loss_unsaturated(groups: Tensor, parts: Tensor, share: float, qmax: int) -> 
 
 def loss_clamped_first(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:
     scale = scale_of(groups, share, qmax)
-    cut = torch.minimum(torch.maximum(groups, -qmax * scale), qmax * scale)
-    return loss_of(parts, groups - torch.round(cut / scale) * scale)
+    clipped = torch.minimum(torch.maximum(groups, -qmax * scale), qmax * scale)
+    return loss_of(parts, groups - torch.round(clipped / scale) * scale)
 
 
 def loss_absolute(groups: Tensor, parts: Tensor, share: float, qmax: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""Sheet 08, smoothing and rotation: right answers in other styles, and mistakes as people write them in torch."""
+"""Sheet 08, smoothing and rotation: right answers in other styles, and common mistakes.
+
+The answers are loops, NumPy, torch and the package itself; the mistakes are torch in float32.
+"""
 
 import math
 
@@ -15,9 +18,11 @@ from qcourse.recipes.rotated_weights import rotated_weights
 
 
 def product_of_package(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
-    """Each zero point as one more input, whose codes on the other side are the sums that it meets."""
-    ones_x, ones_w = torch.ones_like(q_x), torch.ones_like(q_w)
-    of_w, of_x = int8_matmul(ones_x, q_w), int8_matmul(q_x, ones_w)
+    """Compute the sums that the zero points multiply as products with ones."""
+    ones_x = torch.ones_like(q_x)
+    ones_w = torch.ones_like(q_w)
+    of_w = int8_matmul(ones_x, q_w)
+    of_x = int8_matmul(q_x, ones_w)
     return int8_matmul(q_x, q_w).long() - z_x * of_w - z_w * of_x + z_x * z_w * q_x.shape[1]
 
 
@@ -27,7 +32,7 @@ def smooth_of_package(x: Tensor, w: Tensor, alpha: float) -> tuple[Tensor, Tenso
 
 
 def fuse_of_package(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """In a model of one layer that has the parts of a Llama, all of them with these weights."""
+    """Use a model of one layer with the parts of a Llama, all with these weights."""
 
     def linear(w: Tensor) -> nn.Linear:
         layer = nn.Linear(w.shape[1], w.shape[0], bias=False)
@@ -58,17 +63,15 @@ def cayley_of_package(g: Tensor, r: Tensor, lr: float) -> Tensor:
 
 
 def product_loop(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> list[list[int]]:
-    return [
-        [
-            sum((a - z_x) * (b - z_w) for a, b in zip(token, row, strict=True))
-            for row in q_w.tolist()
-        ]
-        for token in q_x.tolist()
-    ]
+    def entry(token: list[int], row: list[int]) -> int:
+        return sum((a - z_x) * (b - z_w) for a, b in zip(token, row, strict=True))
+
+    return [[entry(token, row) for row in q_w.tolist()] for token in q_x.tolist()]
 
 
 def product_terms(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> np.ndarray:
-    x, w = q_x.numpy().astype(np.int32), q_w.numpy().astype(np.int32)
+    x = q_x.numpy().astype(np.int32)
+    w = q_w.numpy().astype(np.int32)
     return x @ w.T - z_x * w.sum(1) - z_w * x.sum(1, keepdims=True) + x.shape[1] * z_x * z_w
 
 
@@ -77,14 +80,12 @@ def product_of_doubles(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
 
 
 def smooth_loop(x: Tensor, w: Tensor, alpha: float) -> tuple[list, list]:
-    s = [
-        max(map(abs, of_x)) ** alpha * max(map(abs, of_w)) ** (alpha - 1)
-        for of_x, of_w in zip(x.T.tolist(), w.T.tolist(), strict=True)
-    ]
-    return (
-        [[value / scale for value, scale in zip(token, s, strict=True)] for token in x.tolist()],
-        [[value * scale for value, scale in zip(row, s, strict=True)] for row in w.tolist()],
-    )
+    s = []
+    for of_x, of_w in zip(x.T.tolist(), w.T.tolist(), strict=True):
+        s.append(max(map(abs, of_x)) ** alpha * max(map(abs, of_w)) ** (alpha - 1))
+    divided = [[v / scale for v, scale in zip(token, s, strict=True)] for token in x.tolist()]
+    multiplied = [[v * scale for v, scale in zip(row, s, strict=True)] for row in w.tolist()]
+    return divided, multiplied
 
 
 def smooth_logarithms(x: Tensor, w: Tensor, alpha: float) -> tuple[np.ndarray, np.ndarray]:
@@ -98,8 +99,10 @@ def transform_by_matrix(x: Tensor) -> np.ndarray:
 
 
 def transform_in_rounds(x: Tensor) -> Tensor:
-    """Neighbours first, then pairs of pairs."""
-    y, n, half = x, x.shape[-1], 1
+    """Combine neighbors first, then pairs of pairs."""
+    y = x
+    n = x.shape[-1]
+    half = 1
     while half < n:
         a, b = y.reshape(len(x), -1, 2, half).unbind(2)
         y = torch.stack([a + b, a - b], dim=2).reshape(x.shape) / 2**0.5
@@ -110,13 +113,12 @@ def transform_in_rounds(x: Tensor) -> Tensor:
 def transform_by_bits(x: Tensor) -> list[list[float]]:
     """H[i, j] = (-1)^(bits that i and j have in common)."""
     n = x.shape[-1]
-    return [
-        [
-            sum(v * (-1) ** (i & j).bit_count() for i, v in enumerate(token)) / math.sqrt(n)
-            for j in range(n)
-        ]
-        for token in x.tolist()
-    ]
+
+    def entry(token: list[float], j: int) -> float:
+        signed = [v * (-1) ** (i & j).bit_count() for i, v in enumerate(token)]
+        return sum(signed) / math.sqrt(n)
+
+    return [[entry(token, j) for j in range(n)] for token in x.tolist()]
 
 
 def fuse_diagonal(gain: Tensor, w_in: Tensor, w_out: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,14 +133,16 @@ def fuse_einsum(
 
 
 def cayley_inverse(g: Tensor, r: Tensor, lr: float) -> np.ndarray:
-    g, r = g.double().numpy(), r.double().numpy()
+    g = g.double().numpy()
+    r = r.double().numpy()
     a = lr * (g @ r.T - r @ g.T)
     return np.linalg.inv(np.eye(len(r)) + a / 2) @ (np.eye(len(r)) - a / 2) @ r
 
 
 def cayley_iterated(g: Tensor, r: Tensor, lr: float) -> Tensor:
-    """y = r - A (r + y) / 2, again and again, as SpinQuant does it: needs a small step to settle."""
-    a, y = lr * (g @ r.T - r @ g.T).double(), r.double()
+    """Iterate y = r - A (r + y) / 2 as SpinQuant does; it converges for small steps."""
+    a = lr * (g @ r.T - r @ g.T).double()
+    y = r.double()
     size = max(1.0, float(a.norm()))
     for _ in range(2000):
         y = y + 0.5 / size**2 * (r - a @ (r + y) / 2 - y)
@@ -167,7 +171,8 @@ OTHER_STYLES = {
 
 def product_by(correction: object, dtype: torch.dtype = torch.int64) -> object:
     def product(q_x: Tensor, z_x: int, q_w: Tensor, z_w: int) -> Tensor:
-        x, w = q_x.to(dtype), q_w.to(dtype)
+        x = q_x.to(dtype)
+        w = q_w.to(dtype)
         return x @ w.T + correction(x, z_x, w, z_w)
 
     return product
@@ -196,13 +201,12 @@ def transform_rounds(divisor: float) -> object:
 
 
 def transform_other_corner(x: Tensor) -> Tensor:
-    """Differences the wrong way round."""
+    """Take the differences the wrong way round."""
     if x.shape[-1] == 1:
         return x
     a, b = x.chunk(2, dim=-1)
-    return (
-        torch.cat([transform_other_corner(a - b), transform_other_corner(a + b)], dim=-1) / 2**0.5
-    )
+    halves = [transform_other_corner(a - b), transform_other_corner(a + b)]
+    return torch.cat(halves, dim=-1) / 2**0.5
 
 
 def transform_once(x: Tensor) -> Tensor:

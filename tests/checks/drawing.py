@@ -1,4 +1,4 @@
-"""The cases of an exercise by seed, drawn once for all tests, and what the judge makes of a function on them."""
+"""The cases of an exercise by seed, drawn once for all tests, and the verdict on a function."""
 
 from collections.abc import Callable
 from functools import cache
@@ -17,19 +17,19 @@ SEEDS = range(20)
 
 @cache
 def drawn(exercise_id: str, seed: int) -> tuple[Case, ...]:
-    """All cases of an exercise, the hand-made ones first; nothing may write into them."""
+    """Return all cases of an exercise, hand-made ones first; nothing may write into them."""
     return tuple(find_exercise(exercise_id).cases(torch.Generator().manual_seed(seed)))
 
 
 @cache
 def expected(exercise_id: str, seed: int) -> tuple[Any, ...]:
-    """What the reference gives for each case."""
+    """Return the reference's answer to each case."""
     reference = find_exercise(exercise_id).reference
     return tuple(capture(reference, case.args) for case in drawn(exercise_id, seed))
 
 
 def verdict_of(exercise: Exercise | str, function: Callable, seed: int) -> Verdict:
-    """The judge's verdict on a function, which gets copies of the cases."""
+    """Return the judge's verdict on a function, which gets copies of the cases."""
     exercise = find_exercise(exercise) if isinstance(exercise, str) else exercise
     cases = drawn(exercise.id, seed)
     return judge(exercise, cases, [capture(function, case.args) for case in cases])

@@ -1,7 +1,7 @@
-"""Wrong answers that are right almost everywhere: at ties, at an edge, or on inputs of one shape only.
+"""Wrong answers that fail only at ties, at an edge, or on inputs of some shapes.
 
-Each of them once passed. NEAR_MISSES: (exercise id, what is wrong, the function). No mistake in the bank has to be like
-them, so they need no name; they must fail, whatever the seed.
+Each of them once passed. They need not be known mistakes of a sheet; they must fail for every seed.
+NEAR_MISSES holds (exercise id, what is wrong, the function).
 """
 
 import math
@@ -25,7 +25,7 @@ def half_away(steps: Tensor) -> Tensor:
     return steps.sign() * half_up(steps.abs())
 
 
-def half_towards_0(steps: Tensor) -> Tensor:
+def half_toward_0(steps: Tensor) -> Tensor:
     return steps.sign() * half_down(steps.abs())
 
 
@@ -33,7 +33,7 @@ ROUNDINGS = {
     "halves rounded up": half_up,
     "halves rounded down": half_down,
     "halves rounded away from 0": half_away,
-    "halves rounded towards 0": half_towards_0,
+    "halves rounded toward 0": half_toward_0,
 }
 
 
@@ -41,10 +41,11 @@ ROUNDINGS = {
 
 
 def affine_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
-    """The zero point by another rounding."""
+    """Round the zero point in another way."""
 
     def affine_parameters(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+        low = x.min().clamp(max=0)
+        high = x.max().clamp(min=0)
         scale = (high - low) / (2**bits - 1)
         return scale, rounding(-low / scale).long()
 
@@ -52,7 +53,7 @@ def affine_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
 
 
 def fake_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
-    """There and back, with another rounding of x."""
+    """Round x in another way."""
 
     def fake_quantize(x: Tensor, bits: int) -> Tensor:
         scale, zero_point = affine_by(torch.round)(x, bits)
@@ -80,52 +81,51 @@ def groups_by(rounding: Callable[[Tensor], Tensor]) -> Callable:
 
 
 def columns_stacked(x: Tensor, threshold: float) -> Tensor:
-    """Stacks what it finds, and there may be nothing."""
-    return torch.stack(
-        [torch.tensor(i) for i in range(x.shape[1]) if x[:, i].abs().max() > threshold]
-    )
+    """Stack the columns found, although there may be none."""
+    found = [i for i in range(x.shape[1]) if x[:, i].abs().max() > threshold]
+    return torch.stack([torch.tensor(i) for i in found])
 
 
-def columns_or_loudest(x: Tensor, threshold: float) -> Tensor:
+def columns_or_largest(x: Tensor, threshold: float) -> Tensor:
     amax = x.abs().amax(dim=0)
     found = (amax > threshold).nonzero().flatten()
     return found if len(found) else amax.argmax().reshape(1)
 
 
 def columns_but_not_all(x: Tensor, threshold: float) -> Tensor:
-    """Leaves one column to the codes."""
+    """Leave at least one column to the 8-bit part."""
     amax = x.abs().amax(dim=0)
     found = (amax > threshold) & (amax > amax.min())
     return found.nonzero().flatten()
 
 
 def common_by_partition(layers: tuple[Tensor, ...], k: int) -> list[int]:
-    """argpartition wants a place that is there, and k is none where every channel counts."""
-    loudest = [set(np.argpartition(-x.abs().amax(dim=0).numpy(), k)[:k].tolist()) for x in layers]
-    return sorted(set.intersection(*loudest))
+    """Call argpartition with k, which is out of range if k is the number of channels."""
+    tops = [set(np.argpartition(-x.abs().amax(dim=0).numpy(), k)[:k].tolist()) for x in layers]
+    return sorted(set.intersection(*tops))
 
 
 def common_or_any(layers: tuple[Tensor, ...], k: int) -> list[int]:
-    loudest = [set(x.abs().amax(dim=0).topk(k).indices.tolist()) for x in layers]
-    return sorted(set.intersection(*loudest) or set.union(*loudest))
+    tops = [set(x.abs().amax(dim=0).topk(k).indices.tolist()) for x in layers]
+    return sorted(set.intersection(*tops) or set.union(*tops))
 
 
 def common_by_pairs(layers: tuple[Tensor, ...], k: int) -> list[int]:
-    """Starts from what the first two layers share."""
-    loudest = [set(x.abs().amax(dim=0).topk(k).indices.tolist()) for x in layers]
-    common = loudest[0] & loudest[1]
-    for each in loudest[2:]:
-        common &= each
+    """Start from the channels that the first two layers share."""
+    tops = [set(x.abs().amax(dim=0).topk(k).indices.tolist()) for x in layers]
+    common = tops[0] & tops[1]
+    for top in tops[2:]:
+        common &= top
     return sorted(common)
 
 
 def product_at_least(x: Tensor, w: Tensor, threshold: float) -> Tensor:
-    loud = (x.abs() >= threshold).any(dim=0)
+    outlier = (x.abs() >= threshold).any(dim=0)
     hats = []
-    for rest in (x.masked_fill(loud, 0), w.masked_fill(loud, 0)):
+    for rest in (x.masked_fill(outlier, 0), w.masked_fill(outlier, 0)):
         scale = rest.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
         hats.append(scale * torch.round(rest / scale))
-    return x[:, loud] @ w[:, loud].T + hats[0] @ hats[1].T
+    return x[:, outlier] @ w[:, outlier].T + hats[0] @ hats[1].T
 
 
 def plant_from_first(
@@ -147,7 +147,7 @@ def range_of_cat(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 
 
 def range_of_rows(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Over rows, then over what is left: two axes and no more."""
+    """Reduce rows, then the rest: right for two axes of one width."""
     lows = [x.reshape(-1, x.shape[-1]).min(dim=0).values for x in batches]
     highs = [x.reshape(-1, x.shape[-1]).max(dim=0).values for x in batches]
     return torch.stack(lows).min(), torch.stack(highs).max()
@@ -159,7 +159,7 @@ def range_after_first(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 
 
 def percentile_between(x: Tensor, percent: float) -> Tensor:
-    """Reads the value above, which the last rank does not have."""
+    """Read the value above the rank, which the last rank does not have."""
     magnitudes = x.abs().flatten().sort().values
     rank = percent / 100 * (len(magnitudes) - 1)
     low = int(rank)
@@ -167,7 +167,7 @@ def percentile_between(x: Tensor, percent: float) -> Tensor:
 
 
 def clip_by(pick: Callable[[list[float]], int], ordered: bool) -> Callable:
-    """A search that does not look at all candidates, in the order given or from the smallest."""
+    """Search without looking at all candidates, in the given order or from the smallest."""
 
     def best_clip(x: Tensor, clips: tuple[float, ...], bits: int) -> tuple[float, float]:
         qmax = 2 ** (bits - 1) - 1
@@ -194,11 +194,15 @@ def last_dip(errors: list[float]) -> int:
 
 
 def halving(errors: list[float]) -> int:
-    """Takes the half in which the errors fall."""
-    low, high = 0, len(errors) - 1
+    """Go on in the half in which the errors fall."""
+    low = 0
+    high = len(errors) - 1
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if errors[middle] < errors[middle + 1] else (middle + 1, high)
+        if errors[middle] < errors[middle + 1]:
+            high = middle
+        else:
+            low = middle + 1
     return low
 
 
@@ -208,7 +212,7 @@ def halving(errors: list[float]) -> int:
 def groups_of_two_or_more(
     w: Tensor, hessian: Tensor, group_size: int, bits: int
 ) -> tuple[Tensor, Tensor]:
-    """Fits at the second column of a group, for the first one's error."""
+    """Take groups of one from the weights before the sweep."""
     if group_size > 1:
         return sweep_groups(w, hessian, group_size, bits)
     qmax = 2 ** (bits - 1) - 1
@@ -219,7 +223,9 @@ def groups_of_two_or_more(
 def sweep_groups(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tuple[Tensor, Tensor]:
     qmax = 2 ** (bits - 1) - 1
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
-    w, codes, scales = w.clone(), torch.empty(w.shape, dtype=torch.int8), []
+    w = w.clone()
+    codes = torch.empty(w.shape, dtype=torch.int8)
+    scales = []
     for j in range(w.shape[1]):
         if j % group_size == 0:
             scales.append(w[:, j : j + group_size].abs().amax(dim=1) / qmax)
@@ -233,7 +239,7 @@ def sweep_groups(w: Tensor, hessian: Tensor, group_size: int, bits: int) -> tupl
 
 
 def keep_last(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
-    """[-0:] is everything."""
+    """Slice with [-count:], which is everything if count is 0."""
     kept = x.abs().mean(dim=0).argsort()[-count:]
     mixed = w_hat.clone()
     mixed[:, kept] = w[:, kept]
@@ -251,7 +257,7 @@ def keep_partition(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
 
 
 def hadamard_from_two(x: Tensor) -> Tensor:
-    """Begins with the matrix of size 2."""
+    """Begin with the matrix of size 2."""
     h = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     while len(h) < x.shape[-1]:
         h = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), h)
@@ -274,7 +280,7 @@ def fleet_by(rounded: Callable[[float], int]) -> Callable:
 def fleet_counted(
     weights: float, cache: float, gpu: float, reserve: float, replicas: int, node: int
 ) -> Any:
-    """Counts on while what there is does not exceed what is needed."""
+    """Go on counting while the memory does not exceed the need."""
     single = nodes = 0
     while single * gpu * (1 - reserve) <= weights + cache:
         single += 1
@@ -319,7 +325,7 @@ def dot_squeezed_outputs(
 def dot_zero_is_8(
     x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Takes a zero point of 0 for one that is not given."""
+    """Treat a zero point of 0 as missing."""
     return dot(x, codes, torch.where(zero_point == 0, 8, zero_point), scale)
 
 
@@ -332,19 +338,22 @@ def nibbles(packed: Tensor) -> Tensor:
 
 
 def matvec_by_group_bytes(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Each group begins with a byte of its own."""
+    """Begin each group with a new byte."""
     size = len(x) // scale.shape[1]
-    parts = [
-        packed[:, g * size // 2 : g * size // 2 + -(-size // 2)] for g in range(scale.shape[1])
-    ]
-    codes = torch.cat([nibbles(part)[:, :size] for part in parts], dim=1)
+    group_bytes = -(-size // 2)
+    codes = []
+    for group in range(scale.shape[1]):
+        start = group * size // 2
+        part = packed[:, start : start + group_bytes]
+        codes.append(nibbles(part)[:, :size])
+    codes = torch.cat(codes, dim=1)
     return matvec(x, codes, scale, zero_point)
 
 
 def matvec_by_parity_in_group(
     x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor
 ) -> Tensor:
-    """The half of the byte by whether k is odd within its group."""
+    """Choose the half of the byte by the parity of k within its group."""
     k = torch.arange(len(x))
     within = k % (len(x) // scale.shape[1])
     codes = packed[:, k // 2] >> (within % 2 * 4).to(torch.uint8) & 15
@@ -352,7 +361,7 @@ def matvec_by_parity_in_group(
 
 
 def matvec_by_byte_groups(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """The group of a byte: both of its codes get the scale of the first."""
+    """Give both codes of a byte the scale of the first."""
     k = torch.arange(len(x)) // 2 * 2
     group = k // (len(x) // scale.shape[1])
     codes = nibbles(packed)[:, : len(x)].float()
@@ -368,10 +377,11 @@ def matvec_zero_is_8(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tenso
 
 
 def attend_by(mask_without_cache: bool) -> Callable:
-    """No mask where the cache is empty: all tokens are new, so they see one another."""
+    """Use no mask if the cache is empty, so that new tokens see later ones."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
+        keys = torch.cat([k_cache, k])
+        values = torch.cat([v_cache, v])
         scores = q @ keys.T / q.shape[1] ** 0.5
         seen = torch.ones(scores.shape, dtype=torch.bool).tril(len(k_cache))
         if len(k_cache) or mask_without_cache:
@@ -382,7 +392,7 @@ def attend_by(mask_without_cache: bool) -> Callable:
 
 
 def attend_from_newest(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    """Reads the newest token of the cache, which may have none."""
+    """Read the newest token of the cache, which may be empty."""
     k_cache[-1], v_cache[-1]
     return attend_by(True)(q, k, v, k_cache, v_cache)
 
@@ -391,7 +401,7 @@ def attend_from_newest(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache
 
 
 def heal_by(mask_of: Callable[[Tensor], Tensor], least: int = 0) -> Callable:
-    """Another mask, or at least so many steps."""
+    """Use another mask, or at least so many steps."""
 
     def heal(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
         mask = mask_of(w)
@@ -409,12 +419,12 @@ def mask_of_runs(w: Tensor) -> Tensor:
 
 
 def mask_of_rows(w: Tensor) -> Tensor:
-    """The larger half of a row, however long."""
+    """Keep the larger half of a row of any length."""
     return torch.zeros_like(w).scatter(1, w.abs().topk(w.shape[1] // 2, dim=1).indices, 1.0)
 
 
 def mask_of_first_run(w: Tensor) -> Tensor:
-    """Two of each row: right where a row is one run."""
+    """Keep two values per row, which is right if a row is one run."""
     return torch.zeros_like(w).scatter(1, w.abs().topk(2, dim=1).indices, 1.0)
 
 
@@ -424,7 +434,7 @@ NEAR_MISSES: list[tuple[str, str, Callable]] = [
     ("01.4", "halves rounded away from 0", fake_by(half_away)),
     *(("02.2", name, groups_by(rounding)) for name, rounding in ROUNDINGS.items()),
     ("04.1", "an error where there is none", columns_stacked),
-    ("04.1", "the loudest where there is none", columns_or_loudest),
+    ("04.1", "the largest where there is none", columns_or_largest),
     ("04.1", "never all", columns_but_not_all),
     ("04.2", "an error where k is all channels", common_by_partition),
     ("04.2", "any where none is in every layer", common_or_any),

@@ -1,4 +1,4 @@
-"""Whatever a function gives back, to read, compare and show it takes little time and memory."""
+"""Reading, comparing and showing any answer takes little time and memory."""
 
 import time
 import tracemalloc
@@ -18,7 +18,7 @@ from qcourse.checks.registry import find_exercise
 from qcourse.checks.words import is_small, show
 
 EXERCISE = find_exercise("02.2")  # a tuple of two arrays, or a refusal
-LONGEST_S = 5.0  # of processor time, with types checked at every call; to walk through any of these takes far longer
+LONGEST_S = 5.0  # processor time with type checks; walking through an answer takes far longer
 LARGEST_BYTES = 5_000_000
 
 
@@ -27,7 +27,7 @@ def nested(depth: int) -> list:
 
 
 def shared(depth: int) -> list:
-    """Ten times the same list, which holds ten times the same list: 10^depth values in little memory."""
+    """Return 10^depth values in little memory: ten times the same list, and so on."""
     return [0.0] * 10 if depth == 1 else [shared(depth - 1)] * 10
 
 
@@ -71,10 +71,8 @@ def test_a_huge_answer_is_compared_and_shown_at_once(name: str) -> None:
     answer = HUGE[name]()
     answer = answer.numpy() if isinstance(answer, torch.Tensor) else answer
     start_s = time.process_time()
-    if name not in (
-        "lists within lists",
-        "a list of one list",
-    ):  # no plain data: plain() refuses these
+    refused_by_plain = ("lists within lists", "a list of one list")
+    if name not in refused_by_plain:
         for right in (np.zeros(3), (np.zeros(3), 1.0), 1.0, "text"):
             assert difference(answer, right, 1e-5) is not None
         assert len(show(answer)) < 10_000

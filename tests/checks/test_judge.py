@@ -1,4 +1,4 @@
-"""What a learner reads: pass, not written, a known mistake, a crash; and what the judge makes of odd answers."""
+"""Verdicts as a learner reads them: passed, not written, a known mistake, a crash, odd answers."""
 
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -53,12 +53,10 @@ def test_a_function_that_calls_a_stub_is_written() -> None:
 
 
 def test_a_nan_that_signals_is_wrong_and_no_warning() -> None:
-    garbage = torch.full((2,), 0x7F800001, dtype=torch.int32).view(
-        torch.float32
-    )  # as torch.empty may hold it
-    assert "returned [nan, nan]; expected [2.0, 4.0]" in repr(
-        verdict(lambda x: garbage.repeat(len(x) // 2))
-    )
+    # torch.empty may hold such a NaN.
+    garbage = torch.full((2,), 0x7F800001, dtype=torch.int32).view(torch.float32)
+    wrong = verdict(lambda x: garbage.repeat(len(x) // 2))
+    assert "returned [nan, nan]; expected [2.0, 4.0]" in repr(wrong)
 
 
 def test_a_failing_case_shows_call_answer_and_expectation() -> None:
@@ -75,9 +73,9 @@ def test_a_failing_case_shows_call_answer_and_expectation() -> None:
 
 def test_a_large_case_shows_the_first_place_that_differs() -> None:
     wrong = verdict(lambda x: torch.where(x < 38, 2 * x, 0))
-    assert (
-        wrong.lines[1]
-        == "double(<float32 of shape (40,)>) returned 0.0 at [38] (2 of 40 values differ); expected 76.0"
+    assert wrong.lines[1] == (
+        "double(<float32 of shape (40,)>) returned 0.0 at [38] (2 of 40 values differ);"
+        " expected 76.0"
     )
 
 
@@ -155,7 +153,7 @@ def test_an_exception_that_cannot_be_written_out() -> None:
     assert "raised OddError" in repr(verdict(double))
 
 
-def test_interrupting_is_the_learners_right() -> None:
+def test_a_learner_may_interrupt() -> None:
     def double(x: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
@@ -184,8 +182,8 @@ def test_a_function_that_changes_its_argument_is_told_which() -> None:
     wrong = verdict(double)
     assert (wrong.status, wrong.cases_right) == ("not yet", 0)
     assert wrong.lines[1] == (
-        "double(torch.tensor([1.0, 2.0])) changed its argument values in place; work on a copy of it;"
-        " expected its arguments as they were"
+        "double(torch.tensor([1.0, 2.0])) changed its argument values in place;"
+        " work on a copy of it; expected its arguments as they were"
     )
 
 
@@ -233,16 +231,15 @@ def test_raw_outputs_are_read_before_they_are_compared() -> None:
     "dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float32, torch.int8]
 )
 def test_every_kind_of_number_can_be_read(dtype: torch.dtype) -> None:
-    assert plain(
-        torch.tensor([1, -2]).to(dtype).requires_grad_(dtype.is_floating_point)
-    ).tolist() == [1, -2]
+    answer = torch.tensor([1, -2]).to(dtype).requires_grad_(dtype.is_floating_point)
+    assert plain(answer).tolist() == [1, -2]
 
 
 Pair = namedtuple("Pair", "low high")
 
 
 class Sly(tuple):
-    """A tuple that gives out, counts and equals what it likes."""
+    """A tuple that overrides its iterator, length, items and equality."""
 
     __slots__ = ()
 
@@ -296,7 +293,7 @@ def test_other_subclasses_are_none(answer: object) -> None:
         plain(answer)
 
 
-def test_what_a_sly_tuple_holds_is_what_counts() -> None:
+def test_only_the_contents_of_a_sly_tuple_count() -> None:
     assert plain(Sly([7, 8, 9])) == (7, 8, 9)
     assert plain(Sly([Pair(Sly([1]), 2)])) == (((1,), 2),)
 
@@ -327,7 +324,7 @@ REFUSED = Failure(("ValueError",), "4 does not divide 6")
         "group_size=4 does not divide 6",
         "w of shape (5, 6): 6 columns make no groups of 4",
         "cannot split 6 inputs into groups of 4: 6 % 4 = 2",
-        "expected in_features divisible by group_size, got torch.Size([5, 6]) and 4; use a divisor of 6",
+        "expected in_features divisible by group_size, got torch.Size([5, 6]) and 4; divide 6",
         "6 / 4 = 1.5 groups",
         "4, 6",
     ],

@@ -1,7 +1,7 @@
-"""Mistakes as people write them, in torch and float32, get the name that the bank has for them, whatever the seed.
+"""Mistakes as people write them, in torch and float32, get their known name for every seed.
 
-They stand in answers_NN.py beside this file, as MISTAKES: (exercise id, the mistake's name, the function). The name is
-"" where the bank has none, to keep it short: then the answer is refused all the same.
+They are MISTAKES in the answers_NN.py beside this file: (exercise id, the mistake's name, the
+function). The name is "" if the sheet has none, to keep it short; the answer is still wrong.
 """
 
 from collections.abc import Callable
@@ -41,12 +41,12 @@ def test_a_dtype_is_no_mistake_of_another_name() -> None:
         "returned [[7.0, -3.0, 7.0, 1.0], [-7.0, 3.0, 7.0, 1.0]] (float32) as value 1 of 2"
     )
     assert verdict.expected == "an integer dtype"
-    assert (
-        verdict_of(
-            "02.2", lambda *args: (quantize_groups(*args)[0].int(), quantize_groups(*args)[1]), 0
-        ).points
-        == 3
-    )
+
+    def quantize_groups_to_int(*args: object) -> tuple[Tensor, Tensor]:
+        codes, scales = quantize_groups(*args)
+        return codes.int(), scales
+
+    assert verdict_of("02.2", quantize_groups_to_int, 0).points == 3
 
 
 def test_packed_codes_must_be_bytes() -> None:
@@ -55,7 +55,8 @@ def test_packed_codes_must_be_bytes() -> None:
         return nibbles[0::2] | nibbles[1::2] << 4
 
     assert verdict_of("02.3", pack_wide, 0).lines[1:] == [
-        "pack_int4(torch.tensor([-6, -2, 0, 7], dtype=torch.int8)) returned int64: 8 bytes per value; expected uint8"
+        "pack_int4(torch.tensor([-6, -2, 0, 7], dtype=torch.int8)) returned int64:"
+        " 8 bytes per value; expected uint8"
     ]
     assert verdict_of("02.3", lambda codes: pack_wide(codes).to(torch.uint8), 0).status == "passed"
     assert verdict_of("02.3", lambda codes: pack_wide(codes).tolist(), 0).status == "passed"

@@ -1,4 +1,4 @@
-"""Points: a right answer earns all, a wrong one at most half, and a table, a constant or a heap of numbers nothing."""
+"""Points: a right answer earns all, a wrong one at most half, a table or a constant nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exerci
 
 
 def points(by_hand: str, drawn_cases: str, worth: int = 3, answers: list | None = None) -> float:
-    """What is earned where each letter is a case, "r" for right."""
+    """Return the points, where each letter is a case, "r" for right."""
     cases = [Case((), by_hand=True) for _ in by_hand] + [Case(()) for _ in drawn_cases]
     right = [letter == "r" for letter in by_hand + drawn_cases]
     return earned(worth, cases, answers or [*range(len(cases))], right)
@@ -31,7 +31,7 @@ def points(by_hand: str, drawn_cases: str, worth: int = 3, answers: list | None 
         ("wr", "rrr", 1.5),  # all drawn cases, and still no more than half
         ("ww", "rrww", 0.75),
         ("", "rrwwwww", 0.42),  # 3/7, rounded down
-        ("rr", "www", 0),  # a table of what stands in the source
+        ("rr", "www", 0),  # a table of the answers in the source
         ("rr", "rww", 0),  # one case may be luck
         ("wr", "", 0),
     ],
@@ -62,7 +62,8 @@ def test_nothing_wrong_earns_more_than_half(worth: int, found: list[tuple[bool, 
 
 @each_exercise
 def test_cases_by_hand_come_first_and_do_not_change(exercise: Exercise) -> None:
-    one, other = drawn(exercise.id, 0), drawn(exercise.id, 1)
+    one = drawn(exercise.id, 0)
+    other = drawn(exercise.id, 1)
     marks = [case.by_hand for case in one]
     assert marks == [case.by_hand for case in other] == sorted(marks, reverse=True)
     assert 0 < sum(marks) <= len(marks) - 2
@@ -77,11 +78,11 @@ def test_each_known_mistake_fails_on_a_drawn_case(exercise: Exercise) -> None:
         pairs = zip(drawn(exercise.id, seed), expected(exercise.id, seed), strict=True)
         cases = [(case, right) for case, right in pairs if not case.by_hand]
         for mistake in exercise.mistakes:
-            assert any(
+            found = (
                 difference(capture(mistake.function, case.args), right, exercise.tolerance)
-                is not None
                 for case, right in cases
-            ), f"seed {seed}: {mistake}"
+            )
+            assert any(one is not None for one in found), f"seed {seed}: {mistake}"
 
 
 def always(error: Exception) -> Callable[..., Any]:

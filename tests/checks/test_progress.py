@@ -52,9 +52,8 @@ def test_a_try_counts_an_untouched_stub_does_not(path: Path) -> None:
 
 def test_part_of_the_points_is_progress(path: Path) -> None:
     check("01.1", lambda x, bits: x.abs().max() / (2 ** (bits - 1) - 1) if bits != 8 else 0)
-    assert (
-        read_progress()["01.1"]["points"] == 0.33
-    )  # two drawn cases of three: half of a point, two thirds of that
+    # Two drawn cases of three: two thirds of half a point.
+    assert read_progress()["01.1"]["points"] == 0.33
     record(verdict(1.25))
     record(verdict(1))
     assert read_progress()["01.2"]["points"] == 1.25
@@ -84,7 +83,7 @@ def test_a_damaged_file_is_kept_aside(path: Path, damage: bytes) -> None:
         assert read_progress()["01.2"]["points"] == 3
 
 
-def test_a_file_that_cannot_be_written_is_a_word_not_an_error(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_a_warning_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="progress was not saved"):
         record(verdict(3, PASSED), tmp_path / "file" / "progress.json")

@@ -1,7 +1,8 @@
-"""Right answers in every style pass: a loop, NumPy, torch, and the package itself, which the references never use.
+"""Right answers in every style pass: a loop, NumPy, torch, and the package.
 
-What is specific to a sheet stands in answers_NN.py beside this file: THE_PACKAGE (an answer by qcourse for each
-exercise), THE_LESSON (names of functions that the lesson defines and that answer an exercise), OTHER_STYLES.
+The references never use the package. The answers to a sheet are in the answers_NN.py beside this
+file: THE_PACKAGE (one by qcourse for each exercise), THE_LESSON (names of functions that the lesson
+defines and that solve an exercise) and OTHER_STYLES.
 """
 
 import ast
@@ -22,7 +23,7 @@ from qcourse.numerics.affine import IntQuantizer
 
 
 def answers_to(exercise_id: str) -> ModuleType:
-    """The answers to a sheet, by its id or that of one of its exercises."""
+    """Return the answers to a sheet, by its id or that of one of its exercises."""
     return import_module(f"answers_{exercise_id[:2]}")
 
 
@@ -37,7 +38,7 @@ IN_LESSONS = [
 
 
 def lesson_functions(sheet_id: str) -> dict[str, Callable]:
-    """The functions that a lesson defines, as a learner would copy them."""
+    """Return the functions that a lesson defines, as a learner would copy them."""
     (path,) = NOTEBOOKS.glob(f"{sheet_id}_*.ipynb")
     lesson = nbformat.read(path, as_version=4)
     statements = [

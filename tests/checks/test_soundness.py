@@ -1,7 +1,8 @@
-"""The checks can fail, and fail for the right reason: mistakes are named, forgeries refused, broken judges found out.
+"""The checks fail for the right reason: mistakes are named, forgeries refused, broken judges found.
 
-One battery goes over every exercise of every sheet. It must hold for the judge as it is, and it must NOT hold for any
-of the mutants below it, each of which is the judge with one line spoilt: so the battery itself is known to bite.
+One battery of assertions covers every exercise of every sheet. It must hold for the judge, and it
+must NOT hold for any of the mutants below it, each of which is the judge with one line changed.
+That shows that the battery can fail.
 """
 
 import inspect
@@ -31,7 +32,9 @@ def is_packed(right: object) -> bool:
 class AlwaysEqual:
     """Equal to everything, and of every shape and dtype."""
 
-    shape, dtype, ndim = (), torch.float32, 0
+    shape = ()
+    dtype = torch.float32
+    ndim = 0
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -53,7 +56,7 @@ class OfAnyType(AlwaysEqual, metaclass=AnyType):
 
 
 def sly_tuple(right: object) -> tuple:
-    """A tuple that holds something wrong, and gives out what is right to whoever asks."""
+    """Return a tuple that holds wrong values and whose iterator gives the right ones."""
     parts = list(np.atleast_1d(right))
 
     class SlyTuple(tuple):
@@ -82,6 +85,16 @@ class Sly(torch.Tensor):
     __hash__ = None
 
 
+def nan_in_first_place(right: object) -> np.ndarray:
+    place = np.arange(np.size(right)).reshape(np.shape(right))
+    return np.where(place == 0, np.nan, right)
+
+
+def off_by_a_little(right: object) -> np.ndarray:
+    change = 1 if is_whole(right) else 1e-2 * np.abs(right).max()
+    return np.asarray(right) + change
+
+
 FORGERIES = {
     "equal to everything": lambda right: AlwaysEqual(),
     "of any type": lambda right: OfAnyType(),
@@ -94,13 +107,9 @@ FORGERIES = {
     "text": lambda right: str(right),
     "truth values": lambda right: np.asarray(right).astype(bool),
     "NaN": lambda right: np.full(np.shape(right), np.nan),
-    "NaN somewhere": lambda right: np.where(
-        np.arange(np.size(right)).reshape(np.shape(right)) == 0, np.nan, right
-    ),
+    "NaN somewhere": nan_in_first_place,
     "infinite": lambda right: np.full(np.shape(right), np.inf),
-    "off by a little": lambda right: (
-        np.asarray(right) + (1 if is_whole(right) else 1e-2 * np.abs(right).max())
-    ),
+    "off by a little": off_by_a_little,
     "floats for integers": lambda right: (
         np.asarray(right, dtype=np.float64) if is_whole(right) else None
     ),
@@ -116,14 +125,14 @@ REFUSALS = {
 
 
 def forged(forge: object, right: object) -> object:
-    """The right answer with one part of it forged."""
+    """Return the right answer with one part of it forged."""
     if isinstance(right, Failure):
         return forge(0)
     return (*right[:-1], forge(right[-1])) if isinstance(right, tuple) else forge(right)
 
 
 def written_over(right: object, *args: object) -> object:
-    """The right answer, by a function that writes into its arguments."""
+    """Return the right answer, and write into the arguments."""
     for arg in args:
         if isinstance(arg, torch.Tensor):
             arg.fill_(77)
@@ -136,15 +145,14 @@ def check_battery(
     judge: types.ModuleType = judge,
     answers: types.ModuleType = answers,
 ) -> None:
-    """Everything that must hold for one exercise; raises AssertionError where it does not."""
+    """Assert everything that must hold for one exercise."""
     cases = drawn(exercise.id, seed)
     right = [answers.capture(exercise.reference, case.args) for case in cases]
     verdict = judge.judge(exercise, cases, right)
     assert (verdict.status, verdict.points) == ("passed", exercise.points)
     for mistake in exercise.mistakes:
-        verdict = judge.judge(
-            exercise, cases, [answers.capture(mistake.function, case.args) for case in cases]
-        )
+        outputs = [answers.capture(mistake.function, case.args) for case in cases]
+        verdict = judge.judge(exercise, cases, outputs)
         assert (verdict.status, verdict.mistake) == ("not yet", mistake.name), repr(verdict)
         assert 0 <= verdict.points <= exercise.points / 2, repr(verdict)
     for name, forge in FORGERIES.items():
@@ -155,23 +163,21 @@ def check_battery(
         outputs = [answers.capture(written_over, (value, *case.args)) for value, case in pairs]
         assert judge.judge(exercise, cases, outputs).cases_right == 0, "arguments written over"
     if any(type(value) is answers.Failure for value in right):
-        for name, spoilt in REFUSALS.items():
-            outputs = [
-                replace(value, **spoilt) if type(value) is answers.Failure else value
-                for value in right
-            ]
+        for name, changes in REFUSALS.items():
+            outputs = list(right)
+            for number, value in enumerate(right):
+                if type(value) is answers.Failure:
+                    outputs[number] = replace(value, **changes)
             assert judge.judge(exercise, cases, outputs).status == "not yet", name
     wrong = answers.capture(lambda: 1e9, ())
     verdict = judge.judge(exercise, cases, [*right[:-1], wrong])
     assert (verdict.status, verdict.cases_right, verdict.mistake) == ("not yet", len(cases) - 1, "")
     assert 0 < verdict.points <= exercise.points / 2, "nearly right"
     pairs = [*zip(right, cases, strict=True)]
-    verdict = judge.judge(
-        exercise, cases, [value if case.by_hand else wrong for value, case in pairs]
-    )
-    assert (verdict.points, verdict.cases_right) == (0, sum(case.by_hand for case in cases)), (
-        "a table"
-    )
+    outputs = [value if case.by_hand else wrong for value, case in pairs]
+    verdict = judge.judge(exercise, cases, outputs)
+    hand_made = sum(case.by_hand for case in cases)
+    assert (verdict.points, verdict.cases_right) == (0, hand_made), "a table"
     outputs = [value if type(value) is answers.Failure else wrong for value in right]
     assert judge.judge(exercise, cases, outputs).points == 0, "refusals only"
 
@@ -231,8 +237,8 @@ MUTANTS = {
         'if found:\n            return Difference(f"{found.got} as',
         'if False:\n            return Difference(f"{found.got} as',
     ),
-    "cases that anyone can read earn points": (points, "if not case.by_hand", "if True"),
-    "what is nearly right earns nearly all": (points, "50 * points", "100 * points"),
+    "hand-made cases earn points": (points, "if not case.by_hand", "if True"),
+    "an answer that is nearly right earns nearly all": (points, "50 * points", "100 * points"),
     "refusals alone earn points": (points, "if not _differ(answers)", "if not answers"),
     "arguments may be written over": (answers, "if not _same(before, after)", "if False"),
     "subclasses are let in": (
@@ -257,7 +263,10 @@ CHAIN = (answers, words, compare, points, judge)  # each imports from those befo
 
 
 def with_mutant(module: types.ModuleType, old: str, new: str) -> dict[str, types.ModuleType]:
-    """The modules of CHAIN made anew, one with a place of its source replaced, which must be there once."""
+    """Return the modules of CHAIN made anew, with one text in one of them replaced.
+
+    The text must be there exactly once.
+    """
     assert inspect.getsource(module).count(old) == 1, f"{old!r} is not once in {module.__name__}"
     made = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -266,8 +275,9 @@ def with_mutant(module: types.ModuleType, old: str, new: str) -> dict[str, types
             fresh = types.ModuleType(original.__name__)
             fresh.__file__ = original.__file__
             patch.setitem(sys.modules, original.__name__, fresh)
-            spoilt = source.replace(old, new) if original is module else source
-            exec(compile(spoilt, original.__file__, "exec"), fresh.__dict__)
+            if original is module:
+                source = source.replace(old, new)
+            exec(compile(source, original.__file__, "exec"), fresh.__dict__)
             made[original.__name__.rpartition(".")[2]] = fresh
     return made
 
@@ -296,7 +306,8 @@ def test_cases_are_drawn_anew_and_can_cross_to_another_process(exercise: Exercis
             return all(map(allowed, value))
         return type(value) in (torch.Tensor, int, float, str, bool)
 
-    first, other = drawn(exercise.id, 0), drawn(exercise.id, 1)
+    first = drawn(exercise.id, 0)
+    other = drawn(exercise.id, 1)
     again = tuple(exercise.cases(torch.Generator().manual_seed(0)))
     assert all(allowed(case.args) for case in first)
     assert repr(first) == repr(again) != repr(other)
