@@ -83,7 +83,7 @@ def unrepeated(
     >>> [len(document.text) for document in unrepeated([page, page])]
     [96, 12]
     """
-    seen = set()
+    seen: set[str] = set()
     for document in against:
         keys = [_key(paragraph) for paragraph in paragraphs(document.text)]
         seen.update(key for key in keys if len(key) >= MIN_REPEATED)

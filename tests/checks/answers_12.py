@@ -81,7 +81,7 @@ def held_of_package(k: Tensor, group_size: int, residual: int, bits: int) -> Ten
     cache = QuantizedKVCache(quantizer, None, residual=residual)
     for t in range(len(k)):
         cache.update(0, k[None, None, t : t + 1], k[None, None, t : t + 1])
-    return cache.layers[0][0].everything()[0, 0]
+    return cache.layers[0][0].all_tokens()[0, 0]
 
 
 def round_columns(k: Tensor, group_size: int, bits: int) -> list:
