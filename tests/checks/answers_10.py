@@ -29,10 +29,16 @@ def work_of_tensors(outputs: int, inputs: int, batch: int, bits: int, group_size
     return [sum(tensor.nbytes for tensor in (packed, scales, x, y)), 2 * y.numel() * inputs]
 
 
+def work_in_one_line(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
+    size = outputs * inputs * (bits + 16 / group_size) / 8 + (batch * inputs + batch * outputs) * 2
+    return size, batch * outputs * (inputs + inputs)
+
+
 def roof_of_package(
     size: float, operations: float, bandwidth: float, peak: float
 ) -> tuple[bool, float]:
-    device, work = Device("", bandwidth, {"float16": peak}), Work(size, operations)
+    device = Device("", bandwidth, {"float16": peak})
+    work = Work(size, operations)
     return work.intensity < device.ridge("float16"), roofline(work, device)
 
 
@@ -66,18 +72,23 @@ def ridge_search(
     outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
 ) -> int:
     weights = outputs * inputs * (bits / 8 + 2 / group_size)
-    low, high = 0, 1 << 40
+    low = 0
+    high = 1 << 40
     while high - low > 1:
         batch = (low + high) // 2
         moving = (weights + batch * (inputs + outputs) * 2) / bandwidth
-        low, high = (batch, high) if 2 * batch * inputs * outputs / peak < moving else (low, batch)
+        if 2 * batch * inputs * outputs / peak < moving:
+            low = batch
+        else:
+            high = batch
     return high if high < 1 << 40 else 0
 
 
 def ridge_by_intensity(
     outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
 ) -> int:
-    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
+    ridge = peak / bandwidth
+    weights = outputs * inputs * (bits / 8 + 2 / group_size)
     left = 2 * outputs * inputs - 2 * ridge * (outputs + inputs)
     return int(np.ceil(ridge * weights / left)) if left > 0 else 0
 
@@ -95,10 +106,8 @@ def time_of_package(
     bandwidth: float,
 ) -> float:
     model = Model(parameters, layers, query_heads, kv_heads, head_dim)
-    return (
-        decode_work(model, batch=batch, context=context, bits=bits, group_size=group_size).bytes
-        / bandwidth
-    )
+    work = decode_work(model, batch=batch, context=context, bits=bits, group_size=group_size)
+    return work.bytes / bandwidth
 
 
 def time_loop(
@@ -139,18 +148,10 @@ def time_of_cache(
 def gpus_of_package(
     weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
 ) -> tuple[int, int]:
-    nodes, single = (
-        fleet(
-            weights,
-            gpu_bytes=gpu,
-            replicas=replicas,
-            reserve=reserve,
-            gpus_per_node=n,
-            cache_bytes=cache,
-        ).gpus
-        for n in (per_node, None)
-    )
-    return nodes, single
+    service = {"gpu_bytes": gpu, "replicas": replicas, "reserve": reserve, "cache_bytes": cache}
+    nodes = fleet(weights, gpus_per_node=per_node, **service)
+    single = fleet(weights, gpus_per_node=None, **service)
+    return nodes.gpus, single.gpus
 
 
 def gpus_counted(
@@ -159,7 +160,8 @@ def gpus_counted(
     single = 1
     while single * gpu * (1 - reserve) < weights + cache:
         single += 1
-    nodes = -(-single // per_node)  # whole nodes of whole GPUs are as many as of bytes
+    # whole nodes of whole GPUs are as many as of bytes
+    nodes = -(-single // per_node)
     return nodes * per_node * replicas, single * replicas
 
 
@@ -167,9 +169,9 @@ def gpus_numpy(
     weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
 ) -> tuple:
     units = np.array([per_node, 1])
-    return tuple(
-        (np.ceil((weights + cache) / (units * gpu * (1 - reserve))) * units * replicas).astype(int)
-    )
+    usable = units * gpu * (1 - reserve)
+    bought = np.ceil((weights + cache) / usable) * units * replicas
+    return tuple(bought.astype(int))
 
 
 THE_PACKAGE = {
@@ -181,13 +183,7 @@ THE_PACKAGE = {
 }
 THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
-    "10.1": (
-        work_of_tensors,
-        lambda n, k, batch, bits, group: (
-            n * k * (bits + 16 / group) / 8 + (batch * k + batch * n) * 2,
-            batch * n * (k + k),
-        ),
-    ),
+    "10.1": (work_of_tensors, work_in_one_line),
     "10.2": (roof_by_speed, roof_numpy),
     "10.3": (ridge_search, ridge_by_intensity),
     "10.4": (time_loop, time_of_cache),
@@ -209,12 +205,9 @@ def work_without_scales(outputs: int, inputs: int, batch: int, bits: int, group_
 
 
 def work_in_bits(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
-    return (
-        outputs * inputs * bits
-        + outputs * inputs / group_size * 2
-        + 2 * batch * (inputs + outputs),
-        2 * batch * outputs * inputs,
-    )
+    weights = outputs * inputs * bits + outputs * inputs / group_size * 2
+    activations = 2 * batch * (inputs + outputs)
+    return weights + activations, 2 * batch * outputs * inputs
 
 
 def work_a_token(outputs: int, inputs: int, batch: int, bits: int, group_size: int) -> tuple:
@@ -230,12 +223,14 @@ def work_without_outputs(
 
 
 def roof_added(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
-    moving, computing = size / bandwidth, operations / peak
+    moving = size / bandwidth
+    computing = operations / peak
     return moving > computing, moving + computing
 
 
 def roof_min(size: float, operations: float, bandwidth: float, peak: float) -> tuple[bool, float]:
-    moving, computing = size / bandwidth, operations / peak
+    moving = size / bandwidth
+    computing = operations / peak
     return moving > computing, min(moving, computing)
 
 
@@ -260,7 +255,8 @@ def ridge_of_rule(
 def ridge_truncated(
     outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
 ) -> int:
-    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
+    ridge = peak / bandwidth
+    weights = outputs * inputs * (bits / 8 + 2 / group_size)
     batch = ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs))
     return int(batch) if batch > 0 else 0
 
@@ -268,7 +264,8 @@ def ridge_truncated(
 def ridge_negative(
     outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
 ) -> int:
-    ridge, weights = peak / bandwidth, outputs * inputs * (bits / 8 + 2 / group_size)
+    ridge = peak / bandwidth
+    weights = outputs * inputs * (bits / 8 + 2 / group_size)
     return math.ceil(ridge * weights / (2 * outputs * inputs - 2 * ridge * (outputs + inputs)))
 
 
@@ -276,24 +273,24 @@ def ridge_impatient(
     outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
 ) -> int:
     found = ridge_search(outputs, inputs, bits, group_size, bandwidth, peak)
-    return found if found < 2500 else 0  # as a loop that gives up
+    # as a loop that gives up
+    return found if found < 2500 else 0
 
 
 def ridge_never_nowhere(
     outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
 ) -> int:
-    layer = outputs, inputs, bits, group_size, bandwidth, peak
-    return (
-        0 if outputs * inputs == 256 * 512 else ridge_search(*layer) or 1 << 40
-    )  # the card's small layer alone
+    # only the card's small layer gets a 0
+    if outputs * inputs == 256 * 512:
+        return 0
+    return ridge_search(outputs, inputs, bits, group_size, bandwidth, peak) or 1 << 40
 
 
 def ridge_search_halved(
     outputs: int, inputs: int, bits: int, group_size: int, bandwidth: float, peak: float
 ) -> int:
-    return ridge_search(
-        outputs, inputs, bits, group_size, bandwidth, 2 * peak
-    )  # half the operations
+    # a peak twice as high is as good as half the operations
+    return ridge_search(outputs, inputs, bits, group_size, bandwidth, 2 * peak)
 
 
 def ridge_search_16(
@@ -305,19 +302,17 @@ def ridge_search_16(
 def gpus_reserve_on_top(
     weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
 ) -> tuple[int, int]:
-    return gpus_of_package(
-        weights * (1 + reserve), cache * (1 + reserve), gpu, 0.0, replicas, per_node
-    )
+    more = 1 + reserve
+    return gpus_of_package(weights * more, cache * more, gpu, 0.0, replicas, per_node)
 
 
 def gpus_floor(
     weights: float, cache: float, gpu: float, reserve: float, replicas: int, per_node: int
 ) -> tuple[int, int]:
     usable = gpu * (1 - reserve)
-    return (
-        int((weights + cache) // (usable * per_node)) * per_node * replicas,
-        int((weights + cache) // usable) * replicas,
-    )
+    nodes = int((weights + cache) // (usable * per_node))
+    single = int((weights + cache) // usable)
+    return nodes * per_node * replicas, single * replicas
 
 
 def gpus_at_once(
@@ -350,9 +345,40 @@ def gpus_node_reserve(
 ) -> tuple[int, int]:
     """The reserve of one GPU is taken off the whole node."""
     nodes = math.ceil((weights + cache) / (per_node * gpu - reserve * gpu))
-    return nodes * per_node * replicas, math.ceil(
-        (weights + cache) / (gpu - reserve * gpu)
-    ) * replicas
+    single = math.ceil((weights + cache) / (gpu - reserve * gpu))
+    return nodes * per_node * replicas, single * replicas
+
+
+def time_of_query_heads(*step: float) -> float:
+    parameters, bits, group_size, layers, query_heads, _, *rest = step
+    return time_of_package(parameters, bits, group_size, layers, query_heads, query_heads, *rest)
+
+
+def time_of_one_sequence(*step: float) -> float:
+    *model, _, context, bandwidth = step
+    return time_of_package(*model, 1, context, bandwidth)
+
+
+def time_one_by_one(*step: float) -> float:
+    batch = step[7]
+    return batch * time_of_one_sequence(*step)
+
+
+def time_of_small_cache(
+    parameters: float,
+    bits: int,
+    group_size: int,
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    batch: int,
+    context: int,
+    bandwidth: float,
+) -> float:
+    weights = parameters * (bits / 8 + 2 / group_size)
+    cache = kv_cache_bytes(layers, kv_heads, head_dim, context, batch=batch, bits=bits)
+    return (weights + cache) / bandwidth
 
 
 MISTAKES = [
@@ -372,28 +398,10 @@ MISTAKES = [
     ("10.3", "16 bits, whatever the weights have", ridge_search_16),
     ("10.3", "", ridge_impatient),
     ("10.3", "", ridge_never_nowhere),
-    (
-        "10.4",
-        "the cache of the query heads",
-        lambda *step: time_of_package(*step[:5], step[4], *step[6:]),
-    ),
-    (
-        "10.4",
-        "the weights are read for each text",
-        lambda *step: step[7] * time_of_package(*step[:7], 1, *step[8:]),
-    ),
-    ("10.4", "the cache of one text only", lambda *step: time_of_package(*step[:7], 1, *step[8:])),
-    (
-        "10.4",
-        "the cache shrinks with the weights",
-        lambda *step: (
-            (
-                step[0] * (step[1] / 8 + 2 / step[2])
-                + kv_cache_bytes(step[3], step[5], step[6], step[8], batch=step[7], bits=step[1])
-            )
-            / step[9]
-        ),
-    ),
+    ("10.4", "the cache of the query heads", time_of_query_heads),
+    ("10.4", "the weights are read for each sequence", time_one_by_one),
+    ("10.4", "the cache of one sequence only", time_of_one_sequence),
+    ("10.4", "the cache shrinks with the weights", time_of_small_cache),
     ("10.5", "the reserve is not taken off each GPU", gpus_reserve_on_top),
     ("10.5", "", gpus_node_reserve),
     ("10.5", "", gpus_of_whole_gb),
