@@ -553,7 +553,7 @@ SWEEP = Exercise(
         *variants(
             "H in place of its inverse",
             "Which matrix tells how the other weights compensate: that of the inputs, or its"
-            " inverse? And of which one is U the factor?",
+            " inverse? And U is a factor of which one?",
             _codes_by(_by_hessian),
             _codes_by(_against_hessian),
             _codes_by(_by_factor_of_hessian),

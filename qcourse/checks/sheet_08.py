@@ -1,8 +1,8 @@
 """Sheet 08, smoothing and rotation: cases, references, tolerances, points and known mistakes.
 
-In 08.1 there are so many and so large integers that their sums overflow 8 and 16 bits and are not
-exact in float32, and some codes minus their zero point leave int8. Rotations and Cayley steps are
-sums of products that may nearly cancel, so their tolerance is what float32 loses there.
+The integers of 08.1 are so many and so large that their sums overflow 8 and 16 bits and are not
+exact in float32. Some codes minus their zero point leave int8. Rotations and Cayley steps are sums
+of products that may nearly cancel, so their tolerance is what float32 loses there.
 """
 
 from collections.abc import Callable
