@@ -1,4 +1,4 @@
-"""What several tests feed to a layer."""
+"""Inputs of layers that several tests use."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def outliers(tokens: int, size: int, seed: int = 0, factor: float = 30) -> Tensor:
-    """Normal numbers, every sixteenth channel of which is louder by the factor."""
+    """Normal numbers with every sixteenth channel larger by the factor."""
     x = normal(tokens, size, seed=seed)
     x[:, 3::16] *= factor
     return x

@@ -1,4 +1,4 @@
-"""Layers whose inputs are codes too: what the product sees, fixed ranges, methods inside, files, what is refused."""
+"""Layers with quantized inputs: the product, static ranges, wrapped methods, files, refusals."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from qcourse.recipes.fold import fold
 from qcourse.recipes.quantize import quantize_model
 from qcourse.trace.batches import windows
 
-BY_ROW = IntQuantizer(8, granularity=PerChannel(0))  # a scale a token of x, an output of w
+BY_ROW = IntQuantizer(8, granularity=PerChannel(0))  # one scale per token of x, per output of w
 BY_TENSOR = IntQuantizer(8)
 
 
@@ -73,7 +73,8 @@ def made(layer: nn.Linear, method: WithActivations, x: Tensor | None = None) -> 
     "inputs", [BY_ROW, BY_TENSOR, IntQuantizer(4, symmetric=False), IntQuantizer(8, False)]
 )
 def test_a_layer_multiplies_what_the_codes_stand_for(inputs: IntQuantizer) -> None:
-    layer, x = linear(), tokens()
+    layer = linear()
+    x = tokens()
     quantized = made(layer, WithActivations(BY_ROW, inputs))
     expected = inputs(x).dequantize() @ BY_ROW(layer.weight).dequantize().T + layer.bias
     torch.testing.assert_close(quantized(x), expected)
@@ -83,20 +84,24 @@ def test_a_layer_multiplies_what_the_codes_stand_for(inputs: IntQuantizer) -> No
 
 
 def test_groups_of_channels_have_scales_of_their_own() -> None:
-    layer, x, inputs = linear(), tokens(), IntQuantizer(4, granularity=PerGroup(8))
+    layer = linear()
+    x = tokens()
+    inputs = IntQuantizer(4, granularity=PerGroup(8))
     expected = inputs(x).dequantize() @ BY_ROW(layer.weight).dequantize().T + layer.bias
     torch.testing.assert_close(made(layer, WithActivations(BY_ROW, inputs))(x), expected)
 
 
 def test_leading_axes_are_tokens_and_none_of_them_is_no_error() -> None:
-    quantized, x = made(linear(), WithActivations(BY_ROW, BY_ROW)), tokens(12)
+    quantized = made(linear(), WithActivations(BY_ROW, BY_ROW))
+    x = tokens(12)
     assert torch.equal(quantized(x.reshape(3, 4, 16)), quantized(x).reshape(3, 4, 6))
     torch.testing.assert_close(quantized(x[0]), quantized(x)[0])
     assert quantized(x[:0]).shape == (0, 6)
 
 
 def test_the_dtype_of_the_input_stays() -> None:
-    quantized, x = made(linear(), WithActivations(BY_ROW, BY_ROW)), tokens()
+    quantized = made(linear(), WithActivations(BY_ROW, BY_ROW))
+    x = tokens()
     assert quantized(x.bfloat16()).dtype == torch.bfloat16
     torch.testing.assert_close(quantized(x.bfloat16()).float(), quantized(x), rtol=0.1, atol=0.1)
 
@@ -116,7 +121,8 @@ def test_nan_is_refused_at_run_time() -> None:
 
 
 def test_a_static_range_is_that_of_calibration_and_clips_beyond() -> None:
-    layer, batches = linear(), [tokens(seed=1), 3 * tokens(seed=2), tokens(seed=3)]
+    layer = linear()
+    batches = [tokens(seed=1), 3 * tokens(seed=2), tokens(seed=3)]
     model, report = quantize_model(
         layer, WithActivations(BY_ROW, BY_TENSOR, True), calibration=batches, progress=False
     )
@@ -142,7 +148,8 @@ def test_an_asymmetric_range_keeps_both_ends() -> None:
 
 
 def test_what_is_rounded_is_the_input_after_its_division() -> None:
-    layer, x = linear(), tokens()
+    layer = linear()
+    x = tokens()
     x[:, 3] *= 100
     scale = x.abs().amax(dim=0)
     model, report = quantize_model(
@@ -152,12 +159,12 @@ def test_what_is_rounded_is_the_input_after_its_division() -> None:
         progress=False,
     )
     assert report.layers[0].note == "input scale at run time; as told; inputs in 8 bits, static"
-    low, high = float((x / scale).min()), float((x / scale).max())
+    low = float((x / scale).min())
+    high = float((x / scale).max())
     assert (model.inputs.low, model.inputs.high) == (low, high)
-    expected = (
-        Static(BY_TENSOR, low, high)(x / scale) @ BY_ROW(layer.weight * scale).dequantize().T
-        + layer.bias
-    )
+    x_hat = Static(BY_TENSOR, low, high)(x / scale)
+    w_hat = BY_ROW(layer.weight * scale).dequantize()
+    expected = x_hat @ w_hat.T + layer.bias
     torch.testing.assert_close(model(x), expected)
     torch.testing.assert_close(model.rounded(x) @ model.weight.T + layer.bias, expected)
 
@@ -168,7 +175,8 @@ def test_what_is_rounded_is_the_input_after_its_division() -> None:
 @pytest.mark.parametrize("method", [Gptq(BY_ROW), Awq(BY_ROW)])
 @pytest.mark.parametrize("static", [False, True])
 def test_a_calibrated_method_sees_what_it_would_see_alone(method: Any, static: bool) -> None:
-    layer, batches = linear(), [tokens(40), tokens(30, seed=2)]
+    layer = linear()
+    batches = [tokens(40), tokens(30, seed=2)]
     alone, _ = quantize_model(layer, method, calibration=batches, progress=False)
     both, _ = quantize_model(
         layer, WithActivations(method, BY_TENSOR, static), calibration=batches, progress=False
@@ -178,15 +186,18 @@ def test_a_calibrated_method_sees_what_it_would_see_alone(method: Any, static: b
 
 
 def test_the_report_counts_the_rounding_of_inputs() -> None:
-    layer, x, coarse = linear(), tokens(30), IntQuantizer(3)
+    layer = linear()
+    x = tokens(30)
+    coarse = IntQuantizer(3)
     model, report = quantize_model(
         layer, WithActivations(BY_ROW, coarse), calibration=[x], progress=False
     )
-    y, plain = model(x) - layer.bias, x @ layer.weight.T
-    assert report.layers[0].output_error == pytest.approx(
-        float((y - plain).norm() / plain.norm()), rel=1e-5
-    )
-    assert report.layers[0].output_error > 10 * report.layers[0].weight_error
+    y = model(x) - layer.bias
+    plain = x @ layer.weight.T
+    row = report.layers[0]
+    error = float((y - plain).norm() / plain.norm())
+    assert row.output_error == pytest.approx(error, rel=1e-5)
+    assert row.output_error > 10 * row.weight_error
 
 
 def test_a_whole_model_in_8_bits_stays_itself_and_in_4_does_not() -> None:

@@ -1,4 +1,4 @@
-"""AWQ: the same choices as a direct search over tokens, never worse than to nearest, for any weights and inputs."""
+"""AWQ: the choices of a direct search over tokens, and never worse than RTN, for any inputs."""
 
 import math
 import re
@@ -23,9 +23,8 @@ GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(16)]
 
 def outliers(tokens: int, size: int, seed: int = 0, factor: float = 20) -> Tensor:
     """Correlated inputs, one channel in 16 of which is larger."""
-    x = normal(tokens, size, seed=seed) + 0.5 * normal(tokens, 1, seed=seed + 1) * normal(
-        size, seed=seed + 2
-    )
+    common = normal(tokens, 1, seed=seed + 1) * normal(size, seed=seed + 2)
+    x = normal(tokens, size, seed=seed) + 0.5 * common
     x[:, 3::16] *= factor
     return x
 
@@ -43,10 +42,8 @@ def by_hand(
 ) -> np.ndarray:
     """Each group of each row rounded on the grid of a share of its range."""
     rows = w.reshape(len(w), -1, size)
-    low, high = (
-        (np.minimum(rows.min(2), 0) * share)[..., None],
-        (np.maximum(rows.max(2), 0) * share)[..., None],
-    )
+    low = (np.minimum(rows.min(2), 0) * share)[..., None]
+    high = (np.maximum(rows.max(2), 0) * share)[..., None]
     levels = 2**bits - 1
     if symmetric:
         scale = np.maximum(-low, high) / (levels // 2)
@@ -61,8 +58,9 @@ def by_hand(
 def direct_search(
     w: np.ndarray, x: np.ndarray, size: int, bits: int, symmetric: bool
 ) -> tuple[int, list[float], np.ndarray, np.ndarray]:
-    """alpha in twentieths, the error at each, the clip of each group in twentieths, and its loss at each clip."""
-    mean, errors = np.abs(x).mean(0), []
+    """alpha, the error at each alpha, the clips and the loss at each; alpha and clips in i / 20."""
+    mean = np.abs(x).mean(0)
+    errors = []
 
     def scale(step: int) -> np.ndarray:
         s = mean ** (step / 20)
@@ -73,7 +71,8 @@ def direct_search(
         w_hat = by_hand(w * s, 1, size, bits, symmetric) / s
         errors.append(np.linalg.norm(x @ (w - w_hat).T) / np.linalg.norm(x @ w.T))
     step = int(np.argmin(errors))
-    ws, xs = w * scale(step), x / scale(step)
+    ws = w * scale(step)
+    xs = x / scale(step)
     losses = np.empty((10, len(w), w.shape[1] // size))
     for i in range(10):
         d = ws - by_hand(ws, 1 - i / 20, size, bits, symmetric)
@@ -81,18 +80,20 @@ def direct_search(
             part = slice(g * size, (g + 1) * size)
             losses[i, :, g] = ((xs[:, part] @ d[:, part].T) ** 2).sum(0)
     clips = losses.argmin(0)
-    clipped, unclipped = (
-        ((xs @ (ws - by_hand(ws, 1 - each / 20, size, bits, symmetric)).T) ** 2).sum(0)
-        for each in (clips, 0 * clips)
-    )
-    clips[clipped >= unclipped] = 0
+
+    def loss_of_rows(clips: np.ndarray) -> np.ndarray:
+        d = ws - by_hand(ws, 1 - clips / 20, size, bits, symmetric)
+        return ((xs @ d.T) ** 2).sum(0)
+
+    clips[loss_of_rows(clips) >= loss_of_rows(0 * clips)] = 0
     return step, errors, clips, losses
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("tokens", [200, 600], ids=["by x", "by x^T x"])
 def test_the_same_choices_as_a_direct_search_over_tokens(tokens: int, symmetric: bool) -> None:
-    w, x = normal(512, 512) * 0.02, outliers(tokens, 512, seed=1)
+    w = normal(512, 512) * 0.02
+    x = outliers(tokens, 512, seed=1)
     result = awq(w, x, IntQuantizer(4, symmetric, granularity=PerGroup(128)))
     step, errors, clips, losses = direct_search(
         w.double().numpy(), x.double().numpy(), 128, 4, symmetric
@@ -104,8 +105,9 @@ def test_the_same_choices_as_a_direct_search_over_tokens(tokens: int, symmetric:
     assert len(np.unique(chosen)) > 5
     differs = chosen != clips
     assert differs.mean() < 0.002  # two clips may tie to within float32
-    at, best = (np.take_along_axis(losses, each[None], 0)[0][differs] for each in (chosen, clips))
-    assert at == pytest.approx(best, rel=1e-4)
+    at_chosen = np.take_along_axis(losses, chosen[None], 0)[0]
+    at_best = np.take_along_axis(losses, clips[None], 0)[0]
+    assert at_chosen[differs] == pytest.approx(at_best[differs], rel=1e-4)
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(1), PerChannel(0)])
@@ -113,17 +115,15 @@ def test_the_same_choices_as_a_direct_search_over_tokens(tokens: int, symmetric:
 def test_the_clip_of_rows_that_share_a_scale_is_best_for_all_of_them(
     granularity: Any, seed: int
 ) -> None:
-    # Inputs at right angles: what two of them lose adds up, whichever share a scale.
-    w, x = (
-        normal(6, 32, seed=seed),
-        torch.linalg.qr(normal(40, 32, seed=seed)).Q * torch.arange(1.0, 33),
-    )
+    # With orthogonal inputs the losses of columns add up, whichever of them share a scale.
+    w = normal(6, 32, seed=seed)
+    x = torch.linalg.qr(normal(40, 32, seed=seed)).Q * torch.arange(1.0, 33)
     result = awq(w, x, IntQuantizer(3, granularity=granularity), grid=2)
     assert result.input_scale is not None
-    ws, xs = (w * result.input_scale).double().numpy(), (x / result.input_scale).double().numpy()
-    axis = {PerTensor(): None, PerChannel(1): 0, PerChannel(0): 1}[
-        granularity
-    ]  # along which values share a scale
+    ws = (w * result.input_scale).double().numpy()
+    xs = (x / result.input_scale).double().numpy()
+    # The axis along which values share a scale.
+    axis = {PerTensor(): None, PerChannel(1): 0, PerChannel(0): 1}[granularity]
     rows = {None: ws.reshape(1, -1), 0: ws.T, 1: ws}[axis]
     losses = []
     for i in range(10):
@@ -137,12 +137,13 @@ def test_the_clip_of_rows_that_share_a_scale_is_best_for_all_of_them(
 
 @pytest.mark.parametrize("seed", range(4))
 def test_outliers_are_what_it_is_for(seed: int) -> None:
-    w, x = normal(96, 128, seed=seed), outliers(300, 128, seed=seed + 10)
+    w = normal(96, 128, seed=seed)
+    x = outliers(300, 128, seed=seed + 10)
     quantizer = IntQuantizer(4, granularity=PerGroup(64))
-    to_nearest = math.sqrt(
-        loss(w, quantizer(w).dequantize(), x) / float((x.double() @ w.double().T).square().sum())
-    )
-    unclipped, clipped = awq(w, x, quantizer, clip=False), awq(w, x, quantizer)
+    size = loss(w, torch.zeros_like(w), x)
+    to_nearest = math.sqrt(loss(w, quantizer(w).dequantize(), x) / size)
+    unclipped = awq(w, x, quantizer, clip=False)
+    clipped = awq(w, x, quantizer)
     assert unclipped.error < 0.75 * to_nearest
     assert clipped.error < 0.97 * unclipped.error
     assert unclipped.alpha == clipped.alpha
@@ -207,35 +208,37 @@ def test_never_worse_than_to_nearest_nor_clipped_than_unclipped(
     out: int,
     seed: int,
 ) -> None:
-    w, x = WEIGHTS[weights](out, 32, seed), INPUTS[inputs](tokens, 32, seed + 1)
+    w = WEIGHTS[weights](out, 32, seed)
+    x = INPUTS[inputs](tokens, 32, seed + 1)
     quantizer = IntQuantizer(bits, symmetric, granularity)
     to_nearest = quantizer(w).dequantize()
-    unclipped, clipped = awq(w, x, quantizer, clip=False, grid=4), awq(w, x, quantizer, grid=4)
+    unclipped = awq(w, x, quantizer, clip=False, grid=4)
+    clipped = awq(w, x, quantizer, grid=4)
     for result in (unclipped, clipped):
         assert torch.isfinite(result.w_hat).all()
         assert result.shrink.shape == result.quantized.scale.shape
         assert result.input_scale is not None
         assert 0.0099 < float(result.input_scale.min()) <= float(result.input_scale.max()) < 101
     assert (unclipped.shrink == 1).all()
-    losses = [loss(w, w_hat, x) for w_hat in (clipped.w_hat, unclipped.w_hat, to_nearest)]
-    # Sums in float32 of products that may cancel, each of an error and an input; and w_hat itself is float32.
-    furthest = max(
-        float((w - each).double().square().sum())
-        for each in (clipped.w_hat, unclipped.w_hat, to_nearest)
-    )
-    squares = float(w.double().square().sum()), float(x.double().square().sum())
-    noise = (1e-5 * furthest + 1e-12 * squares[0]) * squares[1]
+    candidates = (clipped.w_hat, unclipped.w_hat, to_nearest)
+    losses = [loss(w, w_hat, x) for w_hat in candidates]
+    # Sums in float32 of products that may cancel; and w_hat itself is float32.
+    furthest = max(float((w - w_hat).double().square().sum()) for w_hat in candidates)
+    w_squares = float(w.double().square().sum())
+    x_squares = float(x.double().square().sum())
+    noise = (1e-5 * furthest + 1e-12 * w_squares) * x_squares
     assert losses[0] <= losses[1] * (1 + 1e-5) + noise
     assert losses[1] <= losses[2] * (1 + 1e-5) + noise
     size = float((x.double() @ w.double().T).square().sum())
-    if size > 1e-4 * squares[0] * squares[1]:
+    if size > 1e-4 * w_squares * x_squares:
         assert clipped.error**2 == pytest.approx(losses[0] / size, rel=1e-3, abs=noise / size)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_inputs_of_one_magnitude_ask_for_no_scale(granularity: Any, symmetric: bool) -> None:
-    w, x = normal(8, 32), normal(50, 32, seed=1).sign()
+    w = normal(8, 32)
+    x = normal(50, 32, seed=1).sign()
     quantizer = IntQuantizer(4, symmetric, granularity)
     result = awq(w, x, quantizer, clip=False)
     assert result.alpha == 0
@@ -245,7 +248,8 @@ def test_inputs_of_one_magnitude_ask_for_no_scale(granularity: Any, symmetric: b
 
 @pytest.mark.parametrize("tokens", [20, 64])
 def test_the_size_of_inputs_and_of_weights_does_not_matter(tokens: int) -> None:
-    w, x = normal(8, 32), outliers(tokens, 32)
+    w = normal(8, 32)
+    x = outliers(tokens, 32)
     base = awq(w, x, INT4)
     for power in (-120, -40, 60, 118):
         other = awq(w, x * 2.0**power, INT4)
@@ -257,7 +261,8 @@ def test_the_size_of_inputs_and_of_weights_does_not_matter(tokens: int) -> None:
 
 @pytest.mark.parametrize("granularity", [PerChannel(0), PerGroup(16), PerTensor()])
 def test_strips_change_nothing(granularity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    w, x = normal(9, 32), outliers(40, 32)
+    w = normal(9, 32)
+    x = outliers(40, 32)
     quantizer = IntQuantizer(3, granularity=granularity)
     whole = awq(w, x, quantizer)
     monkeypatch.setattr(clip, "STRIP", 64)  # two rows
@@ -274,14 +279,14 @@ def test_groups_that_do_not_hold_0_are_not_clipped_by_their_zero_point() -> None
     w = normal(8, 32).abs() + 5  # a zero point on [5, 8] would be -25, and clamped to 0
     quantizer = IntQuantizer(4, symmetric=False, granularity=PerGroup(16))
     result = awq(w, normal(40, 32, seed=1), quantizer, clip=False)
-    assert (
-        float((result.w_hat - w).abs().max()) < 0.51 * float(w.max()) / 15 * 3
-    )  # the scale s within a factor 3
+    # s is within a factor of 3.
+    assert float((result.w_hat - w).abs().max()) < 0.51 * float(w.max()) / 15 * 3
     assert int(result.quantized.codes.max()) == 15
 
 
 def test_a_scale_that_storage_cannot_hold_is_no_candidate() -> None:
-    w, x = normal(4, 32).clamp(-2, 2), outliers(40, 32, factor=100)
+    w = normal(4, 32).clamp(-2, 2)
+    x = outliers(40, 32, factor=100)
     w *= 60000 * 7 / float(w.abs().max())  # the largest scale is 60000, near float16's 65504
     quantizer = IntQuantizer(4, granularity=PerGroup(16), scale_dtype=torch.float16)
     result = awq(w, x, quantizer)
@@ -291,16 +296,18 @@ def test_a_scale_that_storage_cannot_hold_is_no_candidate() -> None:
 
 
 def test_dead_channels_keep_their_weights() -> None:
-    w, x = normal(8, 32), outliers(40, 32)
+    w = normal(8, 32)
+    x = outliers(40, 32)
     x[:, 5] = 0
     result = awq(w, x, IntQuantizer(8, granularity=PerGroup(16)))
-    # s_j is at least 1% of the mean of the logarithms; public code would let it go to 0, and with it the weight
+    # s_j is at least 1% of the geometric middle; the published code lets it go to 0.
     assert result.alpha > 0
     assert float((result.w_hat - w)[:, 5].abs().max()) < 1.5
 
 
 def test_half_precision_is_worked_on_in_float32() -> None:
-    w, x = normal(8, 32).half(), outliers(40, 32).bfloat16()
+    w = normal(8, 32).half()
+    x = outliers(40, 32).bfloat16()
     result = awq(w, x, INT4)
     assert torch.equal(result.quantized.codes, awq(w.float(), x.float(), INT4).quantized.codes)
     assert awq(w.double(), outliers(40, 32), INT4).w_hat.dtype == torch.float64
@@ -350,7 +357,8 @@ class Uneven:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_any_quantizer_will_do(granularity: Any) -> None:
-    w, x = normal(8, 32), outliers(40, 32)
+    w = normal(8, 32)
+    x = outliers(40, 32)
     quantizer = Uneven(granularity)
     to_nearest = quantizer(w).dequantize()
     result = awq(w, x, quantizer)
@@ -362,9 +370,11 @@ def test_any_quantizer_will_do(granularity: Any) -> None:
 
 
 def test_batches_are_as_good_as_one() -> None:
-    w, x = {"a": normal(8, 32), "b": normal(4, 32, seed=3)}, outliers(75, 32)
+    w = {"a": normal(8, 32), "b": normal(4, 32, seed=3)}
+    x = outliers(75, 32)
     method = Awq(INT4)
-    once, seen = method.observe(None, x), None
+    once = method.observe(None, x)
+    seen = None
     for batch in x.split(9):
         seen = method.observe(seen, batch)
     assert seen is not None
@@ -416,16 +426,19 @@ def test_a_model_without_use_for_a_scale_gets_none() -> None:
 
 
 def test_a_coarser_grid_is_part_of_a_finer() -> None:
-    w, x = normal(8, 32), outliers(40, 32)
-    fine, coarse = awq(w, x, INT4), awq(w, x, INT4, grid=4)
+    w = normal(8, 32)
+    x = outliers(40, 32)
+    fine = awq(w, x, INT4)
+    coarse = awq(w, x, INT4, grid=4)
     assert len(coarse.curve) == 5
     assert torch.equal(coarse.curve, fine.curve[::5])
 
 
 def test_rows_whose_errors_cancel_stay_as_they_are() -> None:
-    """Two groups that read the same input with the same weights, but for the sign: unclipped they lose nothing."""
+    """Two groups with opposite weights read the same input, so unclipped they lose nothing."""
     part = normal(6, 16)
-    w, x = torch.cat([part, -part], 1), normal(40, 16, seed=1).repeat(1, 2)
+    w = torch.cat([part, -part], 1)
+    x = normal(40, 16, seed=1).repeat(1, 2)
     result = awq(w, x, INT4)
     assert result.error == 0
     assert awq(w[:, :16], x[:, :16], INT4).shrink.lt(1).any()
@@ -507,7 +520,8 @@ def test_a_weight_that_is_refused_is_not_called_x(w: Tensor, words: str) -> None
 
 @pytest.mark.parametrize("tokens", [5, 40])
 def test_batches_of_very_different_sizes_count_by_their_sizes(tokens: int) -> None:
-    method, x = Awq(INT4), outliers(tokens, 32)
+    method = Awq(INT4)
+    x = outliers(tokens, 32)
     loud = method.observe(None, x * 1e20)
     for seen in (
         method.observe(method.observe(None, normal(tokens, 32) * 1e-10), x * 1e20),

@@ -1,4 +1,4 @@
-"""Calibration: each rule against its definition on all the data at once, however the data came; and what is refused."""
+"""Calibration: each rule against its definition on all data at once, for any batches; refusals."""
 
 import math
 import re
@@ -31,7 +31,8 @@ from qcourse.numerics.scaled import MSE_SHRINKS
 
 ON_HISTOGRAM = [Percentile(99), MeanSquaredError(), Entropy()]
 EVERY = [MinMax(), MovingAverage(0.9), *ON_HISTOGRAM]
-SYMMETRIC, ASYMMETRIC = IntQuantizer(4), IntQuantizer(4, symmetric=False)
+SYMMETRIC = IntQuantizer(4)
+ASYMMETRIC = IntQuantizer(4, symmetric=False)
 
 
 def range_of(batches: list[Tensor], quantizer: IntQuantizer, rule: Rule) -> tuple[Tensor, Tensor]:
@@ -112,10 +113,9 @@ def test_rows_grow_apart() -> None:
 def test_memory_does_not_grow_and_adding_changes_nothing_else() -> None:
     first = histogram_of(normal(1, 100))
     before = first.counts.clone()
-    for batch in (
-        torch.zeros(1, 10_000),
-        torch.full((1, 10_000), 9.0),
-    ):  # within the range, and beyond it
+    within = torch.zeros(1, 10_000)
+    beyond = torch.full((1, 10_000), 9.0)
+    for batch in (within, beyond):
         later = first.add(batch, batch.amin(dim=1), batch.amax(dim=1))
         assert torch.equal(first.counts, before)
         assert later.counts.shape == before.shape
@@ -173,8 +173,10 @@ def test_the_scale_is_in_the_dtype_asked_for_and_carries_no_gradient(rule: Rule)
 def test_what_clips_nothing_is_what_fit_finds(
     granularity: object, symmetric: bool, rule: Rule
 ) -> None:
-    quantizer, w = IntQuantizer(5, symmetric, granularity), normal(8, 30) + 0.3
-    calibrated, own = calibrate([w], quantizer, rule), quantizer.fit(w)
+    quantizer = IntQuantizer(5, symmetric, granularity)
+    w = normal(8, 30) + 0.3
+    calibrated = calibrate([w], quantizer, rule)
+    own = quantizer.fit(w)
     assert torch.equal(calibrated.scale, own.scale)
     assert torch.equal(calibrated.zero_point, own.zero_point)
 
@@ -185,12 +187,9 @@ def test_the_moving_average_weighs_the_past_by_powers_of_momentum(momentum: floa
     weights = [momentum**4, *((1 - momentum) * momentum ** (4 - i) for i in range(1, 5))]
     assert sum(weights) == pytest.approx(1)
     low, high = range_of(batches, ASYMMETRIC, MovingAverage(momentum))
-    assert low.item() == pytest.approx(
-        sum(a * x.min().item() for a, x in zip(weights, batches, strict=True))
-    )
-    assert high.item() == pytest.approx(
-        sum(a * x.max().item() for a, x in zip(weights, batches, strict=True))
-    )
+    pairs = list(zip(weights, batches, strict=True))
+    assert low.item() == pytest.approx(sum(weight * x.min().item() for weight, x in pairs))
+    assert high.item() == pytest.approx(sum(weight * x.max().item() for weight, x in pairs))
 
 
 def test_the_extremes_are_those_of_torchs_observers() -> None:
@@ -236,25 +235,26 @@ def test_mse_is_at_most_a_bin_above_the_best_of_its_grid(
 ) -> None:
     x = torch.stack([normal(4000), normal(4000, seed=1).exp(), torch.relu(normal(4000, seed=2))])
     quantizer = IntQuantizer(bits, symmetric, granularity)
-    rows, shape = granularity.rows(x), granularity.scale_shape(x.shape)
-    low, high = (end.reshape(shape) for end in (rows.amin(dim=1), rows.amax(dim=1)))
+    rows = granularity.rows(x)
+    shape = granularity.scale_shape(x.shape)
+    low = rows.amin(dim=1).reshape(shape)
+    high = rows.amax(dim=1).reshape(shape)
 
     def rms(parameters: object) -> Tensor:
         x_hat = quantizer.decode(quantizer.encode(x, parameters), parameters)
         return granularity.rows(x_hat - x).double().square().mean(dim=1).sqrt()
 
-    best = torch.stack([rms(quantizer.from_range(low * f, high * f)) for f in MSE_SHRINKS]).amin(
-        dim=0
-    )
+    errors = [rms(quantizer.from_range(low * f, high * f)) for f in MSE_SHRINKS]
+    best = torch.stack(errors).amin(dim=0)
     chosen = rms(calibrate(x.split(1000, dim=1), quantizer, MeanSquaredError()))
     assert (chosen <= best + histogram_of(rows).width).all()
-    # Far better than the bound in practice, since the middle of its bin moves a value's error by nearly the same for
-    # every candidate: over many samples the two searches chose fractions that were equally good to 2 in 1000.
+    # In practice it is far better than the bound: counting a value at the middle of its bin changes
+    # its error by nearly the same for every candidate. The two searches agreed to 2 in 1000.
     assert (chosen <= 1.005 * rms(replace(quantizer, scale_rule="mse").fit(x))).all()
 
 
 def naive_divergence(counts: list[int], start: int, stop: int, levels: int) -> float:
-    """KL(P || Q) of the bins [start, stop), a bin at a time."""
+    """KL(P || Q) of the bins [start, stop), bin by bin."""
     inside = counts[start:stop]
     p = [float(count) for count in inside]
     p[0] += sum(counts[:start])
@@ -266,31 +266,37 @@ def naive_divergence(counts: list[int], start: int, stop: int, levels: int) -> f
         q += [sum(run) / held if count else 0.0 for count in run]
     if any(a > 0 and b == 0 for a, b in zip(p, q, strict=True)):
         return math.inf
-    p_all, q_all = sum(p), sum(q)
-    return sum(
-        a / p_all * math.log((a / p_all) / (b / q_all)) for a, b in zip(p, q, strict=True) if a > 0
-    )
+    p_all = sum(p)
+    q_all = sum(q)
+    kl = 0.0
+    for a, b in zip(p, q, strict=True):
+        if a > 0:
+            kl += a / p_all * math.log((a / p_all) / (b / q_all))
+    return kl
 
 
 def naive_entropy_range(counts: list[int], zero: int, levels: int) -> tuple[int, int]:
     """Migacz's program; from |x| to two ends as the module says."""
     used = [k for k, count in enumerate(counts) if count]
-    below, above = max(zero - used[0], 0), max(used[-1] + 1 - zero, 0)
-    longest, best, least = max(below, above), (zero - below, zero + above), math.inf
+    below = max(zero - used[0], 0)
+    above = max(used[-1] + 1 - zero, 0)
+    longest = max(below, above)
+    best = (zero - below, zero + above)
+    least = math.inf
     for part in range(1, longest + 1):
-        start, stop = zero - below * part // longest, zero + above * part // longest
+        start = zero - below * part // longest
+        stop = zero + above * part // longest
         if stop - start >= levels:
             kl = naive_divergence(counts, start, stop, levels)
             if kl < least - 1e-12:  # equal to the last digits is equal
-                best, least = (start, stop), kl
+                best = (start, stop)
+                least = kl
     return best
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [3, 6, 8])
-@pytest.mark.parametrize(
-    "seed", [0, 5]
-)  # at 5, values counted at the left of their bins would be noticed
+@pytest.mark.parametrize("seed", [0, 5])  # 5 detects values counted at the left of their bins
 def test_mse_is_exact_for_values_in_the_middle_of_their_bins(
     seed: int, bits: int, symmetric: bool
 ) -> None:
@@ -321,10 +327,8 @@ def test_the_best_range_is_the_naive_programs(
     counts: list[int], levels: int, data: st.DataObject
 ) -> None:
     zero = data.draw(st.integers(0, len(counts)))
-    found, expected = (
-        least_divergence(torch.tensor(counts), zero, levels),
-        naive_entropy_range(counts, zero, levels),
-    )
+    found = least_divergence(torch.tensor(counts), zero, levels)
+    expected = naive_entropy_range(counts, zero, levels)
     if found != expected:  # two ranges may be equal to the last digits
         both = [naive_divergence(counts, *ends, levels) for ends in (found, expected)]
         assert found[1] - found[0] >= levels
@@ -344,7 +348,8 @@ def test_the_best_range_is_the_naive_programs(
 def test_entropy_is_what_the_naive_program_finds(bits: int, size: int, spread: Callable) -> None:
     x = spread(normal(size))
     seen = histogram_of(x[None])
-    width, amax = seen.width.item(), x.abs().max().item()
+    width = seen.width.item()
+    amax = x.abs().max().item()
     magnitudes = np.histogram(x.abs().double().numpy(), np.arange(BINS + 1) * width)[0].tolist()
     _, stop = naive_entropy_range(magnitudes, 0, 2 ** (bits - 1))
     assert range_of([x], IntQuantizer(bits), Entropy())[1].item() == min(stop * width, amax)
@@ -354,9 +359,7 @@ def test_entropy_is_what_the_naive_program_finds(bits: int, size: int, spread: C
     assert high.item() == min((stop - BINS) * width, x.max().item())
 
 
-def test_divergence_is_zero_where_every_bin_is_a_level_and_infinite_where_the_end_is_empty() -> (
-    None
-):
+def test_divergence_is_zero_if_bins_are_levels_and_infinite_if_the_end_is_empty() -> None:
     counts = torch.tensor([5, 2, 0, 1])
     kl = divergences(counts, torch.tensor([0, 0]), torch.tensor([4, 3]), levels=4)
     assert kl.tolist() == [pytest.approx(0, abs=1e-12), math.inf]
@@ -369,16 +372,16 @@ def test_clipping_the_tails_beats_the_wide_range_at_low_bits() -> None:  # claim
     x = normal(1 << 21)
     wide = error_after(x, SYMMETRIC, MinMax())
     errors = {rule: error_after(x, SYMMETRIC, rule) for rule in (*ON_HISTOGRAM, Percentile(99.9))}
-    assert (
-        0.19 < wide < 0.225
-    )  # about .206: amax / (7 sqrt(12)), and amax, some 5.1, varies with the sample
-    assert 0.107 < errors[MeanSquaredError()] < 0.111  # .109, whatever the sample
+    # About 0.206: amax / (7 sqrt(12)), and amax, about 5.1, varies with the sample.
+    assert 0.19 < wide < 0.225
+    assert 0.107 < errors[MeanSquaredError()] < 0.111  # 0.109 for any sample
     assert all(error < 0.75 * wide for error in errors.values())
 
 
 def test_clipping_hardly_matters_at_eight_bits() -> None:
     x = normal(1 << 18)
-    wide, best = (error_after(x, IntQuantizer(8), rule) for rule in (MinMax(), MeanSquaredError()))
+    wide = error_after(x, IntQuantizer(8), MinMax())
+    best = error_after(x, IntQuantizer(8), MeanSquaredError())
     assert 0.8 * wide < best < wide
 
 
@@ -386,7 +389,8 @@ def test_one_outlier_moves_min_max_and_not_the_percentile() -> None:
     x = normal(10_000)
     spoilt = torch.cat([x, torch.tensor([100.0])])
     assert range_of([spoilt], SYMMETRIC, MinMax())[1] == 100
-    clean, kept = (range_of([data], SYMMETRIC, Percentile(99.9))[1].item() for data in (x, spoilt))
+    clean = range_of([x], SYMMETRIC, Percentile(99.9))[1].item()
+    kept = range_of([spoilt], SYMMETRIC, Percentile(99.9))[1].item()
     assert kept == pytest.approx(clean, abs=0.1 + 100 / 1024)  # the bins have become wide too
 
 
@@ -407,12 +411,11 @@ def test_constant_data_is_its_own_range(rule: Rule, value: float, symmetric: boo
     x = torch.full((40,), value)
     low, high = range_of([x, x], IntQuantizer(8, symmetric, scale_dtype=torch.float64), rule)
     exact = float(x[0])
-    shown = (-abs(exact), abs(exact)) if symmetric else (exact, exact)
-    shrink = low.item() / shown[0]
-    assert (low.item(), high.item()) == pytest.approx(
-        (shrink * shown[0], shrink * shown[1]), rel=1e-12
-    )
-    # The outermost code of a grid on a slightly smaller range can lie as near; the other rules clip nothing.
+    expected_low = -abs(exact) if symmetric else exact
+    expected_high = abs(exact) if symmetric else exact
+    shrink = low.item() / expected_low
+    assert high.item() == pytest.approx(shrink * expected_high, rel=1e-12)
+    # The outermost code of a slightly smaller range can be as close; the other rules clip nothing.
     assert shrink == 1 if not isinstance(rule, MeanSquaredError) else 0.99 < shrink <= 1
 
 
@@ -470,7 +473,8 @@ def test_batches(rule: Rule, batches: object, error: type[Exception], words: str
         (
             -1,
             (2, 5, 3),
-            "batches[1] of shape (2, 5, 3) has scales of shape (1, 1, 3), the batches before (1, 3)",
+            "batches[1] of shape (2, 5, 3) has scales of shape (1, 1, 3), "
+            "the batches before (1, 3)",
         ),
         (0, (6, 3), "PerChannel(axis=0) needs batches that agree"),
         (1, (3,), "axis=1 is out of range for shape (3,)"),

@@ -1,4 +1,4 @@
-"""GPTQ: against the surgeon's steps done one by one, against all roundings there are, as a law, and what is refused."""
+"""GPTQ against single steps of optimal brain surgery, against all roundings; laws; refusals."""
 
 import itertools
 import math
@@ -69,18 +69,23 @@ def one_by_one(
     static: bool,
     damping: float,
 ) -> np.ndarray:
-    """w_hat of optimal brain surgery in a fixed order, by its closed form: H is inverted anew for the columns left."""
-    w, h = w.numpy().copy(), h.numpy()
+    """w_hat of optimal brain surgery in a fixed order; H is inverted anew for the columns left."""
+    w = w.numpy().copy()
+    h = h.numpy()
     size = len(h)
     h = h + damping * np.eye(size)
     order = np.argsort(-np.diag(h), kind="stable") if act_order else np.arange(size)
-    w_hat, original, scale, zero = np.zeros_like(w), w.copy(), None, None
+    w_hat = np.zeros_like(w)
+    original = w.copy()
+    scale = None
+    zero = None
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
 
     def grid(values: np.ndarray) -> tuple[np.ndarray, Any]:
         if symmetric:
             return np.abs(values).max(axis=1) / high, 0
-        least, most = np.minimum(values.min(axis=1), 0), np.maximum(values.max(axis=1), 0)
+        least = np.minimum(values.min(axis=1), 0)
+        most = np.maximum(values.max(axis=1), 0)
         return (most - least) / high, np.rint(-least / ((most - least) / high))
 
     for step, j in enumerate(order):
@@ -103,7 +108,8 @@ def one_by_one(
 def test_the_sweep_is_optimal_brain_surgery(
     bits: int, symmetric: bool, group: int, act_order: bool, static: bool
 ) -> None:
-    w, h = normal(5, 40), moment(inputs(200, 40))
+    w = normal(5, 40)
+    h = moment(inputs(200, 40))
     quantizer = IntQuantizer(bits, symmetric, PerGroup(group), scale_dtype=DOUBLE)
     damping = 0.02 * float(h.diagonal().mean())
     expected = one_by_one(
@@ -126,8 +132,10 @@ def test_the_sweep_is_optimal_brain_surgery(
 @pytest.mark.parametrize("granularity", [PerChannel(0), PerGroup(16), PerGroup(48)])
 @pytest.mark.parametrize("act_order", [False, True])
 def test_the_size_of_a_block_changes_no_code(granularity: Granularity, act_order: bool) -> None:
-    w, h = normal(16, 144), moment(inputs(1000, 144))
-    quantizer, options = replace(INT4, granularity=granularity), {"act_order": act_order}
+    w = normal(16, 144)
+    h = moment(inputs(1000, 144))
+    quantizer = replace(INT4, granularity=granularity)
+    options = {"act_order": act_order}
     codes = [
         gptq(w, h, quantizer, block_size=size, **options).quantized.codes for size in (1, 32, 128)
     ]
@@ -136,11 +144,10 @@ def test_the_size_of_a_block_changes_no_code(granularity: Granularity, act_order
 
 
 def test_float32_is_as_good_as_float64() -> None:
-    w, x = normal(32, 256), inputs(1000, 256)
-    exact, quick = (
-        gptq(w, SecondMoment().add(x), INT4),
-        gptq(w.float(), SecondMoment().add(x.float()), INT4),
-    )
+    w = normal(32, 256)
+    x = inputs(1000, 256)
+    exact = gptq(w, SecondMoment().add(x), INT4)
+    quick = gptq(w.float(), SecondMoment().add(x.float()), INT4)
     assert float((exact.quantized.codes != quick.quantized.codes).double().mean()) < 0.01
     assert quick.error == pytest.approx(exact.error, rel=0.01)
     assert quick.error == pytest.approx(loss(w, quick.quantized.dequantize(), moment(x)), rel=1e-4)
@@ -154,38 +161,33 @@ def test_float32_is_as_good_as_float64() -> None:
 def test_most_of_what_rounding_to_nearest_loses_is_won_back(
     rho: float, share: float, seed: int
 ) -> None:
-    """Of the gap to the best of all roundings nearby; 0.76 to 0.84, 0.86 to 0.90, 0.94 to 0.97 from seed to seed."""
+    """The share of the gap to the best rounding is 0.76-0.84, 0.86-0.90, 0.94-0.97 over seeds."""
     steps = torch.tensor(list(itertools.product((-1, 0, 1, 2), repeat=6)), dtype=DOUBLE)
     correlation = torch.full((6, 6), rho, dtype=DOUBLE).fill_diagonal_(1)
-    totals = [0.0, 0.0, 0.0]
+    total = {"rounded": 0.0, "ours": 0.0, "best": 0.0}
     for k in range(seed, seed + 20):
-        w, x = (
-            normal(50, 6, seed=k),
-            normal(100, 6, seed=500 + k) @ torch.linalg.cholesky(correlation).T,
-        )
-        h, nearest = moment(x), INT4(w)
+        w = normal(50, 6, seed=k)
+        x = normal(100, 6, seed=500 + k) @ torch.linalg.cholesky(correlation).T
+        h = moment(x)
+        nearest = INT4(w)
         whole = (w / nearest.scale).floor()[:, None] + steps  # (problems, roundings, in)
         d = nearest.scale[:, None] * whole.clamp(INT4.qmin, INT4.qmax) - w[:, None]
-        best = float(((d @ h) * d).sum(dim=2).amin(dim=1).sum())
-        ours = loss(w, gptq(w, h, INT4).quantized.dequantize(), h)
-        totals = [
-            a + b
-            for a, b in zip(totals, (loss(w, nearest.dequantize(), h), ours, best), strict=True)
-        ]
-    rounded, ours, best = totals
-    assert best < ours < rounded - share * (rounded - best)
+        total["rounded"] += loss(w, nearest.dequantize(), h)
+        total["ours"] += loss(w, gptq(w, h, INT4).quantized.dequantize(), h)
+        total["best"] += float(((d @ h) * d).sum(dim=2).amin(dim=1).sum())
+    gap = total["rounded"] - total["best"]
+    assert total["best"] < total["ours"] < total["rounded"] - share * gap
 
 
 def test_more_tokens_bring_the_error_down_to_that_of_the_true_moment() -> None:
-    width, sizes = 32, (8, 16, 32, 64, 128, 256, 2048)
+    width = 32
+    sizes = (8, 16, 32, 64, 128, 256, 2048)
     places = torch.arange(width, dtype=DOUBLE)
     true = 0.9 ** (places[:, None] - places).abs()
     errors = dict.fromkeys([*sizes, "true"], 0.0)
     for seed in range(6):
-        w, x = (
-            normal(48, width, seed=seed),
-            normal(sizes[-1], width, seed=100 + seed) @ torch.linalg.cholesky(true).T,
-        )
+        w = normal(48, width, seed=seed)
+        x = normal(sizes[-1], width, seed=100 + seed) @ torch.linalg.cholesky(true).T
         for key in errors:
             h = true if key == "true" else moment(x[:key])
             errors[key] += loss(w, gptq(w, h, INT4).quantized.dequantize(), true)
@@ -200,7 +202,8 @@ def test_more_tokens_bring_the_error_down_to_that_of_the_true_moment() -> None:
 
 @pytest.mark.parametrize("granularity", [PerChannel(0), PerTensor(), PerGroup(8)])
 def test_with_act_order_the_order_of_the_inputs_does_not_matter(granularity: Granularity) -> None:
-    w, x = normal(6, 40), inputs(100, 40)
+    w = normal(6, 40)
+    x = inputs(100, 40)
     x[:, [3, 17]] = 0
     quantizer = replace(INT4, granularity=granularity)
     shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(2))
@@ -213,37 +216,37 @@ def test_with_act_order_the_order_of_the_inputs_does_not_matter(granularity: Gra
 
 
 def test_g_idx_says_whose_scale_a_weight_has() -> None:
-    w, h = normal(6, 40), moment(inputs(100, 40))
+    w = normal(6, 40)
+    h = moment(inputs(100, 40))
     quantizer = replace(INT4, granularity=PerGroup(8))
-    dynamic, static = (
-        gptq(w, h, quantizer, act_order=True),
-        gptq(w, h, quantizer, act_order=True, static_groups=True),
-    )
+    dynamic = gptq(w, h, quantizer, act_order=True)
+    static = gptq(w, h, quantizer, act_order=True, static_groups=True)
     codes = dynamic.quantized.codes[:, dynamic.input_order.argsort()]  # type: ignore[union-attr]
     torch.testing.assert_close(
         codes * dynamic.quantized.scale[:, dynamic.g_idx], in_order_of_inputs(dynamic)
     )
     assert dynamic.g_idx[h.diagonal().argsort(descending=True)[:8]].tolist() == [0] * 8
     assert static.input_order is None
-    assert (
-        static.g_idx.tolist() == gptq(w, h, quantizer).g_idx.tolist() == [i // 8 for i in range(40)]
-    )
+    in_order = [i // 8 for i in range(40)]
+    assert static.g_idx.tolist() == in_order
+    assert gptq(w, h, quantizer).g_idx.tolist() == in_order
     assert gptq(w, h, INT4, act_order=True).g_idx.tolist() == [0] * 40
 
 
 def test_static_scales_are_those_of_the_weight_itself() -> None:
-    w, h = normal(6, 40), moment(inputs(100, 40))
+    w = normal(6, 40)
+    h = moment(inputs(100, 40))
     quantizer = replace(INT4, granularity=PerGroup(8))
-    assert torch.equal(
-        gptq(w, h, quantizer, static_groups=True).quantized.scale, quantizer.fit(w).scale
-    )
+    static = gptq(w, h, quantizer, static_groups=True).quantized.scale
+    assert torch.equal(static, quantizer.fit(w).scale)
     dynamic = gptq(w, h, quantizer).quantized.scale
     assert torch.equal(dynamic[:, 0], quantizer.fit(w).scale[:, 0])
     assert not torch.isclose(dynamic[:, 1:], quantizer.fit(w).scale[:, 1:]).any()
 
 
 def test_the_factor_before_the_hessian_does_not_matter_as_damping_is_relative() -> None:
-    w, h = normal(6, 40), moment(inputs(100, 40))
+    w = normal(6, 40)
+    h = moment(inputs(100, 40))
     one = gptq(w, h, INT4)
     for factor in (2.0, 1 / 100, 4096.0):
         other = gptq(w, factor * h, INT4)
@@ -258,26 +261,26 @@ def test_the_factor_before_the_hessian_does_not_matter_as_damping_is_relative() 
 
 @pytest.mark.parametrize("unit", [1e-25, 1e25])
 def test_the_unit_of_the_weights_does_not_matter(unit: float) -> None:
-    w, h = normal(6, 40, dtype=torch.float32), moment(inputs(100, 40)).float()
-    one, other = gptq(w, h, IntQuantizer(4)), gptq(w * unit, h, IntQuantizer(4))
+    w = normal(6, 40, dtype=torch.float32)
+    h = moment(inputs(100, 40)).float()
+    one = gptq(w, h, IntQuantizer(4))
+    other = gptq(w * unit, h, IntQuantizer(4))
     assert float((one.quantized.codes != other.quantized.codes).float().mean()) < 0.02
-    assert other.error == pytest.approx(
-        one.error * unit**2, rel=0.02
-    )  # squares that float32 does not hold
+    # float32 does not hold these squares.
+    assert other.error == pytest.approx(one.error * unit**2, rel=0.02)
 
 
 @pytest.mark.parametrize("power", [-100, -83, 66, 100])
 def test_the_unit_of_the_inputs_does_not_matter(power: int) -> None:
-    w, x = normal(6, 40, dtype=torch.float32), inputs(100, 40).float()
+    w = normal(6, 40, dtype=torch.float32)
+    x = inputs(100, 40).float()
     for tokens in (20, 100):
-        one, other = (
-            gptq(w, SecondMoment().add(unit * x[:tokens]), IntQuantizer(4))
-            for unit in (1, 2.0**power)
-        )
+        few = x[:tokens]
+        one = gptq(w, SecondMoment().add(few), IntQuantizer(4))
+        other = gptq(w, SecondMoment().add(2.0**power * few), IntQuantizer(4))
         assert torch.equal(one.quantized.codes, other.quantized.codes)
-        assert other.error == pytest.approx(
-            one.error * 4.0**power
-        )  # beyond float32, for most of these
+        # Most of these errors are beyond float32.
+        assert other.error == pytest.approx(one.error * 4.0**power)
 
 
 def test_independent_inputs_leave_nothing_to_answer() -> None:
@@ -294,16 +297,16 @@ def test_dead_inputs_get_the_code_of_zero_and_a_note() -> None:
     for quantizer in (INT4, replace(INT4, symmetric=False), replace(INT4, granularity=PerGroup(4))):
         for act_order in (False, True):
             result = gptq(w, SecondMoment().add(x), quantizer, act_order=act_order)
-            assert not in_order_of_inputs(result)[:, [2, 5]].any()
+            w_hat = in_order_of_inputs(result)
+            assert not w_hat[:, [2, 5]].any()
             assert result.note == "2 of 16 inputs always 0, their weights set to 0"
-            assert result.error == pytest.approx(
-                loss(w, in_order_of_inputs(result), moment(x)), rel=1e-6
-            )
-            assert output_error(w, in_order_of_inputs(result), moment(x)) < 0.2
+            assert result.error == pytest.approx(loss(w, w_hat, moment(x)), rel=1e-6)
+            assert output_error(w, w_hat, moment(x)) < 0.2
 
 
 def test_few_tokens_and_raised_damping_are_said() -> None:
-    w, x = normal(4, 16), inputs(3, 16)
+    w = normal(4, 16)
+    x = inputs(3, 16)
     result = gptq(w, SecondMoment().add(x), INT4)
     assert result.note == "3 tokens for 16 inputs: H is singular without damping"
     assert result.error < loss(w, INT4(w).dequantize(), moment(x)) / 2
@@ -318,7 +321,7 @@ def test_few_tokens_and_raised_damping_are_said() -> None:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """What the grids below are read with: a step for each group, and one number for the whole weight."""
+    """The parameters of the grids below: one step per group, one number for the whole weight."""
 
     step: Tensor
     whole: Tensor
@@ -326,7 +329,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Ternary:
-    """-1, 0 and 1 times step * whole, where each step is a whole number of eighths: a grid with a second scale."""
+    """-1, 0 and 1 times step * whole, each step a multiple of 1/8: a grid with a second scale."""
 
     granularity: Granularity
     whole: float | None = None
@@ -337,12 +340,9 @@ class Ternary:
 
     def fit(self, x: Tensor) -> Steps:
         whole = x.abs().amax() if self.whole is None else torch.tensor(self.whole, dtype=x.dtype)
-        rows = (
-            self.granularity.rows(x.abs())
-            .mean(dim=1)
-            .reshape(self.granularity.scale_shape(x.shape))
-        )
-        return Steps((8 * rows / whole).round().clamp(min=1) / 8, whole)
+        means = self.granularity.rows(x.abs()).mean(dim=1)
+        means = means.reshape(self.granularity.scale_shape(x.shape))
+        return Steps((8 * means / whole).round().clamp(min=1) / 8, whole)
 
     def encode(self, x: Tensor, parameters: Steps) -> Tensor:
         return self.nearest(x, parameters)[0]
@@ -390,11 +390,12 @@ class Endless(IntQuantizer):
 def test_a_quantizer_is_asked_for_nothing_but_the_protocol(
     granularity: Granularity, act_order: bool, static: bool, kind: Any
 ) -> None:
-    w, h = normal(6, 40), moment(inputs(100, 40))
+    w = normal(6, 40)
+    h = moment(inputs(100, 40))
     quantizer = replace(kind, granularity=granularity)
     result = gptq(w, h, quantizer, act_order=act_order, static_groups=static)
     assert result.error < 0.85 * loss(w, quantizer(w).dequantize(), h)
-    # The codes and parameters are such as the quantizer itself would have made of the weight they stand for.
+    # The quantizer itself makes the same codes of the weight that they stand for.
     q = result.quantized
     assert q.codes.shape == w.shape
     again = quantizer.encode(q.dequantize(), q.parameters)
@@ -409,17 +410,16 @@ def test_a_quantizer_is_asked_for_nothing_but_the_protocol(
 def test_weights_of_one_row_or_column(granularity: Granularity, out: int) -> None:
     quantizer = replace(INT4, granularity=granularity)
     w = normal(out, 4)
-    assert (
-        gptq(w, torch.eye(4, dtype=DOUBLE), quantizer).quantized.codes.tolist()
-        == quantizer(w).codes.tolist()
-    )
+    result = gptq(w, torch.eye(4, dtype=DOUBLE), quantizer)
+    assert result.quantized.codes.tolist() == quantizer(w).codes.tolist()
     if granularity != PerGroup(2):
         narrow = gptq(w[:, :1], torch.ones(1, 1, dtype=DOUBLE), quantizer)
         assert narrow.quantized.codes.tolist() == quantizer(w[:, :1]).codes.tolist()
 
 
 def test_what_groups_share_has_to_be_known_before_the_first_is_fitted() -> None:
-    w, h = normal(6, 40), moment(inputs(100, 40))
+    w = normal(6, 40)
+    h = moment(inputs(100, 40))
     quantizer = Ternary(PerGroup(8))
     with pytest.raises(
         ValueError, match=r"fits one whole for all groups, .* use static_groups=True"
@@ -431,7 +431,8 @@ def test_what_groups_share_has_to_be_known_before_the_first_is_fitted() -> None:
 
 
 def test_a_grid_without_zero_costs_nothing_at_dead_inputs() -> None:
-    w, x = normal(6, 40), inputs(100, 40)
+    w = normal(6, 40)
+    x = inputs(100, 40)
     x[:, :10] = 0
     result = gptq(w, moment(x), Endless(8, granularity=PerChannel(0), origin=0.5))
     assert result.quantized.dequantize()[:, :10].abs().unique().tolist() == [0.5]
@@ -439,7 +440,8 @@ def test_a_grid_without_zero_costs_nothing_at_dead_inputs() -> None:
 
 
 def test_no_row_alone_decides_whether_groups_can_be_fitted() -> None:
-    w, h = normal(6, 40), moment(inputs(100, 40))
+    w = normal(6, 40)
+    h = moment(inputs(100, 40))
     w[0] = 1e-9  # by itself, too small for scales in float16
     quantizer = IntQuantizer(4, granularity=PerChannel(1), scale_dtype=torch.float16)
     with pytest.raises(ValueError, match="cannot be held in"):
@@ -454,8 +456,10 @@ def test_no_row_alone_decides_whether_groups_can_be_fitted() -> None:
 
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Weights, and inputs as bad as they come: few, constant, doubled, dead, of very different sizes."""
-    rows, width, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 12))
+    """Weights and difficult inputs: few, constant, doubled, dead, of very different sizes."""
+    rows = draw(st.integers(1, 3))
+    width = draw(st.integers(1, 9))
+    tokens = draw(st.integers(1, 12))
     number = st.floats(-100, 100, width=32)
     w = torch.tensor(
         draw(st.lists(number, min_size=rows * width, max_size=rows * width)), dtype=DOUBLE
@@ -499,12 +503,9 @@ def test_codes_are_codes_whatever_the_weights_and_inputs(
 def test_codes_in_groups_are_codes_whatever_the_weights_and_inputs(
     layer: tuple[Tensor, Tensor], size: int, act_order: bool, static: bool, symmetric: bool
 ) -> None:
-    w, x = (
-        each.repeat_interleave(size, dim=1) for each in layer
-    )  # so each input comes size times over
-    w = w * torch.logspace(
-        -30, 30, w.shape[1], dtype=DOUBLE
-    )  # and weights of a row differ as floats can
+    # Each input comes `size` times, and the weights of a row differ as much as floats can.
+    w, x = (each.repeat_interleave(size, dim=1) for each in layer)
+    w = w * torch.logspace(-30, 30, w.shape[1], dtype=DOUBLE)
     quantizer = IntQuantizer(4, symmetric, PerGroup(size), scale_dtype=DOUBLE)
     result = gptq(w, SecondMoment().add(x), quantizer, act_order=act_order, static_groups=static)
     q = result.quantized
@@ -525,7 +526,7 @@ def test_codes_in_groups_are_codes_whatever_the_weights_and_inputs(
 def test_where_nothing_clips_a_weight_costs_at_most_a_quarter_step_squared_times_its_input(
     layer: tuple[Tensor, Tensor], act_order: bool
 ) -> None:
-    """||x d^T||^2 + damping ||d||^2 <= (step / 2)^2 sum (H_ii + damping) a row; to nearest, in (in) times as much."""
+    """||x d^T||^2 + damping ||d||^2 <= (step / 2)^2 sum (H_ii + damping) per row."""
     w, x = layer
     h = moment(x)
     result = gptq(w, h, Endless(8, granularity=PerChannel(0)), act_order=act_order)
@@ -537,7 +538,8 @@ def test_where_nothing_clips_a_weight_costs_at_most_a_quarter_step_squared_times
 
 
 def test_nearest_can_lose_as_many_times_more_as_there_are_inputs() -> None:
-    w, h = torch.full((1, 64), 0.49, dtype=DOUBLE), torch.ones(64, 64, dtype=DOUBLE)
+    w = torch.full((1, 64), 0.49, dtype=DOUBLE)
+    h = torch.ones(64, 64, dtype=DOUBLE)
     grid = Endless(8, granularity=PerChannel(0))
     nearest = loss(w, grid.nearest(w, None)[1], h)
     assert nearest == pytest.approx((64 * 0.49) ** 2)
@@ -555,7 +557,8 @@ def test_layers_that_read_one_input_share_one_factor(monkeypatch: pytest.MonkeyP
         "inverse_factor",
         lambda *args, **options: made.append(0) or inverse_factor(*args, **options),
     )
-    x, weights = normal(30, 16), {name: normal(8, 16, seed=seed) for seed, name in enumerate("qkv")}
+    x = normal(30, 16)
+    weights = {name: normal(8, 16, seed=seed) for seed, name in enumerate("qkv")}
     method = Gptq(replace(INT4, granularity=PerGroup(8)), act_order=True)
     results = method.quantize(weights, method.observe(method.observe(None, x[:10]), x[10:]))
     assert len(made) == 1
@@ -574,12 +577,12 @@ def test_layers_that_read_one_input_share_one_factor(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_a_method_has_the_options_of_the_function(options: dict[str, Any]) -> None:
-    w, x, quantizer = normal(16, 32), inputs(100, 32), replace(INT4, granularity=PerGroup(8))
+    w = normal(16, 32)
+    x = inputs(100, 32)
+    quantizer = replace(INT4, granularity=PerGroup(8))
     method = Gptq(quantizer, **options)
-    ours, theirs = (
-        method.quantize({"w": w}, method.observe(None, x))["w"],
-        gptq(w, moment(x), quantizer, **options),
-    )
+    ours = method.quantize({"w": w}, method.observe(None, x))["w"]
+    theirs = gptq(w, moment(x), quantizer, **options)
     assert torch.equal(ours.quantized.codes, theirs.quantized.codes)
     torch.testing.assert_close(ours.quantized.scale, theirs.quantized.scale)
     assert (ours.damp, ours.input_order is None) == (theirs.damp, theirs.input_order is None)
@@ -630,7 +633,8 @@ def test_a_model_is_quantized_with_less_error_than_to_nearest(
 
 
 def test_a_layer_acts_by_the_codes_in_the_order_they_come_in() -> None:
-    x, linear = inputs(100, 64).float(), nn.Linear(64, 8).requires_grad_(False)
+    x = inputs(100, 64).float()
+    linear = nn.Linear(64, 8).requires_grad_(False)
     linear.weight.copy_(normal(8, 64, seed=1))
     linear.bias.copy_(normal(8, seed=2))
     result = gptq(
@@ -649,15 +653,15 @@ def test_a_layer_acts_by_the_codes_in_the_order_they_come_in() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, DOUBLE])
 def test_nothing_that_is_given_is_changed(dtype: torch.dtype) -> None:
-    w, h = normal(64, 8).to(dtype).T.requires_grad_(), moment(inputs(200, 64))
+    w = normal(64, 8).to(dtype).T.requires_grad_()
+    h = moment(inputs(200, 64))
     before = w.detach().clone(), h.clone()
     result = gptq(w, h.float(), IntQuantizer(4))
     assert torch.equal(w, before[0])
     assert torch.equal(h, before[1])
     assert not result.quantized.dequantize().requires_grad
-    assert torch.equal(
-        result.quantized.codes, gptq(before[0].float(), h.float(), IntQuantizer(4)).quantized.codes
-    )
+    in_float32 = gptq(before[0].float(), h.float(), IntQuantizer(4))
+    assert torch.equal(result.quantized.codes, in_float32.quantized.codes)
 
 
 EYE = torch.eye(4)
@@ -708,10 +712,9 @@ def test_no_quantizer(quantizer: Any) -> None:
 
 
 def test_updates_beyond_the_largest_float() -> None:
-    w, h = (
-        torch.tensor([[1.4e38, 3e38]]),
-        torch.ones(2, 2),
-    )  # the second is to make up for all of the first
+    # Column 1 has to compensate the whole error of column 0.
+    w = torch.tensor([[1.4e38, 3e38]])
+    h = torch.ones(2, 2)
     with pytest.raises(ValueError, match="the updates of w leave the range of floats"):
         gptq(w, h, IntQuantizer(2))
     assert gptq(w.double(), h, IntQuantizer(2)).quantized.codes.tolist() == [[0, 1]]

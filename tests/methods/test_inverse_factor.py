@@ -1,4 +1,4 @@
-"""The triangle of a second moment's inverse, what is refused as one, and the error of the outputs by it."""
+"""The factor of a second moment's inverse, what is refused, and the error of the outputs."""
 
 import re
 
@@ -48,14 +48,10 @@ def test_the_factor_is_that_of_the_damped_inverse(act_order: bool) -> None:
 def test_a_dead_input_stands_alone_and_leaves_the_others_as_they_are() -> None:
     x = normal(40, 5)
     with_dead = torch.cat([x[:, :2], torch.zeros(40, 1, dtype=DOUBLE), x[:, 2:]], dim=1)
-    for unit in (
-        1.0,
-        1e-4,
-    ):  # not the 1 of the published code, beside which small inputs would drown in damping
-        alone, factor = (
-            inverse_factor(moment(unit * x)),
-            inverse_factor(moment(unit * with_dead), act_order=False),
-        )
+    # The published code gives a dead input a 1; damping relative to that swamps small inputs.
+    for unit in (1.0, 1e-4):
+        alone = inverse_factor(moment(unit * x))
+        factor = inverse_factor(moment(unit * with_dead), act_order=False)
         assert factor.dead.tolist() == [False, False, True, False, False, False]
         live = (~factor.dead).nonzero()[:, 0]
         torch.testing.assert_close(factor.upper[live][:, live], alone.upper)
@@ -69,12 +65,12 @@ def test_dead_inputs_come_last_in_act_order() -> None:
     assert inverse_factor(h, act_order=True).order.tolist() == [3, 1, 0, 2]
 
 
-@pytest.mark.parametrize(
-    "unit", [1e-30, 1e-15, 1e-3, 1e3, 1e15, 1e30]
-)  # squares beyond float32 at both ends
+# At both ends the squares leave float32.
+@pytest.mark.parametrize("unit", [1e-30, 1e-15, 1e-3, 1e3, 1e15, 1e30])
 def test_the_unit_of_the_inputs_does_not_matter(unit: float) -> None:
     x = normal(30, 6, dtype=torch.float32)
-    one, other = inverse_factor(SecondMoment().add(x)), inverse_factor(SecondMoment().add(x * unit))
+    one = inverse_factor(SecondMoment().add(x))
+    other = inverse_factor(SecondMoment().add(x * unit))
     torch.testing.assert_close(one.upper, other.upper, rtol=1e-4, atol=1e-4)
     assert other.unit == pytest.approx(one.unit * unit**2, rel=1e-4)
 
@@ -95,7 +91,7 @@ def test_damping_that_rounding_swallows_is_raised_and_the_note_says_so() -> None
     factor = inverse_factor(h, damp=1e-11)
     assert 1e-10 < factor.damp < 1e-3
     assert factor.note == f"damping raised from 1e-11 to {factor.damp:.3g}"
-    # And what is reported is what was used: U H U^T = 1 at this damping, as far as float32 has digits left.
+    # The reported damping was used: U H U^T = 1 at this damping, within what float32 resolves.
     damped = h.double() / factor.unit + factor.damp * torch.eye(300, dtype=DOUBLE)
     u = factor.upper.double()
     torch.testing.assert_close(u @ damped @ u.T, torch.eye(300, dtype=DOUBLE), atol=1, rtol=0)
@@ -104,10 +100,8 @@ def test_damping_that_rounding_swallows_is_raised_and_the_note_says_so() -> None
 def test_a_second_moment_that_is_not_quite_one_is_damped_until_it_is() -> None:
     h = moment(normal(3, 6))
     h -= 0.03 * h.diagonal().mean() * torch.eye(6, dtype=DOUBLE)  # as if summed in a narrow dtype
-    for damp in (
-        0.01,
-        0.032,
-    ):  # at the first there is no Cholesky factor, at the second one that is mostly rounding
+    # At 0.01 there is no Cholesky factor, at 0.032 there is one that is mostly rounding error.
+    for damp in (0.01, 0.032):
         factor = inverse_factor(h, damp=damp)
         assert factor.damp == pytest.approx(10 * damp)
         assert factor.note == f"damping raised from {damp} to {10 * damp:.3g}"
@@ -123,15 +117,16 @@ def test_few_tokens_are_named() -> None:
         SecondMoment().add(normal(5, 6) * torch.tensor([1, 1, 0, 1, 1, 1], dtype=DOUBLE))
     )
     assert factor.note == (
-        "1 of 6 inputs always 0, their weights set to 0; 5 tokens for 6 inputs: H is singular without damping"
+        "1 of 6 inputs always 0, their weights set to 0; "
+        "5 tokens for 6 inputs: H is singular without damping"
     )
 
 
 SYMMETRIC = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
 
 
-def beside_a_loud_input(upper: float, lower: float) -> Tensor:
-    """Two quiet inputs whose entries are these, and one a thousand times as loud."""
+def beside_a_large_input(upper: float, lower: float) -> Tensor:
+    """Two small inputs with these entries of H, and one a thousand times as large."""
     return torch.tensor([[1e6, 0.0, 0.0], [0.0, 1.0, upper], [0.0, lower, 1.0]])
 
 
@@ -143,8 +138,8 @@ def beside_a_loud_input(upper: float, lower: float) -> Tensor:
         (torch.ones(0, 0), "hessian is empty"),
         (SYMMETRIC.triu(), "hessian must be symmetric, but [0, 1] is 0.5 and [1, 0] is 0"),
         (SYMMETRIC + torch.tensor([[0, 0], [0.05, 0]]), "but [0, 1] is 0.5 and [1, 0] is 0.55"),
-        (beside_a_loud_input(0.9, 0.0), "but [1, 2] is 0.9 and [2, 1] is 0"),
-        (beside_a_loud_input(0.9, 0.897), "but [1, 2] is 0.9 and [2, 1] is 0.897"),
+        (beside_a_large_input(0.9, 0.0), "but [1, 2] is 0.9 and [2, 1] is 0"),
+        (beside_a_large_input(0.9, 0.897), "but [1, 2] is 0.9 and [2, 1] is 0.897"),
         (
             torch.tensor([[0.0, 0.5], [0.5, 1.0]]),
             "hessian[0, 1]=0.5 must be 0, as hessian[0, 0] is",
@@ -178,7 +173,7 @@ def test_damping_has_to_be_positive_and_finite(damp: float) -> None:
         inverse_factor(SYMMETRIC, damp=damp)
 
 
-@pytest.mark.parametrize("h", [SYMMETRIC, beside_a_loud_input(0.9, 0.9), SYMMETRIC.half()])
+@pytest.mark.parametrize("h", [SYMMETRIC, beside_a_large_input(0.9, 0.9), SYMMETRIC.half()])
 def test_rounding_may_leave_a_hessian_a_little_asymmetric(h: Tensor) -> None:
     h = h.clone()
     h[-2, -1] += 6e-4
@@ -200,7 +195,9 @@ def test_an_input_whose_square_is_too_small_to_be_a_float_is_as_good_as_dead(
 
 
 def test_the_output_error_is_that_of_the_outputs() -> None:
-    x, w, w_hat = normal(20, 6), normal(4, 6, seed=1), normal(4, 6, seed=2)
+    x = normal(20, 6)
+    w = normal(4, 6, seed=1)
+    w_hat = normal(4, 6, seed=2)
     expected = float(torch.linalg.norm(x @ (w - w_hat).T) / torch.linalg.norm(x @ w.T))
     assert output_error(w, w_hat, SecondMoment().add(x)) == pytest.approx(expected)
     assert output_error(w, w_hat, 3 * moment(x)) == pytest.approx(expected)
@@ -208,7 +205,9 @@ def test_the_output_error_is_that_of_the_outputs() -> None:
 
 @pytest.mark.parametrize("unit", [1e-30, 1e30])
 def test_the_unit_of_the_inputs_changes_no_output_error(unit: float) -> None:
-    x, w, w_hat = normal(20, 6).float(), normal(4, 6, seed=1), normal(4, 6, seed=2)
+    x = normal(20, 6).float()
+    w = normal(4, 6, seed=1)
+    w_hat = normal(4, 6, seed=2)
     expected = output_error(w, w_hat, moment(x))
     assert output_error(w, w_hat, SecondMoment().add(unit * x)) == pytest.approx(expected, rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""The second moment of the inputs, however they came and of whatever size; what is kept of them; what is refused."""
+"""The second moment of inputs in any batches and of any size; what is stored; what is refused."""
 
 import math
 import re
@@ -60,7 +60,8 @@ def test_narrow_activations_are_summed_in_float32(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("tokens", [2, 4])
 def test_what_was_given_is_not_kept_and_what_is_asked_for_is_a_copy(tokens: int) -> None:
     x = normal(tokens, 3).requires_grad_()
-    hessian, expected = SecondMoment().add(x), moment(x.detach())
+    hessian = SecondMoment().add(x)
+    expected = moment(x.detach())
     for ask in (lambda: hessian.matrix, lambda: hessian.scaled_matrix):
         before = ask()
         assert not before.requires_grad
@@ -74,15 +75,16 @@ def test_what_was_given_is_not_kept_and_what_is_asked_for_is_a_copy(tokens: int)
 
 
 def test_inputs_are_kept_as_they_are_while_they_are_few() -> None:
-    x, hessian = normal(7, 4, dtype=torch.float32), SecondMoment()
+    x = normal(7, 4, dtype=torch.float32)
+    hessian = SecondMoment()
     for i, batch in enumerate(x.split([1, 2, 1, 3])):
         hessian.add(batch)
         seen = x[: hessian.count]
-        assert (hessian.gram is None, len(hessian.batches)) == (
-            (True, i + 1) if hessian.count < 4 else (False, 0)
-        )
+        few = hessian.count < 4
+        assert (hessian.gram is None) == few
+        assert len(hessian.batches) == (i + 1 if few else 0)
         form = hessian.as_one_group()
-        assert form.is_gram == (hessian.gram is not None)
+        assert form.is_gram == (not few)
         expected = seen.T @ seen if form.is_gram else seen
         torch.testing.assert_close(
             form.stored[0] / hessian.power_of_two ** (1 + form.is_gram), expected
@@ -111,7 +113,8 @@ def test_batches_of_very_different_sizes(units: tuple[float, ...], tokens: int) 
     batches = [
         unit * normal(tokens, 16, seed=seed, dtype=torch.float32) for seed, unit in enumerate(units)
     ]
-    hessian, exact = gathered(*batches), moment(torch.cat(batches).double())
+    hessian = gathered(*batches)
+    exact = moment(torch.cat(batches).double())
     assert hessian.scaled_matrix.abs().max() <= 1
     assert hessian.scaled_matrix.diagonal().max() > 1e-3
     assert hessian.matrix.dtype == DOUBLE  # no square of these is a float32
@@ -141,7 +144,8 @@ def test_batches_that_grow_count_as_what_they_are(tokens: int) -> None:
 @pytest.mark.parametrize("power", [-149, -126, -60, 60, 127])
 def test_a_power_of_two_changes_no_bit(power: int) -> None:
     x = (normal(9, 4) * 9).round().clamp(-1, 1).float()
-    one, other = SecondMoment().add(x), SecondMoment().add(x * 2.0**power)
+    one = SecondMoment().add(x)
+    other = SecondMoment().add(x * 2.0**power)
     assert torch.equal(
         other.scaled_matrix / other.scaled_matrix.max(), one.scaled_matrix / one.scaled_matrix.max()
     )

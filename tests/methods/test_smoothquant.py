@@ -1,4 +1,4 @@
-"""SmoothQuant: s by the formula, a layer that computes the same, and channels that have no range."""
+"""SmoothQuant: s by the formula, an unchanged layer, and channels that have no range."""
 
 import math
 import re
@@ -20,13 +20,15 @@ INT8 = IntQuantizer(8, granularity=PerChannel(0))
 
 @pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 0.75, 1])
 def test_s_is_the_formula(alpha: float) -> None:
-    w, x = normal(24, 32), outliers(50, 32, seed=1)
+    w = normal(24, 32)
+    x = outliers(50, 32, seed=1)
     w_smoothed, s = smooth(w, x.abs().amax(0), alpha)
-    w_np, x_np = w.double().numpy(), x.double().numpy()
+    w_np = w.double().numpy()
+    x_np = x.double().numpy()
     expected = np.abs(x_np).max(0) ** alpha / np.abs(w_np).max(0) ** (1 - alpha)
     np.testing.assert_allclose(s.numpy(), expected, rtol=1e-6)
     np.testing.assert_allclose(w_smoothed.numpy(), w_np * expected, rtol=1e-6)
-    # by the paper's words: x / s and w s reach amax_x^(1-alpha) amax_w^(1-alpha) and (amax_x amax_w)^alpha
+    # As in the paper: x / s reaches (amax_x amax_w)^(1 - alpha), w s reaches (amax_x amax_w)^alpha.
     both = np.abs(x_np).max(0) * np.abs(w_np).max(0)
     np.testing.assert_allclose((x / s).abs().amax(0).numpy(), both ** (1 - alpha), rtol=1e-5)
     np.testing.assert_allclose(w_smoothed.abs().amax(0).numpy(), both**alpha, rtol=1e-5)
@@ -46,52 +48,50 @@ DEAD = {"none": [], "one": [3], "several": [0, 3, 31], "all": list(range(32))}
 def test_the_layer_computes_the_same(
     of_x: str, of_w: str, alpha: float, size_x: float, size_w: float, seed: int
 ) -> None:
-    w, x = (
-        normal(8, 32, seed=seed).double() * size_w,
-        outliers(20, 32, seed=seed + 1).double() * size_x,
-    )
+    w = normal(8, 32, seed=seed).double() * size_w
+    x = outliers(20, 32, seed=seed + 1).double() * size_x
     x[:, DEAD[of_x]] = 0
     w[:, DEAD[of_w]] = 0
     w_smoothed, s = smooth(w, x.abs().amax(0), alpha)
     assert torch.isfinite(s).all()
     assert (s > 0).all()
     y = x @ w.T
-    torch.testing.assert_close(
-        (x / s) @ w_smoothed.T, y, rtol=0, atol=1e-12 * (float(y.abs().max()) or 1)
-    )
+    atol = 1e-12 * (float(y.abs().max()) or 1)
+    torch.testing.assert_close((x / s) @ w_smoothed.T, y, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("unit", [2.0**-60, 1.0, 2.0**40])
 @pytest.mark.parametrize("alpha", [0.5, 1])
 def test_a_channel_that_is_always_0_counts_as_a_small_one(alpha: float, unit: float) -> None:
-    w, x_amax = normal(8, 32), outliers(50, 32, seed=1).abs().amax(0) * unit
+    w = normal(8, 32)
+    x_amax = outliers(50, 32, seed=1).abs().amax(0) * unit
     x_amax[[5, 7]] = torch.tensor([0.0, 1e-9 * unit])
     w[:, 6] = 0
     w_smoothed, s = smooth(w, x_amax, alpha)
-    ends = float(x_amax.max()) * LEAST, float(w.abs().max()) * LEAST
-    assert float(s[5]) == pytest.approx(
-        ends[0] ** alpha / float(w[:, 5].abs().max()) ** (1 - alpha), rel=1e-6
-    )
-    assert float(s[7]) == pytest.approx(
-        ends[0] ** alpha / float(w[:, 7].abs().max()) ** (1 - alpha), rel=1e-6
-    )
-    assert float(s[6]) == pytest.approx(
-        float(x_amax[6]) ** alpha / ends[1] ** (1 - alpha), rel=1e-6
-    )
-    # so its weights, which matter to nothing that was seen, do not set the scale of those that do
+    least_x = float(x_amax.max()) * LEAST
+    least_w = float(w.abs().max()) * LEAST
+    w_amax = w.abs().amax(0).tolist()
+    for dead in (5, 7):
+        expected = least_x**alpha / w_amax[dead] ** (1 - alpha)
+        assert float(s[dead]) == pytest.approx(expected, rel=1e-6)
+    expected = float(x_amax[6]) ** alpha / least_w ** (1 - alpha)
+    assert float(s[6]) == pytest.approx(expected, rel=1e-6)
+    # So the weights of a dead channel do not set the scale of the others.
     assert float(w_smoothed[:, 5].abs().max()) < 0.2 * float(w_smoothed.abs().max())
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_shared_scales_lose_less(seed: int) -> None:
-    """Activations with one scale for all, weights with one for each output: what it is for."""
-    w, x = normal(64, 128, seed=seed), outliers(300, 128, seed=seed + 10)
+    """Activations with one scale per tensor, weights with one per output."""
+    w = normal(64, 128, seed=seed)
+    x = outliers(300, 128, seed=seed + 10)
 
     def lost(x: Tensor, w: Tensor, y: Tensor) -> float:
         y_hat = fake_quantize(x, 8) @ fake_quantize(w, 8, granularity=PerChannel(0)).T
         return float((y_hat - y).norm() / y.norm())
 
-    y, x_amax = x @ w.T, x.abs().amax(0)
+    y = x @ w.T
+    x_amax = x.abs().amax(0)
     errors = {}
     for alpha in (0.25, 0.5, 0.75):
         w_smoothed, s = smooth(w, x_amax, alpha)
@@ -105,7 +105,8 @@ def test_shared_scales_lose_less(seed: int) -> None:
 
 
 def test_half_precision_is_worked_on_in_float32() -> None:
-    w, x_amax = normal(8, 32).half() * 1000, normal(32, seed=1).abs().bfloat16() * 1000
+    w = normal(8, 32).half() * 1000
+    x_amax = normal(32, seed=1).abs().bfloat16() * 1000
     w_smoothed, s = smooth(w, x_amax, 1)
     assert w_smoothed.dtype == s.dtype == torch.float32
     assert float(w_smoothed.abs().max()) > torch.finfo(torch.float16).max
@@ -119,7 +120,8 @@ def test_half_precision_is_worked_on_in_float32() -> None:
 def test_layers_share_s_by_their_common_amax() -> None:
     x = outliers(60, 32)
     weights = {"q": normal(16, 32), "k": 5 * normal(8, 32, seed=1), "v": normal(8, 32, seed=2) / 5}
-    method, seen = SmoothQuant(INT8, 0.7), None
+    method = SmoothQuant(INT8, 0.7)
+    seen = None
     for batch in x.split(7):
         kept = batch.clone()
         seen = method.observe(seen, kept)
@@ -140,7 +142,8 @@ def test_layers_share_s_by_their_common_amax() -> None:
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerGroup(16)])
 def test_any_quantizer_will_do(granularity: Any) -> None:
     quantizer = IntQuantizer(4, symmetric=False, granularity=granularity)
-    method, w = SmoothQuant(quantizer), normal(8, 32)
+    method = SmoothQuant(quantizer)
+    w = normal(8, 32)
     result = method.quantize({"w": w}, method.observe(None, outliers(20, 32)))["w"]
     expected = quantizer(smooth(w, outliers(20, 32).abs().amax(0))[0])
     assert torch.equal(result.quantized.codes, expected.codes)
@@ -213,7 +216,8 @@ def test_a_quantizer_is_a_value(quantizer: Any) -> None:
 
 
 def test_a_layer_that_is_refused_is_named() -> None:
-    method, x = SmoothQuant(IntQuantizer(8, scale_dtype=torch.float16), 1), torch.ones(2, 32)
+    method = SmoothQuant(IntQuantizer(8, scale_dtype=torch.float16), 1)
+    x = torch.ones(2, 32)
     with pytest.raises(ValueError, match=r"layer 'up': scale=.*cannot be held"):
         method.quantize({"gate": normal(4, 32), "up": normal(4, 32) * 1e9}, method.observe(None, x))
     with pytest.raises(ValueError, match="layer 'gate, up': w has 128 NaN"):
