@@ -4,8 +4,12 @@ import pytest
 
 from qcourse.cost.memory import bytes_per_parameter, kv_cache_bytes, weight_bytes
 
-MIB, GIB = 2**20, 2**30
-LLAMA_2_7B, LLAMA_2_70B = (32, 32, 128), (80, 8, 128)  # layers, kv_heads, head_dim
+MIB = 2**20
+GIB = 2**30
+
+# Layers, key-value heads, head_dim.
+LLAMA_2_7B = (32, 32, 128)
+LLAMA_2_70B = (80, 8, 128)
 
 
 def test_a_group_of_128_with_a_16_bit_scale() -> None:  # claims 16, 18
@@ -15,9 +19,8 @@ def test_a_group_of_128_with_a_16_bit_scale() -> None:  # claims 16, 18
     assert 8 * bytes_per_parameter(4, 32) == 4.5
     assert bytes_per_parameter(4, 128) == 0.515625
     assert 70e9 * bytes_per_parameter(4, 128) == pytest.approx(36.1e9, abs=0.05e9)
-    assert 70e9 * (bytes_per_parameter(4, 128) - bytes_per_parameter(4)) == pytest.approx(
-        1.09e9, abs=0.005e9
-    )
+    scales = bytes_per_parameter(4, 128) - bytes_per_parameter(4)
+    assert 70e9 * scales == pytest.approx(1.09e9, abs=0.005e9)
 
 
 def test_4096_squared() -> None:  # claim 19
@@ -48,15 +51,13 @@ def test_seventy_billion_before_scales() -> None:  # claim 23
 
 def test_512_squared() -> None:  # claim 14
     count = 512**2
-    sizes = [
-        weight_bytes(count, bits, scales=scales, scale_bytes=4)
-        for bits in (8, 4)
-        for scales in (0, 512)
-    ]
-    assert [size / 1024 for size in (weight_bytes(count, 16), *sizes)] == [512, 256, 258, 128, 130]
+    assert weight_bytes(count, 16) == 512 * 1024
+    for bits, without, with_scales in ((8, 256, 258), (4, 128, 130)):
+        assert weight_bytes(count, bits, scale_bytes=4) == without * 1024
+        assert weight_bytes(count, bits, scales=512, scale_bytes=4) == with_scales * 1024
 
 
-def test_zero_points_are_counted_where_there_are_any() -> None:
+def test_zero_points_are_counted() -> None:
     assert bytes_per_parameter(4, 64, zero_bytes=0.5) == 0.5 + 2.5 / 64
     assert weight_bytes(64, 4, scales=2, zero_bytes=0.5) == 32 + 2 * 2.5
 
@@ -97,21 +98,18 @@ def test_weight_bytes_refuses(arguments: dict, words: str) -> None:
 
 
 def test_the_cache_of_a_token() -> None:
-    assert (
-        kv_cache_bytes(*LLAMA_2_7B, tokens=1) == 512 * 1024
-    )  # 2 x 32 layers x 4,096 channels x 2 bytes
-    assert (
-        kv_cache_bytes(*LLAMA_2_70B, tokens=1) == 320 * 1024
-    )  # ten times the weights, a smaller cache: 8 of 64 heads
+    # 2 x 32 layers x 4,096 channels x 2 bytes.
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=1) == 512 * 1024
+    # Ten times the weights, but a smaller cache: 8 of 64 heads.
+    assert kv_cache_bytes(*LLAMA_2_70B, tokens=1) == 320 * 1024
     assert kv_cache_bytes(80, 64, 128, tokens=1) == 2560 * 1024
 
 
 def test_the_cache_grows_with_tokens_and_batch() -> None:
     assert kv_cache_bytes(*LLAMA_2_7B, tokens=4096, batch=16) == 32 * GIB
     assert kv_cache_bytes(*LLAMA_2_70B, tokens=131_072) == 40 * GIB
-    assert (
-        kv_cache_bytes(*LLAMA_2_7B, tokens=0) == kv_cache_bytes(*LLAMA_2_7B, tokens=9, batch=0) == 0
-    )
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=0) == 0
+    assert kv_cache_bytes(*LLAMA_2_7B, tokens=9, batch=0) == 0
 
 
 def test_the_cache_in_codes() -> None:  # claim 42
@@ -122,20 +120,19 @@ def test_the_cache_in_codes() -> None:  # claim 42
     assert asymmetric == whole * (2 + 18 / 32) / 16
     window = kv_cache_bytes(*LLAMA_2_7B, tokens=4096, bits=4, group_size=32, residual=128)
     assert window == whole * (3968 * 4.5 + 128 * 16) / (4096 * 16)
-    assert kv_cache_bytes(*LLAMA_2_7B, tokens=100, bits=4, residual=128) == kv_cache_bytes(
-        *LLAMA_2_7B, tokens=100
-    )
+    all_in_16_bits = kv_cache_bytes(*LLAMA_2_7B, tokens=100, bits=4, residual=128)
+    assert all_in_16_bits == kv_cache_bytes(*LLAMA_2_7B, tokens=100)
 
 
 @pytest.mark.parametrize("name", ["layers", "kv_heads", "head_dim", "bits", "group_size"])
-def test_kv_cache_bytes_refuses_nothing(name: str) -> None:
+def test_kv_cache_bytes_refuses_zero(name: str) -> None:
     sizes = {"layers": 2, "kv_heads": 2, "head_dim": 8, "tokens": 4, "group_size": 4}
     with pytest.raises(ValueError, match=f"{name}=0 must be above 0"):
         kv_cache_bytes(**sizes | {name: 0})
 
 
 @pytest.mark.parametrize("name", ["tokens", "batch", "residual", "scale_bytes", "zero_bytes"])
-def test_kv_cache_bytes_refuses_less_than_nothing(name: str) -> None:
+def test_kv_cache_bytes_refuses_negative_numbers(name: str) -> None:
     sizes = {"layers": 2, "kv_heads": 2, "head_dim": 8, "tokens": 4}
     with pytest.raises(ValueError, match=f"{name}=-1 must be 0 or more"):
         kv_cache_bytes(**sizes | {name: -1})

@@ -11,9 +11,8 @@ from qcourse.cost.devices import DEVICES, measure_device, stream_bandwidth
 from qcourse.cost.fleet import fleet
 from qcourse.cost.roofline import Device, Work, linear_work, roofline, speedup
 
-TOY = Device(
-    "a toy", bandwidth_bytes_per_s=100.0, peak_ops_per_s={"float16": 1000.0, "int8": 4000.0}
-)
+TOY_PEAKS = {"float16": 1000.0, "int8": 4000.0}
+TOY = Device("a toy", bandwidth_bytes_per_s=100.0, peak_ops_per_s=TOY_PEAKS)
 
 
 def test_the_larger_of_two_times() -> None:
@@ -32,35 +31,33 @@ def test_a_linear_layer_by_hand() -> None:
     assert linear_work(3, 5, 2, activation_bytes=4).bytes == 30 + 2 * 8 * 4
 
 
-def test_a_step_of_writing_by_hand() -> None:
-    work = decode_work(LLAMA_2_70B, batch=3, context=100)
+def test_a_decode_step_by_hand() -> None:
+    model = LLAMA_2_70B
+    block = 2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672
+    assert model.parameters == 80 * block + 8192 * 32000
+    assert model.activations == 80 * (2 * 16384 + 2 * 9216 + 3 * 36864) + 40192
+
+    step = {"batch": 3, "context": 100}
+    work = decode_work(model, **step)
     cache = 2 * 80 * 8 * 128 * 2 * 100 * 3  # keys and values, of key-value heads
-    assert (LLAMA_2_70B.parameters, LLAMA_2_70B.activations) == (
-        80 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672) + 8192 * 32000,
-        80 * (2 * 16384 + 2 * 9216 + 3 * 36864) + 40192,
-    )
-    activations = 3 * 2 * LLAMA_2_70B.activations
-    assert work.bytes == 2 * LLAMA_2_70B.parameters + cache + activations
-    assert (
-        work.operations == 2 * 3 * LLAMA_2_70B.parameters + 4 * 3 * 100 * 80 * 64 * 128
-    )  # of all query heads
-    small = decode_work(
-        LLAMA_2_70B, batch=3, context=100, bits=4, group_size=128, kv_bits=8, kv_group_size=32
-    )
-    assert (
-        small.bytes == LLAMA_2_70B.parameters * 4.125 / 8 + cache / 2 * (1 + 2 / 32) + activations
-    )
+    activations = 3 * 2 * model.activations
+    attention = 4 * 3 * 100 * 80 * 64 * 128  # of all query heads
+    assert work.bytes == 2 * model.parameters + cache + activations
+    assert work.operations == 2 * 3 * model.parameters + attention
+
+    small = decode_work(model, **step, bits=4, group_size=128, kv_bits=8, kv_group_size=32)
+    small_cache = cache / 2 * (1 + 2 / 32)
+    assert small.bytes == model.parameters * 4.125 / 8 + small_cache + activations
     assert small.operations == work.operations
 
 
 def test_the_sources_step_of_1_2_gigabytes() -> None:
     device = Device("900 GB/s", 900e9, {"float16": 125e12})
-    full, packed = (roofline(Work(1.2e9 * share, 0), device) for share in (1, 1.03 / 4))
-    assert (round(1000 * full, 3), round(1000 * packed, 3), round(full / packed, 2)) == (
-        1.333,
-        0.343,
-        3.88,
-    )
+    full = roofline(Work(1.2e9, 0), device)
+    packed = roofline(Work(1.2e9 * 1.03 / 4, 0), device)
+    assert round(1000 * full, 3) == 1.333
+    assert round(1000 * packed, 3) == 0.343
+    assert round(full / packed, 2) == 3.88
 
 
 def test_fewer_bits_help_until_the_batch_is_large() -> None:
@@ -72,22 +69,22 @@ def test_fewer_bits_help_until_the_batch_is_large() -> None:
     assert speedup(device, 8, 1) < 2 < speedup(device, 4, 1)
 
 
-def test_a_long_text_makes_the_cache_the_larger_part() -> None:
+def test_a_long_sequence_makes_the_cache_the_larger_part() -> None:
     device = DEVICES["NVIDIA A100 SXM 80 GB"]
     packed = {"bits": 4, "group_size": 128}
-    short, long = (decode_time(LLAMA_2_7B, device, context=n, **packed) for n in (0, 32_768))
+    short = decode_time(LLAMA_2_7B, device, context=0, **packed)
+    long = decode_time(LLAMA_2_7B, device, context=32_768, **packed)
     assert long > 5 * short
     assert decode_time(LLAMA_2_7B, device, context=32_768, kv_bits=8, **packed) < 0.65 * long
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
-def test_each_device_has_what_is_asked_of_it(device: Device) -> None:
+def test_each_device_is_complete(device: Device) -> None:
     assert device.source
     assert device.memory_bytes is not None
     assert 50 < device.ridge("float16") < 500
-    assert ("bfloat16" in device.peak_ops_per_s) == (
-        "V100" not in device.name
-    )  # older than the format
+    # A V100 is older than bfloat16.
+    assert ("bfloat16" in device.peak_ops_per_s) == ("V100" not in device.name)
     assert all(device.peak(dtype) >= device.peak("float16") for dtype in device.peak_ops_per_s)
 
 
@@ -108,13 +105,15 @@ def test_this_machine_is_measured() -> None:
 
 
 def test_the_sources_fleet_both_ways() -> None:
-    for gpus_per_node, expected in ((4, [2, 1, 1]), (None, [5, 3, 2])):
-        found = [
-            fleet(140e9 / n, gpu_bytes=40e9, replicas=12, gpus_per_node=gpus_per_node)
-            for n in (1, 2, 4)
-        ]
-        assert [f.nodes_per_replica or f.gpus_per_replica for f in found] == expected
-        assert [f.gpus for f in found] == ([96, 48, 48] if gpus_per_node else [60, 36, 24])
+    service = {"gpu_bytes": 40e9, "replicas": 12}
+    sizes = [140e9, 70e9, 35e9]
+    in_nodes = [fleet(size, **service, gpus_per_node=4) for size in sizes]
+    assert [f.nodes_per_replica for f in in_nodes] == [2, 1, 1]
+    assert [f.gpus for f in in_nodes] == [96, 48, 48]
+    in_gpus = [fleet(size, **service) for size in sizes]
+    assert [f.nodes_per_replica for f in in_gpus] == [None, None, None]
+    assert [f.gpus_per_replica for f in in_gpus] == [5, 3, 2]
+    assert [f.gpus for f in in_gpus] == [60, 36, 24]
 
 
 def test_what_does_not_shrink_and_what_it_costs() -> None:
@@ -151,9 +150,8 @@ def test_devices_and_work_that_cannot_be() -> None:
         Device("x", 1, {"float16": -1})
     with pytest.raises(ValueError, match="peak_ops_per_s of x must name at least one dtype"):
         Device("x", 1, {})
-    with pytest.raises(
-        ValueError, match="dtype='float8': a toy has no peak for it, only for float16, int8"
-    ):
+    unknown = "dtype='float8': a toy has no peak for it, only for float16, int8"
+    with pytest.raises(ValueError, match=unknown):
         TOY.ridge("float8")
     with pytest.raises(ValueError, match="batch=0 must be at least 1"):
         linear_work(2, 2, 0)
@@ -164,12 +162,9 @@ def test_devices_and_work_that_cannot_be() -> None:
 @given(st.integers(1, 200), st.sampled_from([16, 24, 40, 80, 141]), st.integers(0, 9))
 def test_an_exact_fit_buys_no_gpu_more(gpus: int, gigabytes: int, tenths: int) -> None:
     size = gpus * gigabytes * (10 - tenths) / 10 * 1e9
-    found = fleet(size, gpu_bytes=gigabytes * 1e9, reserve=tenths / 10)
-    assert found.gpus_per_replica == gpus
-    assert (
-        fleet(size * 1.0001, gpu_bytes=gigabytes * 1e9, reserve=tenths / 10).gpus_per_replica
-        == gpus + 1
-    )
+    options = {"gpu_bytes": gigabytes * 1e9, "reserve": tenths / 10}
+    assert fleet(size, **options).gpus_per_replica == gpus
+    assert fleet(size * 1.0001, **options).gpus_per_replica == gpus + 1
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -25,23 +25,25 @@ from qcourse.numerics.metrics import relative_error
 from qcourse.numerics.quantized import Parameters
 
 BITS = range(2, 9)
-FLOAT32 = (
-    2.0**-24
-)  # half the distance from 1 to the next float32: what one rounding costs, relatively
+# Half the distance from 1 to the next float32: the relative error of one rounding.
+FLOAT32 = 2.0**-24
 
-# Far from float32's own ends, where scales would be subnormal; -0.0, ties and repeated values are among them.
-numbers = st.one_of(
-    st.sampled_from([0.0, -0.0, 0.5, -1.5, 1.0, 127.0, -128.0]),
-    st.floats(-(2.0**100), 2.0**100, width=32).filter(
-        lambda value: value == 0 or abs(value) > 2.0**-100
-    ),
-)
+
+def is_normal(value: float) -> bool:
+    """Whether a scale for this value is far from float32's subnormal numbers."""
+    return value == 0 or abs(value) > 2.0**-100
+
+
+# With -0.0, ties and repeated values among them.
+special = st.sampled_from([0.0, -0.0, 0.5, -1.5, 1.0, 127.0, -128.0])
+numbers = st.one_of(special, st.floats(-(2.0**100), 2.0**100, width=32).filter(is_normal))
 
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
     """A float32 matrix of up to 4 x 12."""
-    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 12))
+    rows = draw(st.integers(1, 4))
+    columns = draw(st.integers(1, 12))
     values = draw(st.lists(numbers, min_size=rows * columns, max_size=rows * columns))
     return torch.tensor(values).reshape(rows, columns)
 
@@ -60,17 +62,17 @@ def granularities(draw: st.DrawFn, x: Tensor) -> Granularity:
 def cases(draw: st.DrawFn, **options: object) -> tuple[Tensor, IntQuantizer]:
     """A matrix and a quantizer for it."""
     x = draw(tensors())
-    return x, IntQuantizer(
-        draw(st.sampled_from(BITS)), draw(st.booleans()), draw(granularities(x)), **options
-    )
+    bits = draw(st.sampled_from(BITS))
+    symmetric = draw(st.booleans())
+    return x, IntQuantizer(bits, symmetric, draw(granularities(x)), **options)
 
 
 def step_errors(x: Tensor, q: QuantizedTensor) -> Tensor:
     """|x - x_hat| in steps of the scale, computed in float64."""
-    rows = q.granularity.rows
-    return (rows(x).double() - rows(q.dequantize()).double()).abs() / q.scale.double().reshape(
-        -1, 1
-    )
+    x_rows = q.granularity.rows(x).double()
+    x_hat_rows = q.granularity.rows(q.dequantize()).double()
+    scale = q.scale.double().reshape(-1, 1)
+    return (x_rows - x_hat_rows).abs() / scale
 
 
 # The laws
@@ -79,19 +81,19 @@ def step_errors(x: Tensor, q: QuantizedTensor) -> Tensor:
 @given(cases())
 def test_the_error_is_at_most_half_a_step(case: tuple[Tensor, IntQuantizer]) -> None:
     x, quantizer = case
-    # A value of up to 2^bits steps is rounded in float32 three times: with the scale, the division, the product.
+    # A value of up to 2^bits steps is rounded in float32 three times: with the scale, in the
+    # division and in the product.
     slack = 3 * 2**quantizer.bits * FLOAT32
     assert step_errors(x, quantizer(x)).max() <= 0.5 + slack
+
+
+above_1 = st.floats(-1000, 1000, width=16).filter(lambda v: v == 0 or abs(v) > 1)
 
 
 @given(
     st.sampled_from(BITS),
     st.booleans(),
-    st.lists(
-        st.floats(-1000, 1000, width=16).filter(lambda v: v == 0 or abs(v) > 1),
-        min_size=1,
-        max_size=12,
-    ),
+    st.lists(above_1, min_size=1, max_size=12),
     st.sampled_from([(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)]),
 )
 def test_a_narrow_scale_costs_its_own_rounding(
@@ -100,7 +102,8 @@ def test_a_narrow_scale_costs_its_own_rounding(
     dtype, rounding = storage
     x = torch.tensor(values)
     q = quantize(x, bits, symmetric=symmetric, scale_dtype=dtype)
-    # The range is 2^bits - 1 steps of the exact scale; of a scale rounded down it is a fraction of a step longer.
+    # The range is 2^bits - 1 steps of the exact scale, and a fraction of a step more if the stored
+    # scale is rounded down.
     assert step_errors(x, q).max() <= 0.5 + 2**bits * rounding
     assert q.scale.dtype == dtype
 
@@ -144,13 +147,10 @@ def test_nearest_is_encode_and_decode_in_one(case: tuple[Tensor, IntQuantizer]) 
 def test_order_is_kept(case: tuple[Tensor, IntQuantizer]) -> None:
     x, quantizer = case
     parameters = quantizer.fit(x)
-    smaller = torch.minimum(
-        x, x.flip(0)
-    )  # nowhere above x, so its reading may be nowhere above x's
-    assert (
-        quantizer.decode(quantizer.encode(smaller, parameters), parameters)
-        <= quantizer.decode(quantizer.encode(x, parameters), parameters)
-    ).all()
+    smaller = torch.minimum(x, x.flip(0))
+    x_hat = quantizer.decode(quantizer.encode(x, parameters), parameters)
+    smaller_hat = quantizer.decode(quantizer.encode(smaller, parameters), parameters)
+    assert (smaller_hat <= x_hat).all()
 
 
 @given(cases(), st.integers(-20, 20))
@@ -158,12 +158,12 @@ def test_a_power_of_two_changes_the_scale_alone(
     case: tuple[Tensor, IntQuantizer], exponent: int
 ) -> None:
     x, quantizer = case
-    q, scaled = quantizer(x), quantizer(x * 2.0**exponent)
+    q = quantizer(x)
+    scaled = quantizer(x * 2.0**exponent)
     assert torch.equal(scaled.codes, q.codes)
-    zero = (
-        q.granularity.rows(x).abs().amax(dim=1).reshape(q.scale.shape) == 0
-    )  # there the scale is 1
-    assert torch.equal(scaled.scale, torch.where(zero, 1.0, q.scale * 2.0**exponent))
+    amax = q.granularity.rows(x).abs().amax(dim=1).reshape(q.scale.shape)
+    # A row of zeros has scale 1.
+    assert torch.equal(scaled.scale, torch.where(amax == 0, 1.0, q.scale * 2.0**exponent))
 
 
 @given(cases())
@@ -179,14 +179,13 @@ def test_zero_is_on_the_grid(case: tuple[Tensor, IntQuantizer]) -> None:
 def test_the_mse_rule_never_loses_to_the_full_range(bits: int, symmetric: bool) -> None:
     x = torch.randn(8, 64, generator=torch.Generator().manual_seed(bits))
     options = {"symmetric": symmetric, "granularity": PerGroup(32)}
-    by_rule = {rule: fake_quantize(x, bits, scale_rule=rule, **options) for rule in ("amax", "mse")}
-    error = {
-        rule: (x_hat - x).square().reshape(-1, 32).sum(dim=1) for rule, x_hat in by_rule.items()
-    }
+    error = {}
+    for rule in ("amax", "mse"):
+        x_hat = fake_quantize(x, bits, scale_rule=rule, **options)
+        error[rule] = (x_hat - x).square().reshape(-1, 32).sum(dim=1)
     assert (error["mse"] <= error["amax"] * (1 + 1e-5)).all()  # summed here in float32
-    assert (
-        error["mse"].sum() < error["amax"].sum() or bits > 4
-    )  # with more bits the full range may be the best
+    # With more bits the full range may be the best.
+    assert error["mse"].sum() < error["amax"].sum() or bits > 4
 
 
 @pytest.mark.parametrize(
@@ -198,33 +197,32 @@ def test_the_mse_rule_never_loses_to_the_full_range(bits: int, symmetric: bool) 
 )
 def test_the_mse_rule_does_not_depend_on_the_unit(dtype: torch.dtype, unit: float) -> None:
     x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    plain, scaled = quantize(x, 4, scale_rule="mse"), quantize(x * unit, 4, scale_rule="mse")
+    plain = quantize(x, 4, scale_rule="mse")
+    scaled = quantize(x * unit, 4, scale_rule="mse")
     assert torch.equal(scaled.scale, plain.scale * unit)
     assert torch.equal(scaled.codes, plain.codes)
 
 
 def test_the_mse_rule_works_where_float32_ends() -> None:
     x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    plain, huge = (
-        quantize(x * unit, 4, scale_rule="mse", scale_dtype=torch.float64) for unit in (1, 2.0**300)
-    )
+    options = {"scale_rule": "mse", "scale_dtype": torch.float64}
+    plain = quantize(x, 4, **options)
+    huge = quantize(x * 2.0**300, 4, **options)
     assert torch.equal(huge.codes, plain.codes)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(8)])
 def test_work_in_chunks_leaves_no_seam(granularity: Granularity, symmetric: bool) -> None:
-    x = torch.randn(
-        1000, 1072, generator=torch.Generator().manual_seed(0)
-    )  # more than two chunks, the last one short
+    # More than two chunks, the last one short.
+    x = torch.randn(1000, 1072, generator=torch.Generator().manual_seed(0))
     assert 2 * CHUNK < x.numel() < 3 * CHUNK
     q = quantize(x, 4, symmetric=symmetric, granularity=granularity)
-    scale, zero_point = q.scale, q.zero_point.int()
+    scale = q.scale
+    zero_point = q.zero_point.int()
     if isinstance(granularity, PerGroup):
-        scale, zero_point = (
-            scale.repeat_interleave(8, dim=-1),
-            zero_point.repeat_interleave(8, dim=-1),
-        )
+        scale = scale.repeat_interleave(8, dim=-1)
+        zero_point = zero_point.repeat_interleave(8, dim=-1)
     codes = torch.clamp((x / scale).round() + zero_point, *integer_range(4, signed=symmetric)).int()
     assert torch.equal(q.codes.int(), codes)
     assert torch.equal(q.dequantize(), (codes - zero_point) * scale)
@@ -235,11 +233,12 @@ def test_work_in_chunks_leaves_no_seam(granularity: Granularity, symmetric: bool
 deprecated = pytest.mark.filterwarnings(
     "ignore:torch.quantize_per_tensor, torch.quantize_per_channel:UserWarning"
 )
-DYADIC = [2.0**-10, 0.25, 1.0, 8.0]  # torch multiplies by 1/scale, which is exact for these alone
+# torch multiplies by 1/scale, which is exact only for powers of two.
+DYADIC = [2.0**-10, 0.25, 1.0, 8.0]
 
 
 def ties_and_others(scale: Tensor | float) -> Tensor:
-    """Every tie from -300 to 300 steps, its neighbours one float32 away, and normal values; a row for each scale."""
+    """Ties from -300 to 300 steps, their neighbors in float32, and normal values, per scale."""
     steps = torch.arange(-600, 601) / 2
     steps = torch.cat([steps, torch.randn(500, generator=torch.Generator().manual_seed(0)) * 100])
     x = steps * torch.as_tensor(scale).reshape(-1, 1)
@@ -264,8 +263,8 @@ def test_quantize_per_tensor_adds_the_zero_point_before_it_rounds(zero_point: in
     theirs = torch.quantize_per_tensor(x, 0.25, zero_point, torch.quint8).int_repr()
     ours = quantize(x, 8, symmetric=False, scale=0.25, zero_point=zero_point).codes
     steps = x / 0.25
-    # x/scale + zero_point drops the last bits of x/scale, so a value this near to a tie becomes one; and an odd zero
-    # point turns the even neighbour into the odd one.
+    # x/scale + zero_point drops the last bits of x/scale, so a value near to a tie becomes one;
+    # and an odd zero point turns the even neighbor into the odd one.
     tie = (steps - steps.floor() - 0.5).abs() <= 2**9 * FLOAT32
     assert torch.equal(ours[~tie], theirs[~tie])
     assert (ours.int() - theirs.int()).abs().max() == 1
@@ -276,16 +275,12 @@ def test_quantize_per_tensor_adds_the_zero_point_before_it_rounds(zero_point: in
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_equals_quantize_per_channel(axis: int, symmetric: bool) -> None:
-    scale, x = torch.tensor(DYADIC), ties_and_others(torch.tensor(DYADIC)).movedim(0, axis)
+    scale = torch.tensor(DYADIC)
+    x = ties_and_others(scale).movedim(0, axis)
     dtype = torch.qint8 if symmetric else torch.quint8
     theirs = torch.quantize_per_channel(x, scale, torch.zeros(4, dtype=torch.int64), axis, dtype)
-    ours = quantize(
-        x,
-        8,
-        symmetric=symmetric,
-        granularity=PerChannel(axis),
-        scale=scale[:, None].movedim(0, axis),
-    )
+    scale_given = scale[:, None].movedim(0, axis)
+    ours = quantize(x, symmetric=symmetric, granularity=PerChannel(axis), scale=scale_given)
     assert torch.equal(ours.codes, theirs.int_repr())
     assert torch.equal(ours.dequantize(), theirs.dequantize())
 
@@ -294,27 +289,25 @@ def test_equals_quantize_per_channel(axis: int, symmetric: bool) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", BITS)
 def test_equals_fake_quantize_per_tensor(bits: int, symmetric: bool, scale: float) -> None:
-    x, (qmin, qmax) = ties_and_others(scale), integer_range(bits, signed=symmetric)
+    x = ties_and_others(scale)
+    qmin, qmax = integer_range(bits, signed=symmetric)
     zero_point = 0 if symmetric else qmax // 3
     theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, qmin, qmax)
-    assert torch.equal(
-        fake_quantize(x, bits, symmetric=symmetric, scale=scale, zero_point=zero_point), theirs
-    )
+    ours = fake_quantize(x, bits, symmetric=symmetric, scale=scale, zero_point=zero_point)
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", BITS)
 def test_equals_fake_quantize_per_channel(bits: int, symmetric: bool) -> None:
-    scale, (qmin, qmax) = torch.tensor(DYADIC), integer_range(bits, signed=symmetric)
+    scale = torch.tensor(DYADIC)
+    qmin, qmax = integer_range(bits, signed=symmetric)
     zero_point = torch.zeros(4).int() if symmetric else torch.tensor([0, 1, qmax // 2, qmax]).int()
     x = ties_and_others(scale)
     theirs = torch.fake_quantize_per_channel_affine(x, scale, zero_point, 0, qmin, qmax)
-    options = {
-        "scale": scale[:, None],
-        "zero_point": zero_point[:, None],
-        "granularity": PerChannel(0),
-    }
-    assert torch.equal(fake_quantize(x, bits, symmetric=symmetric, **options), theirs)
+    columns = {"scale": scale[:, None], "zero_point": zero_point[:, None]}
+    ours = fake_quantize(x, bits, symmetric=symmetric, granularity=PerChannel(0), **columns)
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -323,15 +316,15 @@ def test_differs_from_fake_quantize_at_near_ties_alone(bits: int, symmetric: boo
     generator = torch.Generator().manual_seed(bits)
     qmin, qmax = integer_range(bits, signed=symmetric)
     zero_point = 0 if symmetric else qmax // 3
-    for scale in (
-        torch.rand(20, generator=generator) + 0.01
-    ).tolist():  # no power of two among them
+    no_powers_of_two = torch.rand(20, generator=generator) + 0.01
+    for scale in no_powers_of_two.tolist():
         x = ties_and_others(scale)
         theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, qmin, qmax)
         ours = fake_quantize(x, bits, symmetric=symmetric, scale=scale, zero_point=zero_point)
         steps = (x.double() / torch.tensor(scale).double()).squeeze()
         moved = ((ours - theirs) / scale).squeeze().abs()
-        # Theirs rounds 1/scale and then the product, ours the quotient: 2 roundings of up to 300 steps lie between.
+        # Theirs rounds 1/scale and then the product, ours the quotient: they differ by 2 roundings
+        # of up to 300 steps.
         from_tie = (steps - steps.floor() - 0.5).abs()
         assert moved.max() < 1.001
         assert (from_tie[moved > 0.5] <= 2 * 301 * FLOAT32).all()
@@ -339,17 +332,15 @@ def test_differs_from_fake_quantize_at_near_ties_alone(bits: int, symmetric: boo
 
 
 def test_the_division_is_a_true_one() -> None:
-    generator, differ = torch.Generator().manual_seed(0), 0
+    generator = torch.Generator().manual_seed(0)
+    differ = 0
     for scale in (torch.rand(20, generator=generator) + 0.01).numpy():
         x = ties_and_others(scale.item()).squeeze().numpy()
-        expected, by_product = (
-            np.rint(x / scale),
-            np.rint(x * (1 / scale)),
-        )  # half to even, in float32 as x and scale
-        assert (
-            quantize(torch.from_numpy(x), scale=scale.item()).codes.tolist()
-            == expected.clip(-128, 127).tolist()
-        )
+        # rint rounds half to even, in float32 as x and scale are.
+        expected = np.rint(x / scale)
+        by_product = np.rint(x * (1 / scale))
+        codes = quantize(torch.from_numpy(x), scale=scale.item()).codes
+        assert codes.tolist() == expected.clip(-128, 127).tolist()
         differ += (expected != by_product).sum()
     assert differ > 0  # the cases tell a product with 1/scale apart
 
@@ -358,27 +349,15 @@ def test_the_division_is_a_true_one() -> None:
 
 
 def test_ties_go_to_even() -> None:
-    assert quantize(torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5]), scale=1.0).codes.tolist() == [
-        0,
-        2,
-        2,
-        0,
-        -2,
-        -2,
-    ]
+    ties = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5])
+    assert quantize(ties, scale=1.0).codes.tolist() == [0, 2, 2, 0, -2, -2]
 
 
 def test_both_ends_of_int4() -> None:
     x = torch.tensor([-9.0, -8.0, -7.6, 6.5, 7.4, 8.0])
     assert quantize(x, 4, scale=1.0).codes.tolist() == [-8, -8, -8, 6, 7, 7]
-    assert quantize(x, 4, symmetric=False, scale=1.0, zero_point=8).codes.tolist() == [
-        0,
-        0,
-        0,
-        14,
-        15,
-        15,
-    ]
+    shifted = quantize(x, 4, symmetric=False, scale=1.0, zero_point=8)
+    assert shifted.codes.tolist() == [0, 0, 0, 14, 15, 15]
 
 
 def test_a_symmetric_vector_in_int8() -> None:  # claim 5
@@ -411,17 +390,17 @@ def test_four_weights_in_int4() -> None:  # claim 10
     assert q.codes.tolist() == [-6, -2, 0, 7]
 
 
-def test_codes_3_and_minus_6_read_at_a_twentieth() -> None:  # claim 11
-    x_hat = IntQuantizer(4).decode(
-        torch.tensor([-3, 6], dtype=torch.int8),
-        Parameters(torch.tensor(0.05), torch.tensor(0, dtype=torch.int8)),
-    )
+def test_codes_minus_3_and_6_at_a_scale_of_a_twentieth() -> None:  # claim 11
+    codes = torch.tensor([-3, 6], dtype=torch.int8)
+    parameters = Parameters(torch.tensor(0.05), torch.tensor(0, dtype=torch.int8))
+    x_hat = IntQuantizer(4).decode(codes, parameters)
     assert x_hat.tolist() == pytest.approx([-0.15, 0.30])
 
 
 def test_a_small_row_beside_a_large_one() -> None:  # claim 15
     x = torch.stack([torch.linspace(-0.2, 0.2, 41), torch.linspace(-2, 2, 41)])
-    tensor, rows = quantize(x, 4), quantize(x, 4, granularity=PerChannel(0))
+    tensor = quantize(x, 4)
+    rows = quantize(x, 4, granularity=PerChannel(0))
     assert tensor.scale.item() == pytest.approx(2 / 7)
     assert tensor.codes[0].unique().tolist() == [-1, 0, 1]
     assert rows.scale.squeeze().tolist() == pytest.approx([0.2 / 7, 2 / 7])
@@ -471,9 +450,8 @@ def gaussian() -> Tensor:
     ],
 )
 def test_the_error_of_int4_by_groups_of_128(gaussian: Tensor, options: dict, error: float) -> None:
-    measured = relative_error(
-        gaussian, fake_quantize(gaussian, 4, granularity=PerGroup(128), **options)
-    )
+    x_hat = fake_quantize(gaussian, 4, granularity=PerGroup(128), **options)
+    measured = relative_error(gaussian, x_hat)
     assert measured == pytest.approx(error, abs=0.0006)  # seeds move it by up to 0.0003
 
 
@@ -481,9 +459,8 @@ def test_the_mse_rule_finds_the_best_clip_of_a_gaussian(gaussian: Tensor) -> Non
     # Max (1960), table II: 16 uniform levels leave at least 0.01154 of a Gaussian's power.
     x = gaussian[:128]
     error = relative_error(x, fake_quantize(x, 4, scale_rule="mse"))
-    assert error == pytest.approx(
-        math.sqrt(0.01154), rel=0.03
-    )  # ours has a level at 0: one side lacks one
+    # Ours has a level at 0, so one side has a level less.
+    assert error == pytest.approx(math.sqrt(0.01154), rel=0.03)
 
 
 # Dtypes, layouts, gradients
@@ -495,31 +472,26 @@ def test_the_mse_rule_finds_the_best_clip_of_a_gaussian(gaussian: Tensor) -> Non
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_float_comes_in_and_goes_out(dtype: torch.dtype, scale_dtype: torch.dtype) -> None:
     x = torch.linspace(-1, 1, 24, dtype=dtype).reshape(4, 6)
-    q = quantize(x, granularity=PerGroup(3), scale_dtype=scale_dtype)
+    options = {"granularity": PerGroup(3), "scale_dtype": scale_dtype}
+    q = quantize(x, **options)
     assert q.scale.dtype == scale_dtype
-    assert q.dequantize().dtype == (
-        torch.float64 if scale_dtype == torch.float64 else torch.float32
-    )
-    assert fake_quantize(x, granularity=PerGroup(3), scale_dtype=scale_dtype).dtype == dtype
-    assert torch.equal(
-        q.codes, quantize(x.double(), granularity=PerGroup(3), scale_dtype=scale_dtype).codes
-    )
+    decoded_dtype = torch.float64 if scale_dtype == torch.float64 else torch.float32
+    assert q.dequantize().dtype == decoded_dtype
+    assert fake_quantize(x, **options).dtype == dtype
+    assert torch.equal(q.codes, quantize(x.double(), **options).codes)
 
 
 def test_a_float64_is_not_narrowed_before_it_is_rounded() -> None:
-    x = torch.tensor(
-        [0.5 + 1e-12, 127.0], dtype=torch.float64
-    )  # in float32 the first is a tie, which goes to 0
+    # In float32 the first is a tie, which goes to 0.
+    x = torch.tensor([0.5 + 1e-12, 127.0], dtype=torch.float64)
     assert quantize(x).codes.tolist() == [1, 127]
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1), PerGroup(5)])
 def test_a_transposed_view_is_the_tensor_it_shows(granularity: Granularity) -> None:
     x = torch.randn(10, 6, generator=torch.Generator().manual_seed(0)).T
-    view, copy = (
-        quantize(x, 4, granularity=granularity),
-        quantize(x.contiguous(), 4, granularity=granularity),
-    )
+    view = quantize(x, 4, granularity=granularity)
+    copy = quantize(x.contiguous(), 4, granularity=granularity)
     assert not x.is_contiguous()
     assert torch.equal(view.codes, copy.codes)
     assert torch.equal(view.dequantize(), copy.dequantize())
@@ -565,7 +537,7 @@ def test_four_axes(granularity: Granularity, symmetric: bool) -> None:
     assert step_errors(x, q).max() <= 0.5001
 
 
-def test_a_vector_by_channel_is_a_scale_a_value() -> None:
+def test_a_vector_by_channel_has_one_scale_per_value() -> None:
     q = quantize(torch.tensor([3.0, -0.5]), 4, granularity=PerChannel(0))
     assert q.codes.tolist() == [7, -7]
     assert q.dequantize().tolist() == pytest.approx([3.0, -0.5])
@@ -593,21 +565,13 @@ def test_one_sided_data_keep_zero_on_the_grid() -> None:
 
 def test_a_given_scale_is_stored_as_a_fitted_one() -> None:
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    fitted = quantize(x, 4, symmetric=False, granularity=PerGroup(3), scale_dtype=torch.float16)
-    given_ = quantize(
-        x,
-        4,
-        symmetric=False,
-        granularity=PerGroup(3),
-        scale_dtype=torch.float16,
-        scale=fitted.scale,
-        zero_point=fitted.zero_point.long(),
-    )
+    options = {"symmetric": False, "granularity": PerGroup(3), "scale_dtype": torch.float16}
+    fitted = quantize(x, 4, **options)
+    zero_point = fitted.zero_point.long()
+    given_ = quantize(x, 4, **options, scale=fitted.scale, zero_point=zero_point)
     assert torch.equal(given_.codes, fitted.codes)
-    assert (given_.scale.dtype, given_.zero_point.dtype) == (
-        fitted.scale.dtype,
-        fitted.zero_point.dtype,
-    )
+    assert given_.scale.dtype == fitted.scale.dtype
+    assert given_.zero_point.dtype == fitted.zero_point.dtype
     assert given_.nbytes == fitted.nbytes
 
 
@@ -622,17 +586,16 @@ def test_a_given_float64_scale_keeps_its_digits() -> None:
 
 
 def test_from_range_widens_to_hold_zero() -> None:
-    parameters = IntQuantizer(4, symmetric=False).from_range(
-        torch.tensor([3.0, -6.0]), torch.tensor([7.5, -3.0])
-    )
+    low = torch.tensor([3.0, -6.0])
+    high = torch.tensor([7.5, -3.0])
+    parameters = IntQuantizer(4, symmetric=False).from_range(low, high)
     assert parameters.scale.tolist() == pytest.approx([0.5, 0.4])
     assert parameters.zero_point.tolist() == [0, 15]
 
 
 def test_what_rounds_beyond_a_narrow_dtype_saturates() -> None:
-    x = torch.tensor(
-        [-65504.0, 65504.0], dtype=torch.float16
-    )  # on 256 levels -65504 comes back as -65631
+    # On 256 levels -65504 is decoded as -65631.
+    x = torch.tensor([-65504.0, 65504.0], dtype=torch.float16)
     assert fake_quantize(x, 8, symmetric=False).isfinite().all()
 
 

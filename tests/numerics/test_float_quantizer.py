@@ -1,6 +1,7 @@
-"""Small floats with scales, the MX formats and NVFP4, and codebooks: against torchao's rules and by hand."""
+"""FloatQuantizer, MX, NVFP4 and codebooks, against torchao's rules and values worked by hand."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from qcourse.numerics.minifloat import (
 )
 from qcourse.numerics.minifloat_encoding import encode
 from qcourse.numerics.quantized import Quantizer
+from qcourse.numerics.scaled import ScaledQuantizer
 
 ELEMENTS = [E4M3, E5M2, E3M2, E2M3, E2M1]
 QUANTIZERS = [
@@ -46,12 +48,10 @@ QUANTIZERS = [
 
 
 def wild(rows: int = 64, columns: int = 128) -> Tensor:
-    """Rows of very unlike size, a block of zeros, single large values."""
+    """Rows of very different sizes, a block of zeros, single large values."""
     generator = torch.Generator().manual_seed(0)
-    x = (
-        torch.randn(rows, columns, generator=generator)
-        * torch.randn(rows, 1, generator=generator).mul(4).exp()
-    )
+    x = torch.randn(rows, columns, generator=generator)
+    x = x * torch.randn(rows, 1, generator=generator).mul(4).exp()
     x[3, :32] = 0
     x[5, 7] *= 1000
     return x
@@ -73,7 +73,7 @@ def test_each_is_a_quantizer_whose_parts_agree(quantizer: Quantizer) -> None:
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
-def test_each_refuses_what_is_not_finite(quantizer: Quantizer) -> None:
+def test_each_refuses_values_that_are_not_finite(quantizer: Quantizer) -> None:
     for bad in (torch.nan, torch.inf):
         x = torch.ones(2, 64)
         x[1, 3] = bad
@@ -101,9 +101,8 @@ def test_a_unit_scale_saturates() -> None:
 
 def test_a_searched_scale_is_no_worse() -> None:
     x = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
-    searched, plain = (
-        FloatQuantizer(E2M1, PerGroup(32), rule)(x).dequantize() for rule in ("mse", "amax")
-    )
+    searched = FloatQuantizer(E2M1, PerGroup(32), "mse")(x).dequantize()
+    plain = FloatQuantizer(E2M1, PerGroup(32), "amax")(x).dequantize()
     assert relative_error(x, searched) < 0.95 * relative_error(x, plain)
 
 
@@ -131,22 +130,19 @@ def test_mx_shares_the_exponent_that_the_rule_says(format: FloatFormat, rule: st
     x = wild()
     x[10, :4] = torch.tensor([format.max, 1.0, 2.0, 2.0**format.mantissa_bits])
     x[11, 32:64] = 2.0**-130
-    x[12, :32], x[12, 32:64] = (
-        7.0,
-        2 - 2.0 ** -(format.mantissa_bits + 1),
-    )  # where "even" just carries over
+    x[12, :32] = 7.0
+    x[12, 32:64] = 2 - 2.0 ** -(format.mantissa_bits + 1)  # where "even" just carries over
     q = mx(format, rule)(x)
-    expected = [
-        [shared_exponent(a, format, rule) for a in row]
-        for row in x.unflatten(1, (-1, 32)).abs().amax(-1).tolist()
-    ]
+    expected = []
+    for row in x.unflatten(1, (-1, 32)).abs().amax(-1).tolist():
+        expected.append([shared_exponent(amax, format, rule) for amax in row])
     assert (q.scale.view(torch.uint8).int() - 127).tolist() == expected
     scale = torch.exp2(torch.tensor(expected, dtype=torch.float64)).repeat_interleave(32, 1)
     assert torch.equal(q.codes, encode(x.double() / scale, format))
     assert q.bits_per_weight == format.bits + 8 / 32
 
 
-def test_mx_on_gaussian_data_loses_what_is_known() -> None:
+def test_mx_on_gaussian_data_has_the_known_errors() -> None:
     x = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0))
 
     def loss(quantizer: Quantizer, deviation: float) -> float:
@@ -160,9 +156,8 @@ def test_mx_on_gaussian_data_loses_what_is_known() -> None:
     assert loss(mx(E4M3, "rceil"), 0.02) == pytest.approx(0.0265, rel=0.01)
     assert loss(mx(E4M3, "floor"), 0.02) == pytest.approx(0.0293, rel=0.01)
     assert loss(NVFP4Quantizer(), 0.02) == pytest.approx(0.0951, rel=0.01)
-    without = [
-        loss(NVFP4Quantizer(per_tensor=False), deviation) for deviation in (1, 0.1, 0.02, 0.01)
-    ]
+    blocks_alone = NVFP4Quantizer(per_tensor=False)
+    without = [loss(blocks_alone, deviation) for deviation in (1, 0.1, 0.02, 0.01)]
     assert without == sorted(without)
     assert without[-1] > 2 * loss(NVFP4Quantizer(), 0.01)
 
@@ -178,30 +173,28 @@ def test_scales_beyond_the_ends_of_e8m0() -> None:
 # NVFP4
 
 
-def test_nvfp4_counts_the_tensor_s_scale_only_where_it_has_one() -> None:
+def test_nvfp4_counts_the_tensor_scale_only_if_it_has_one() -> None:
     assert NVFP4Quantizer(per_tensor=False)(torch.ones(1, 16)).nbytes == 8 + 1
     assert NVFP4Quantizer()(torch.ones(1, 16)).nbytes == 8 + 1 + 4
 
 
 def test_nvfp4_refuses_what_is_too_small_for_its_arithmetic() -> None:
     x = torch.tensor([[1.0, -0.5, *14 * [0.0]]])
-    torch.testing.assert_close(
-        NVFP4Quantizer()(1e-34 * x).dequantize(), 1e-34 * x, rtol=0.02, atol=0
-    )
+    x_hat = NVFP4Quantizer()(1e-34 * x).dequantize()
+    torch.testing.assert_close(x_hat, 1e-34 * x, rtol=0.02, atol=0)
     with pytest.raises(ValueError, match=r"x reaches 1e-37 at most, too small for float32"):
         NVFP4Quantizer()(1e-37 * x)
 
 
 def test_nvfp4_by_hand() -> None:
     x = torch.zeros(2, 16)
-    x[0, :2], x[1, :3] = torch.tensor([12.0, -1.0]), torch.tensor([0.5, 0.25, 0.04])
+    x[0, :2] = torch.tensor([12.0, -1.0])
+    x[1, :3] = torch.tensor([0.5, 0.25, 0.04])
     q = NVFP4Quantizer()(x)
     tensor_scale = 12 / (6 * 448)
     assert q.parameters.tensor_scale.item() == pytest.approx(tensor_scale)
-    expected = [
-        448.0,
-        code_values(E4M3)[encode(torch.tensor(0.5 / 6 / tensor_scale), E4M3).int()].item(),
-    ]
+    second_code = encode(torch.tensor(0.5 / 6 / tensor_scale), E4M3)
+    expected = [448.0, code_values(E4M3)[second_code.int()].item()]
     assert q.scale.float().flatten().tolist() == expected
     steps = x / (torch.tensor(expected)[:, None] * tensor_scale)
     assert torch.equal(q.codes, encode(steps, E2M1))
@@ -221,10 +214,11 @@ def test_nvfp4_of_zeros_and_of_scales_that_are_wrong() -> None:
 # Codebooks
 
 BITSANDBYTES_NF4 = [
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
-    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634),
-    *(0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-]  # fmt: skip
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+]
 
 
 def test_nf4_is_derived_and_is_that_of_bitsandbytes() -> None:
@@ -235,22 +229,21 @@ def test_nf4_is_derived_and_is_that_of_bitsandbytes() -> None:
 def test_a_code_is_that_of_the_nearest_level() -> None:
     x = wild()
     q = CodebookQuantizer(NF4, PerGroup(64))(x)
-    levels, steps = torch.tensor(NF4), x.unflatten(1, (-1, 64)) / q.scale[..., None]
-    nearest = (steps[..., None] - levels).abs().argmin(-1).flatten(1)
+    levels = torch.tensor(NF4)
+    blocks = x.unflatten(1, (-1, 64)) / q.scale[..., None]
+    steps = blocks.flatten(1)
+    nearest = (steps[..., None] - levels).abs().argmin(-1)
+    # They differ where float32 cannot tell which of two levels is nearer.
     differs = q.codes != nearest
-    assert (
-        differs.float().mean() < 1e-3
-    )  # where two levels are equally near as far as float32 can tell
-    gap = (steps.flatten(1) - levels[q.codes.int()]).abs() - (
-        steps.flatten(1) - levels[nearest]
-    ).abs()
-    assert gap.abs().max() < 1e-6
+    assert differs.float().mean() < 1e-3
+    distance = (steps - levels[q.codes.int()]).abs()
+    least = (steps - levels[nearest]).abs()
+    assert (distance - least).abs().max() < 1e-6
 
 
 def test_a_tie_goes_to_the_lower_level() -> None:
-    assert CodebookQuantizer((-1.0, 0.0, 1.0))(
-        torch.tensor([-1.0, -0.5, 0.5, 1.0])
-    ).codes.tolist() == [0, 0, 1, 2]
+    x = torch.tensor([-1.0, -0.5, 0.5, 1.0])
+    assert CodebookQuantizer((-1.0, 0.0, 1.0))(x).codes.tolist() == [0, 0, 1, 2]
 
 
 def test_lloyd_max_finds_the_known_levels_of_a_normal_distribution() -> None:
@@ -263,96 +256,75 @@ def test_lloyd_max_beats_every_other_grid_on_its_data() -> None:
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
     fitted = CodebookQuantizer(lloyd_max(x, 16))
     end = torch.tensor(max(-fitted.levels[0], fitted.levels[-1]))
-    parameters = fitted.from_range(
-        -end, end
-    )  # a scale of 1: at "amax" the levels would be stretched
-    assert parameters.scale.item() == pytest.approx(
-        1, rel=1e-6
-    )  # the last bit differs by instruction set
-    as_it_is = fitted.decode(fitted.encode(x, parameters), parameters)
-    for other in (
-        CodebookQuantizer(NF4),
-        FloatQuantizer(E2M1),
-        CodebookQuantizer(NF4, scale_rule="mse"),
-    ):
-        assert relative_error(x, as_it_is) < relative_error(x, other(x).dequantize())
+    # A scale of 1 (the last bit depends on the instruction set): "amax" would stretch the levels.
+    parameters = fitted.from_range(-end, end)
+    assert parameters.scale.item() == pytest.approx(1, rel=1e-6)
+    x_hat = fitted.decode(fitted.encode(x, parameters), parameters)
+    nf4_searched = CodebookQuantizer(NF4, scale_rule="mse")
+    for other in (CodebookQuantizer(NF4), FloatQuantizer(E2M1), nf4_searched):
+        assert relative_error(x, x_hat) < relative_error(x, other(x).dequantize())
 
 
 def test_double_quantization_of_scales() -> None:
     generator = torch.Generator().manual_seed(0)
-    scale = 0.05 + 0.01 * torch.randn(
-        100, 7, generator=generator
-    )  # 700: the last group is filled up
+    # 700 scales: the last group of 256 is filled up.
+    scale = 0.05 + 0.01 * torch.randn(100, 7, generator=generator)
     double = double_quantize(scale)
-    assert double.dequantize().shape == scale.shape
-    assert relative_error(scale, double.dequantize()) < 0.01
+    scale_hat = double.dequantize()
+    assert scale_hat.shape == scale.shape
+    assert relative_error(scale, scale_hat) < 0.01
     exact = (scale.flatten() - scale.mean())[:256]
-    in_e4m3 = (
-        decode(encode(exact / (exact.abs().max() / 448), E4M3), E4M3) * exact.abs().max() / 448
-    )
-    torch.testing.assert_close(
-        double.dequantize().flatten()[:256], in_e4m3 + scale.mean(), rtol=1e-4, atol=1e-6
-    )
+    step = exact.abs().max() / 448
+    in_e4m3 = decode(encode(exact / step, E4M3), E4M3) * exact.abs().max() / 448
+    expected = in_e4m3 + scale.mean()
+    torch.testing.assert_close(scale_hat.flatten()[:256], expected, rtol=1e-4, atol=1e-6)
     assert double.nbytes == 768 + 3 * 4 + 4
-    assert 8 * double_quantize(torch.rand(1 << 14)).nbytes / (1 << 20) == pytest.approx(
-        0.127, abs=1e-3
-    )
+    # 2^14 scales of blocks of 64 are those of 2^20 weights.
+    bits_per_weight = 8 * double_quantize(torch.rand(1 << 14)).nbytes / (1 << 20)
+    assert bits_per_weight == pytest.approx(0.127, abs=1e-3)
 
 
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("make", "kind", "words"),
-    [
-        (lambda: FloatQuantizer(E8M0), ValueError, "format=E8M0 has no sign"),
-        (lambda: FloatQuantizer(E4M3, PerTensor), TypeError, "must be a value such as PerTensor"),
-        (
-            lambda: FloatQuantizer(scale_rule="full"),
-            ValueError,
-            "scale_rule='full' must be one of amax, mse, unit, floor",
-        ),
-        (
-            lambda: FloatQuantizer(scale_dtype=torch.int8),
-            ValueError,
-            "scale_dtype=torch.int8 must be a floating",
-        ),
-        (
-            lambda: mx(FloatFormat("E3M4", 3, 4, 3)),
-            ValueError,
-            "format=E3M4 must be a float format of MX",
-        ),
-        (lambda: mx(E2M1, "amax"), ValueError, "scale_rule='amax' must make a power of two"),
-        (lambda: mx(E2M1)(torch.ones(2, 48)), ValueError, "group size=32 does not divide"),
-        (
-            lambda: CodebookQuantizer((0.0, 0.0)),
-            ValueError,
-            "must be 2 to 256 finite numbers in ascending order",
-        ),
-        (lambda: CodebookQuantizer((0.0,)), ValueError, "must be 2 to 256"),
-        (
-            lambda: CodebookQuantizer(NF4, scale_rule="full"),
-            ValueError,
-            "scale_rule='full' must be one of amax, mse",
-        ),
-        (lambda: normal_float(9), ValueError, "bits=9 must be"),
-        (lambda: double_quantize(torch.ones(4), 0), ValueError, "group size=0 must be"),
-        (
-            lambda: double_quantize(torch.tensor([1.0, torch.nan])),
-            ValueError,
-            "scale has 1 NaN or infinite values of 2",
-        ),
-        (
-            lambda: lloyd_max(torch.ones(5), 2),
-            ValueError,
-            "count=2 must be .* at most the 1 different values",
-        ),
-    ],
-)
-def test_what_cannot_be(make: object, kind: type[Exception], words: str) -> None:
-    with pytest.raises(kind, match=words):
-        make()  # type: ignore[operator]
+INT_SCALE = {"scale_dtype": torch.int8}
+E3M4 = FloatFormat("E3M4", 3, 4, 3)
+REFUSED = [
+    (lambda: FloatQuantizer(E8M0), "format=E8M0 has no sign"),
+    (lambda: FloatQuantizer(scale_rule="full"), "scale_rule='full' must be one of amax, mse, unit"),
+    (lambda: FloatQuantizer(**INT_SCALE), "scale_dtype=torch.int8 must be a floating"),
+    (lambda: mx(E3M4), "format=E3M4 must be a float format of MX"),
+    (lambda: mx(E2M1, "amax"), "scale_rule='amax' must make a power of two"),
+    (lambda: mx(E2M1)(torch.ones(2, 48)), "group size=32 does not divide"),
+    (lambda: CodebookQuantizer((0.0, 0.0)), "must be 2 to 256 finite numbers in ascending order"),
+    (lambda: CodebookQuantizer((0.0,)), "must be 2 to 256"),
+    (lambda: CodebookQuantizer(NF4, scale_rule="full"), "'full' must be one of amax, mse"),
+    (lambda: normal_float(9), "bits=9 must be"),
+    (lambda: double_quantize(torch.ones(4), 0), "group size=0 must be"),
+    (lambda: double_quantize(torch.tensor([1.0, torch.nan])), "scale has 1 NaN or infinite values"),
+    (lambda: lloyd_max(torch.ones(5), 2), "count=2 must be .* at most the 1 different values"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), REFUSED)
+def test_what_is_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_class_is_no_granularity() -> None:
+    with pytest.raises(TypeError, match="must be a value such as PerTensor"):
+        FloatQuantizer(E4M3, PerTensor)  # type: ignore[arg-type]
+
+
+def test_a_subclass_without_a_part_makes_no_value() -> None:
+    class Incomplete(ScaledQuantizer):
+        """Has no grid and no fields."""
+
+    with pytest.raises(TypeError, match="_to_codes"):
+        Incomplete()  # type: ignore[abstract]
 
 
 def test_codes_of_four_bits_pack_low_nibble_first() -> None:
-    assert pack(NVFP4Quantizer()(torch.tensor([[6.0, -6.0, *14 * [0.0]]])).codes, 4)[0] == 0xF7
+    codes = NVFP4Quantizer()(torch.tensor([[6.0, -6.0, *14 * [0.0]]])).codes
+    assert pack(codes, 4)[0] == 0xF7

@@ -1,4 +1,4 @@
-"""Granularities: rows and back, scales that broadcast, and what groups refuse."""
+"""Granularities: rows and back, scales that broadcast, and group sizes that do not divide."""
 
 import pytest
 import torch
@@ -9,13 +9,8 @@ from qcourse import PerChannel, PerGroup, PerTensor
 from qcourse.numerics.granularity import Granularity, _nearest_divisors
 
 X = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
-EVERY = [
-    PerTensor(),
-    *(PerChannel(axis) for axis in range(-4, 4)),
-    PerGroup(1),
-    PerGroup(3),
-    PerGroup(6),
-]
+CHANNELS = [PerChannel(axis) for axis in range(-4, 4)]
+EVERY = [PerTensor(), *CHANNELS, PerGroup(1), PerGroup(3), PerGroup(6)]
 
 
 @pytest.mark.parametrize("granularity", EVERY)
@@ -31,7 +26,7 @@ def test_there_is_a_scale_for_each_row(granularity: Granularity) -> None:
 
 
 @pytest.mark.parametrize("axis", range(-4, 4))
-def test_a_channel_is_all_that_shares_its_index(axis: int) -> None:
+def test_a_channel_has_all_values_with_its_index(axis: int) -> None:
     rows = PerChannel(axis).rows(X)
     for index in range(X.shape[axis]):
         assert rows[index].tolist() == X.select(axis, index).reshape(-1).tolist()
@@ -44,17 +39,14 @@ def test_a_channel_scale_broadcasts_against_the_tensor(axis: int) -> None:
     assert torch.equal(X * scale, PerChannel(axis).unrows(by_row, X.shape))
 
 
-def test_a_group_is_neighbours_of_one_row() -> None:
-    assert PerGroup(3).rows(torch.arange(12).reshape(2, 6)).tolist() == [
-        [0, 1, 2],
-        [3, 4, 5],
-        [6, 7, 8],
-        [9, 10, 11],
-    ]
+def test_a_group_is_a_run_of_neighbors_in_a_row() -> None:
+    rows = PerGroup(3).rows(torch.arange(12).reshape(2, 6))
+    assert rows.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
 
 
 def test_integer_division_would_lose_the_last_columns() -> None:  # claim 17
-    columns, size = 100, 48
+    columns = 100
+    size = 48
     assert columns - columns // size * size == 4
     with pytest.raises(ValueError, match=r"100 = 2 x 48 \+ 4"):
         PerGroup(size).scale_shape(torch.Size([2, columns]))
@@ -66,4 +58,6 @@ def test_the_divisors_that_the_message_names(length: int, size: int) -> None:
         return
     named = [int(word) for word in _nearest_divisors(length, size).split(" and ")]
     divisors = [d for d in range(1, length + 1) if length % d == 0]
-    assert named == [max(d for d in divisors if d < size), *[d for d in divisors if d > size][:1]]
+    below = [d for d in divisors if d < size]
+    above = [d for d in divisors if d > size]
+    assert named == [below[-1], *above[:1]]

@@ -11,16 +11,18 @@ import torch
 from qcourse.numerics.metrics import code_entropy, cosine, kl_divergence, relative_error, sqnr_db
 
 GENERATOR = torch.Generator().manual_seed(0)
-X, NOISE = torch.randn(5, 300, generator=GENERATOR), torch.randn(5, 300, generator=GENERATOR)
+X = torch.randn(5, 300, generator=GENERATOR)
+NOISE = torch.randn(5, 300, generator=GENERATOR)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_relative_error_and_sqnr(dtype: torch.dtype) -> None:
-    x, x_hat = X.to(dtype), (X + 0.03 * NOISE).to(dtype)
-    a, b = x.double().numpy(), x_hat.double().numpy()
-    assert relative_error(x, x_hat) == pytest.approx(
-        np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-12
-    )
+    x = X.to(dtype)
+    x_hat = (X + 0.03 * NOISE).to(dtype)
+    a = x.double().numpy()
+    b = x_hat.double().numpy()
+    expected = np.linalg.norm(a - b) / np.linalg.norm(a)
+    assert relative_error(x, x_hat) == pytest.approx(expected, rel=1e-12)
     power = 10 * np.log10((a**2).sum() / ((a - b) ** 2).sum())
     assert sqnr_db(x, x_hat) == pytest.approx(power, rel=1e-12)
 
@@ -41,7 +43,8 @@ def test_an_error_relative_to_nothing() -> None:
 
 
 def test_cosine() -> None:
-    a, b = X.numpy().astype(np.float64), NOISE.numpy().astype(np.float64)
+    a = X.double().numpy()
+    b = NOISE.double().numpy()
     expected = (a * b).sum(axis=-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     assert cosine(X, NOISE).numpy() == pytest.approx(expected, abs=1e-6)
     assert cosine(X, 3 * X).numpy() == pytest.approx(1, abs=1e-6)
@@ -49,24 +52,21 @@ def test_cosine() -> None:
 
 
 def test_kl_divergence() -> None:
-    expected = torch.nn.functional.kl_div(
-        NOISE.double().log_softmax(-1), X.double().softmax(-1), reduction="none"
-    ).sum(-1)
+    log_p_hat = NOISE.double().log_softmax(-1)
+    p = X.double().softmax(-1)
+    expected = torch.nn.functional.kl_div(log_p_hat, p, reduction="none").sum(-1)
     assert kl_divergence(X, NOISE).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
-    assert kl_divergence(X, X + 7).numpy() == pytest.approx(
-        0, abs=1e-6
-    )  # a constant added to logits changes nothing
+    # A constant added to logits changes nothing.
+    assert kl_divergence(X, X + 7).numpy() == pytest.approx(0, abs=1e-6)
 
 
 def test_kl_divergence_of_tokens_that_are_masked() -> None:
     inf = math.inf
     both = kl_divergence(torch.tensor([0.0, 1.0, -inf]), torch.tensor([1.0, 0.0, -inf]))
-    assert both.item() == pytest.approx(
-        kl_divergence(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])).item()
-    )
-    assert kl_divergence(
-        torch.tensor([0.0, -inf]), torch.tensor([0.0, 0.0])
-    ).item() == pytest.approx(math.log(2))
+    without = kl_divergence(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+    assert both.item() == pytest.approx(without.item())
+    one_of_two = kl_divergence(torch.tensor([0.0, -inf]), torch.tensor([0.0, 0.0]))
+    assert one_of_two.item() == pytest.approx(math.log(2))
     assert kl_divergence(torch.tensor([0.0, 0.0]), torch.tensor([0.0, -inf])).item() == inf
     assert kl_divergence(torch.tensor([0.0, math.nan]), torch.tensor([0.0, 0.0])).isnan()
 

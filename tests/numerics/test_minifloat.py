@@ -1,4 +1,4 @@
-"""Small floats against every oracle there is: torch's and ml_dtypes' casts, and arithmetic in exact fractions."""
+"""Small floats against torch's and ml_dtypes' casts, and against exact fractions."""
 
 from fractions import Fraction
 
@@ -34,20 +34,21 @@ TORCH = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Equal, NaN to NaN and -0 to -0."""
-    return torch.equal(a.isnan(), b.isnan()) and torch.equal(
-        a.nan_to_num(0).view(torch.int32), b.nan_to_num(0).view(torch.int32)
-    )
+    """Whether all are equal, NaN to NaN and -0 to -0."""
+    bits_a = a.nan_to_num(0).view(torch.int32)
+    bits_b = b.nan_to_num(0).view(torch.int32)
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(bits_a, bits_b)
 
 
 def cast(x: Tensor, format: FloatFormat) -> Tensor:
-    """What ml_dtypes makes of x."""
+    """Cast x to the format and back with ml_dtypes."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return torch.from_numpy(x.float().numpy().astype(THEIRS[format]).astype(np.float32))
+        narrow = x.float().numpy().astype(THEIRS[format])
+    return torch.from_numpy(narrow.astype(np.float32))
 
 
 def every(dtype: torch.dtype) -> Tensor:
-    """All 65,536 numbers of a float of 16 bits, in float32."""
+    """Return all 65,536 numbers of a 16-bit float, in float32."""
     return torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float()
 
 
@@ -82,9 +83,8 @@ def test_every_float_of_16_bits_rounds_as_elsewhere(
         x = x[~x.signbit()]
     inside = x.abs() <= format.max
     assert same(decode(encode(x, format), format)[inside], cast(x, format)[inside])
-    if (
-        format.specials != "none"
-    ):  # what ml_dtypes does beyond the largest number is not to saturate
+    # Beyond the largest number ml_dtypes does not saturate.
+    if format.specials != "none":
         assert same(decode(encode(x, format, saturate=False), format), cast(x, format))
 
 
@@ -102,9 +102,8 @@ def test_every_float_of_16_bits_rounds_as_in_torch_once_overflow_is_settled(
 def test_random_bits_round_as_elsewhere(format: FloatFormat) -> None:
     bits = torch.randint(-(2**31), 2**31, (1 << 24,), generator=torch.Generator().manual_seed(0))
     x = bits.to(torch.int32).view(torch.float32)
-    x = torch.cat(
-        [x, torch.randn(1 << 20, generator=torch.Generator().manual_seed(1)) * format.max / 3]
-    )
+    normal = torch.randn(1 << 20, generator=torch.Generator().manual_seed(1))
+    x = torch.cat([x, normal * format.max / 3])
     x = x[torch.isfinite(x) & (x.abs() <= format.max)]
     assert same(decode(encode(x, format), format), cast(x, format))
 
@@ -115,27 +114,24 @@ def test_each_tie_goes_to_the_even_code(format: FloatFormat) -> None:
     values = decode(torch.arange(format.max_code + 1), format).double()
     ties = (values[1:] + values[:-1]) / 2
     even = codes + codes % 2
-    above, below = (
-        torch.nextafter(ties, torch.tensor(end, dtype=torch.float64))
-        for end in (torch.inf, -torch.inf)
-    )
-    for dtype in (
-        torch.float64,
-        torch.float32,
-    ):  # float32 holds the ties, float64 what lies beside them
+    infinity = torch.tensor(torch.inf, dtype=torch.float64)
+    above = torch.nextafter(ties, infinity)
+    below = torch.nextafter(ties, -infinity)
+    # float32 holds the ties, but not the numbers beside them.
+    for dtype in (torch.float64, torch.float32):
         assert torch.equal(encode(ties.to(dtype), format), even)
     assert torch.equal(encode(above, format), codes + 1)
     assert torch.equal(encode(below, format), codes)
     assert torch.equal(encode(-ties, format), even + (1 << format.bits - 1))
 
 
-@pytest.mark.parametrize(
-    "format", [FloatFormat("E3M4", 3, 4, 3), FloatFormat("E4M2", 4, 2, 7, "ieee"), *SIGNED], ids=str
-)
+OTHERS = [FloatFormat("E3M4", 3, 4, 3), FloatFormat("E4M2", 4, 2, 7, "ieee")]
+
+
+@pytest.mark.parametrize("format", [*OTHERS, *SIGNED], ids=str)
 def test_the_nearest_of_all_codes_in_exact_fractions(format: FloatFormat) -> None:
-    values = [
-        Fraction(value) for value in decode(torch.arange(format.max_code + 1), format).tolist()
-    ]
+    numbers = decode(torch.arange(format.max_code + 1), format)
+    values = [Fraction(number) for number in numbers.tolist()]
     x = torch.randn(200, generator=torch.Generator().manual_seed(2)).abs() * format.max / 4
     for number, code in zip(x.tolist(), encode(x, format).tolist(), strict=True):
         exact = Fraction(number)
@@ -143,22 +139,14 @@ def test_the_nearest_of_all_codes_in_exact_fractions(format: FloatFormat) -> Non
         assert code == best
 
 
-def test_the_numbers_that_one_knows_by_heart() -> None:
+def test_the_ends_of_each_format() -> None:
     assert [format.max for format in FORMATS] == [448, 57344, 28, 7.5, 6, 2.0**127]
-    assert [format.smallest for format in FORMATS] == [
-        2.0**-9,
-        2.0**-16,
-        2.0**-4,
-        2.0**-3,
-        0.5,
-        2.0**-127,
-    ]
+    smallest = [2.0**-9, 2.0**-16, 2.0**-4, 2.0**-3, 0.5, 2.0**-127]
+    assert [format.smallest for format in FORMATS] == smallest
     assert decode(torch.tensor([0x7F, 0xFF]), E4M3).isnan().all()
     assert decode(torch.tensor([0x7C, 0xFC]), E5M2).tolist() == [torch.inf, -torch.inf]
-    assert (
-        encode(torch.tensor([0.25, 2.5, 5.0]), E2M1).tolist()
-        == encode(torch.tensor([0.0, 2, 4]), E2M1).tolist()
-    )
+    ties = encode(torch.tensor([0.25, 2.5, 5.0]), E2M1)
+    assert torch.equal(ties, encode(torch.tensor([0.0, 2, 4]), E2M1))
 
 
 # Beyond the largest number
@@ -172,12 +160,8 @@ def test_overflow_saturates_or_becomes_what_the_format_has() -> None:
     assert plain[1:].isnan().all()
     x = torch.tensor([61439.0, 61440.0, -1e30, torch.inf])
     assert decode(encode(x, E5M2), E5M2).tolist() == [57344, 57344, -57344, 57344]
-    assert decode(encode(x, E5M2, saturate=False), E5M2).tolist() == [
-        57344,
-        torch.inf,
-        -torch.inf,
-        torch.inf,
-    ]
+    plain = decode(encode(x, E5M2, saturate=False), E5M2)
+    assert plain.tolist() == [57344, torch.inf, -torch.inf, torch.inf]
     assert decode(encode(torch.tensor([1e38, 3e38]), E8M0), E8M0).tolist() == [2.0**126, 2.0**127]
 
 
@@ -190,16 +174,14 @@ def test_nan_and_the_sign_of_zero_are_kept() -> None:
     assert encode(x[1:], E2M1).tolist() == [8, 0, 8]
 
 
+BEYOND = "x has 2 values beyond 6, for which E2M1 has no code; use saturate=True"
+
+
 @pytest.mark.parametrize(
     ("x", "format", "saturate", "words"),
     [
         ([1.0, torch.nan], E2M1, True, "x has 1 NaN, for which E2M1 has no code"),
-        (
-            [1.0, 7.1, torch.inf],
-            E2M1,
-            False,
-            "x has 2 values beyond 6, for which E2M1 has no code; use saturate=True",
-        ),
+        ([1.0, 7.1, torch.inf], E2M1, False, BEYOND),
         ([1.0, -1.0], E8M0, True, "x has 1 negative values; E8M0 has no sign"),
         ([], E4M3, True, "x is empty"),
     ],
@@ -211,7 +193,7 @@ def test_what_a_format_has_no_code_for(
         encode(torch.tensor(x), format, saturate=saturate)
 
 
-def test_codes_that_are_none() -> None:
+def test_codes_that_no_number_has() -> None:
     with pytest.raises(ValueError, match=r"codes of E2M1 must be from 0 to 15, got 0 to 16"):
         decode(torch.tensor([0, 16]), E2M1)
     with pytest.raises(TypeError, match=r"x has dtype torch.int64"):
@@ -236,13 +218,12 @@ def test_formats_that_cannot_be(arguments: tuple, words: str) -> None:
         FloatFormat("X", *arguments)
 
 
-def test_a_number_that_is_rounded_up_by_chance_has_no_code_either() -> None:
-    x = torch.full((200,), 6.3)  # to nearest it is 6, but by chance it may be what would come next
+def test_a_number_that_is_rounded_up_at_random_has_no_code() -> None:
+    x = torch.full((200,), 6.3)  # the nearest is 6, but at random it may be the next, which is none
     with pytest.raises(ValueError, match="values beyond 6, for which E2M1 has no code"):
         encode(x, E2M1, saturate=False, stochastic=torch.Generator().manual_seed(0))
-    assert decode(
-        encode(x, E2M1, stochastic=torch.Generator().manual_seed(0)), E2M1
-    ).unique().tolist() == [6.0]
+    saturated = encode(x, E2M1, stochastic=torch.Generator().manual_seed(0))
+    assert decode(saturated, E2M1).unique().tolist() == [6.0]
 
 
 def test_both_zeros_are_the_smallest_of_a_format_without_zero() -> None:
@@ -273,9 +254,8 @@ def test_shapes_dtypes_and_long_tensors() -> None:
 
 
 def test_float64_is_rounded_once() -> None:
-    x = torch.tensor(
-        [1.0625 + 2.0**-40], dtype=torch.float64
-    )  # float32 would make it a tie, and the tie 1.0
+    # float32 would make it a tie, and the tie 1.0.
+    x = torch.tensor([1.0625 + 2.0**-40], dtype=torch.float64)
     assert decode(encode(x, E4M3), E4M3).item() == 1.125
 
 
@@ -287,12 +267,10 @@ def test_stochastic_rounding_has_the_mean_of_x_and_repeats() -> None:
     back = decode(codes[0], E4M3)
     assert set(back.tolist()) == {1.0, 1.125}
     assert back.mean().item() == pytest.approx(1.03, abs=0.002)  # five standard errors of the mean
-    small = torch.full(
-        (20_000,), 0.3 * E4M3.smallest
-    )  # between 0 and the first of the subnormal numbers
+    # Between 0 and the smallest subnormal number.
+    small = torch.full((20_000,), 0.3 * E4M3.smallest)
     back = decode(encode(small, E4M3, stochastic=torch.Generator().manual_seed(0)), E4M3)
     assert (back / E4M3.smallest).mean().item() == pytest.approx(0.3, abs=0.017)
     exact = decode(torch.arange(127), E4M3)
-    assert torch.equal(
-        decode(encode(exact, E4M3, stochastic=torch.Generator().manual_seed(0)), E4M3), exact
-    )
+    codes_of_exact = encode(exact, E4M3, stochastic=torch.Generator().manual_seed(0))
+    assert torch.equal(decode(codes_of_exact, E4M3), exact)

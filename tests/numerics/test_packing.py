@@ -1,4 +1,4 @@
-"""Packing: NumPy's bit stream and compressed-tensors' int32 words as oracles, round trips, and what does not fit."""
+"""Packing against NumPy's bit stream and compressed-tensors' int32 words; and what does not fit."""
 
 import re
 
@@ -17,16 +17,15 @@ WIDTHS = range(1, 9)
 
 
 def random_codes(bits: int, *shape: int, signed: bool = True, seed: int = 0) -> Tensor:
-    """Codes of every value alike, int8 when signed and uint8 when not."""
+    """Return codes that are all equally likely, int8 when signed and uint8 when not."""
     qmin, qmax = integer_range(bits, signed=signed)
-    dtype = torch.int8 if signed else torch.uint8
-    return torch.randint(qmin, qmax + 1, shape, generator=torch.Generator().manual_seed(seed)).to(
-        dtype
-    )
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(qmin, qmax + 1, shape, generator=generator)
+    return codes.to(torch.int8 if signed else torch.uint8)
 
 
 def bit_stream(codes: Tensor, bits: int) -> list[int]:
-    """The dense little-endian bit stream, one bit at a time, by NumPy."""
+    """Return the dense little-endian bit stream, one bit at a time, by NumPy."""
     each_bit = (codes.numpy().astype(np.int64).reshape(-1, 1) >> np.arange(bits)) & 1
     return np.packbits(each_bit.reshape(-1), bitorder="little").tolist()
 
@@ -34,7 +33,8 @@ def bit_stream(codes: Tensor, bits: int) -> list[int]:
 @st.composite
 def codes_of_a_width(draw: st.DrawFn) -> tuple[Tensor, int, bool]:
     """0 to 40 codes, their width, and whether they are signed."""
-    bits, signed = draw(st.sampled_from(WIDTHS)), draw(st.booleans())
+    bits = draw(st.sampled_from(WIDTHS))
+    signed = draw(st.booleans())
     values = draw(st.lists(st.integers(*integer_range(bits, signed=signed)), max_size=40))
     return torch.tensor(values, dtype=torch.int8 if signed else torch.uint8), bits, signed
 
@@ -105,7 +105,7 @@ def test_codes_in_any_layout_pack_in_reading_order() -> None:
     assert pack(torch.tensor(-3), 4).tolist() == [0x0D]
 
 
-def test_what_goes_in_stays_as_it_was() -> None:
+def test_the_arguments_are_not_changed() -> None:
     codes = random_codes(4, 16)
     before = codes.clone()
     packed = pack(codes, 4)
@@ -215,7 +215,10 @@ def test_bits(bits: object) -> None:
     [(3, 4, 8, 4), (5, 4, 8, 4), (0, 4, 1, 1), (1, 4, 0, 0), (3, 3, 9, 4)],
 )
 def test_packed_bytes_of_the_wrong_length(nbytes: int, bits: int, count: int, needed: int) -> None:
-    words = f"packed has shape ({nbytes},); count={count} codes of bits={bits} take exactly {needed} bytes"
+    words = (
+        f"packed has shape ({nbytes},);"
+        f" count={count} codes of bits={bits} take exactly {needed} bytes"
+    )
     with pytest.raises(ValueError, match=re.escape(words)):
         unpack(torch.zeros(nbytes, dtype=torch.uint8), bits, count)
 

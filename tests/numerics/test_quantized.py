@@ -1,4 +1,4 @@
-"""What a quantized tensor takes in storage, against bytes that are really made and against the prediction of cost."""
+"""The bytes of a quantized tensor, against packed bytes and against the predictions of `cost`."""
 
 import numpy as np
 import pytest
@@ -41,9 +41,8 @@ def test_the_prediction_of_cost_comes_true(symmetric: bool) -> None:
     zero_bytes = 0 if symmetric else 4 / 8
     assert q.nbytes == weight_bytes(x.numel(), 4, scales=q.scale.numel(), zero_bytes=zero_bytes)
     assert q.nbytes == bytes_per_parameter(4, 128, zero_bytes=zero_bytes) * x.numel()
-    assert q.bits_per_weight == (
-        4.125 if symmetric else 4.15625
-    )  # claim 16, and a zero point of 4 bits on top
+    # Claim 16; a zero point takes 4 bits more per group.
+    assert q.bits_per_weight == (4.125 if symmetric else 4.15625)
 
 
 def test_a_quantized_tensor_says_what_it_is() -> None:
@@ -57,15 +56,17 @@ def test_a_quantized_tensor_says_what_it_is() -> None:
 
 def test_quantize_is_the_quantizer_called() -> None:
     options = {"symmetric": False, "granularity": PerGroup(8), "scale_dtype": torch.float16}
-    ours, called = quantize(X, 4, **options), IntQuantizer(4, **options)(X)
+    ours = quantize(X, 4, **options)
+    called = IntQuantizer(4, **options)(X)
     assert torch.equal(ours.codes, called.codes)
     assert ours.quantizer == called.quantizer
 
 
 class SignQuantizer:
-    """The smallest quantizer there is: one bit, the mean magnitude as the scale; no relative of IntQuantizer."""
+    """One bit, with the mean magnitude as the scale; it shares no base class with IntQuantizer."""
 
-    bits, granularity = 1, PerTensor()
+    bits = 1
+    granularity = PerTensor()
 
     def __call__(self, x: torch.Tensor) -> QuantizedTensor:
         parameters = self.fit(x)
@@ -91,7 +92,8 @@ class SignQuantizer:
 
 
 def test_any_quantizer_fills_a_quantized_tensor() -> None:
-    quantizer, x = SignQuantizer(), torch.tensor([3.0, -1.0, -2.0])
+    quantizer = SignQuantizer()
+    x = torch.tensor([3.0, -1.0, -2.0])
     q = quantizer(x)
     assert isinstance(quantizer, Quantizer)
     assert q.dequantize().tolist() == [2, -2, -2]
