@@ -27,9 +27,7 @@ BLOCK = 64
 def hadamard(n: int) -> Float[Tensor, "n n"]:
     """Return H of +1 and -1 in float32 with H H^T = n I. In general H is not symmetric.
 
-    Raises:
-        TypeError: n is not an int.
-        ValueError: no construction gives n; the message names the nearest sizes.
+    Raises TypeError unless n is an int, ValueError if there is no construction for n.
 
     >>> hadamard(4).int().tolist()
     [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
@@ -43,11 +41,7 @@ def hadamard(n: int) -> Float[Tensor, "n n"]:
 def hadamard_transform(x: Shaped[Tensor, "..."], *, inverse: bool = False) -> Shaped[Tensor, "..."]:
     """Return x H / sqrt(n) along the last axis, or x H^T / sqrt(n) for the inverse, in x's dtype.
 
-    The arithmetic is float32 (float64 for float64). NaN spreads over its row.
-
-    Raises:
-        TypeError: x is not a floating-point tensor.
-        ValueError: x is empty or a single number; no construction gives its last axis.
+    Raises TypeError unless x holds floats, ValueError for a last axis without a construction.
 
     >>> hadamard_transform(torch.tensor([8.0, 0.0, 0.0, 0.0])).tolist()
     [4.0, 4.0, 4.0, 4.0]
@@ -55,7 +49,7 @@ def hadamard_transform(x: Shaped[Tensor, "..."], *, inverse: bool = False) -> Sh
     check_floating(x, "x")
     if x.ndim == 0:
         raise ValueError("x is a single number; it must have an axis of channels")
-    y = x.to(wide(x.dtype))
+    y = x.to(wide(x.dtype))  # 16-bit sums would overflow
 
     # H = H_1 (x) H_2 (x) ...: view the channels as (others, block, done) and multiply each block
     # along its own axis, from the last to the first.
@@ -74,7 +68,7 @@ def hadamard_transform(x: Shaped[Tensor, "..."], *, inverse: bool = False) -> Sh
 
 
 def check_size(n: int) -> None:
-    """Raise TypeError or ValueError, as ``hadamard`` does, if no construction gives n."""
+    """Raise TypeError or ValueError, as ``hadamard`` does, for an n without a construction."""
     _blocks(n)
 
 

@@ -1,11 +1,10 @@
 """The KV cache as codes: key scales per channel, value scales per token.
 
 Keys have a few channels that are large at every token, so a channel has one scale per group of
-tokens; the newest keys wait in floats until their group is complete. Values have hardly any outlier
+tokens. The newest keys wait in floats until their group is complete. Values have few outlier
 channels, so each token has its own scales and becomes codes at once.
 
-Source: Liu et al., "KIVI: A tuning-free asymmetric 2bit quantization for KV cache" (ICML 2024),
-section 3; there R keys are encoded together, here the window of floats slides.
+Source: Liu et al., "KIVI" (ICML 2024), section 3. KIVI encodes R keys at once; this window slides.
 `models.llama.KVCache` holds the same tokens as floats.
 """
 
@@ -92,11 +91,12 @@ class QuantizedKVCache:
                 "k and v must be of one shape (batch, kv_heads, tokens, head_dim),"
                 f" got {tuple(k.shape)} and {tuple(v.shape)}"
             )
-        # A new layer starts with empty windows of k's and v's sizes and dtypes.
-        keys, values = self.layers.get(layer) or (
-            CachedTokens(k[:, :, :0], self.keys, self.key_axis, self.residual),
-            CachedTokens(v[:, :, :0], self.values, self.value_axis, self.residual),
-        )
+        if layer in self.layers:
+            keys, values = self.layers[layer]
+        else:
+            # A new layer starts with empty windows of k's and v's sizes and dtypes.
+            keys = CachedTokens(k[:, :, :0], self.keys, self.key_axis, self.residual)
+            values = CachedTokens(v[:, :, :0], self.values, self.value_axis, self.residual)
         self._check_capacity(keys.length, k.shape[2])
 
         # Attention reads the new tokens before they are rounded; the cache stores them after.

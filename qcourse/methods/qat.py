@@ -26,7 +26,7 @@ def straight_through(
 ) -> Float[Tensor, "*shape"]:
     """Return decode(encode(x)) in x's dtype. The gradient passes, but is 0 `beyond` the grid.
 
-    Raises TypeError or ValueError as the quantizer's fit, which also gives missing parameters.
+    parameters=None fits them to x. Raises TypeError or ValueError as the quantizer's fit.
 
     >>> from qcourse import IntQuantizer, quantize
     >>> x = torch.tensor([-9.0, 0.4, 7.4, 7.6], requires_grad=True)
@@ -123,7 +123,8 @@ def lsq(
     factor = 1 / math.sqrt(max(quantizer.qmax, 1) * rows.shape[1])
     s = _GradientTimes.apply(scale, factor).reshape(-1, 1)
 
-    # The chain rule through clamp and a rounding of slope 1 gives LSQ's gradient for s.
+    # With v = x / s, the chain rule through clamp and a rounding of slope 1 gives LSQ's gradient:
+    # d x_hat / d s = round(v) - v inside the grid, and qmin or qmax beyond its ends.
     steps = (rows / s).clamp(quantizer.qmin, quantizer.qmax)
     rounded = _Replaced.apply(steps, steps.detach().round())
     return granularity.unrows(rounded * s, x.shape)

@@ -80,9 +80,8 @@ def cayley_descent(
         lr: Frobenius norm of the first step; it falls linearly to lr / steps.
         momentum: share of the previous direction that is kept, 0 <= momentum < 1.
 
-    Raises:
-        TypeError, ValueError: r is not orthogonal to 1e-4; an argument is out of range; the loss or
-            its gradient is not finite.
+    Raises TypeError or ValueError for an r that is not orthogonal, an argument out of range, and a
+    loss or gradient that is not finite.
 
     >>> target = random_hadamard(4, seed=1)
     >>> distance = lambda r: (r - target).square().sum()

@@ -134,7 +134,7 @@ def agreement(
 
 
 def record_logits(model: Model) -> Model:
-    """Return a function that runs the model once per ids and keeps all logits, for a reference.
+    """Return a function that runs the model once per ids and keeps all logits (a reference).
 
     >>> answer = record_logits(lambda ids: torch.rand(*ids.shape, 50))
     >>> torch.equal(answer(torch.arange(20)[None]), answer(torch.arange(20)[None]))

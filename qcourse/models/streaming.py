@@ -1,7 +1,7 @@
 """Read given sequences through a KV cache, to evaluate the cache.
 
 In a whole window attention never reads a cache. Here each window goes through a new cache, `step`
-tokens at a time: tokens of one call see each other's exact keys and values, and earlier tokens as
+tokens at a time. Tokens of one call see each other's exact keys and values, and earlier tokens as
 the cache stored them.
 
 Source: Liu et al., "KIVI" (ICML 2024), section 3.

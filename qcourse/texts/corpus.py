@@ -1,8 +1,8 @@
 """The tiny language model's training and held-out documents: the standard library of this Python.
 
-A hash of its name decides whether a unit is held out (one in twenty). A unit is a class or function
-at a package's top level, with docstrings, source and its C or Python twin, so nothing held out is
-trained on in another form, in any version of Python. Paragraphs of held-out documents are also cut
+A hash of its name decides whether a unit is held out (one in twenty), in any version of Python. A
+unit is a class or function at a package's top level, with its docstrings, source and C or Python
+twin: nothing held out is trained on in another form. Paragraphs of held-out documents are also cut
 out of all training documents, and no paragraph occurs twice.
 
 Source: the running standard library, as ``corpus_sources.py`` reads it.
