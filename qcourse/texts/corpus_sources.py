@@ -57,12 +57,12 @@ def top_level_names() -> list[str]:
     return sorted(sys.stdlib_module_names - _LEFT_OUT)
 
 
-def keep_all(unit: str) -> bool:
+def _keep_all(unit: str) -> bool:
     """Return True."""
     return True
 
 
-def read_package(top: str, keep: Keep = keep_all) -> Iterator[Document]:
+def read_package(top: str, keep: Keep = _keep_all) -> Iterator[Document]:
     """Yield docs and code of each module of a package; nothing if the package is absent.
 
     ``keep("json.JSONDecoder")`` decides about that class of json, in any of its modules, and
