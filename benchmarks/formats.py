@@ -1,10 +1,10 @@
-"""How fast low-bit floats are encoded and decoded, and how much memory that takes: 4096 x 4096 float32.
+"""Time and memory of encoding and decoding low-bit floats: 4096 x 4096 float32.
 
-`encode` is from the bits of the format alone, with a stated policy on overflow; quantizers clamp first and then let
-torch cast where it has the format. Beside them run the casts of torch and ml_dtypes, which differ beyond the largest.
+`encode` works from the bits of the format and has a policy on overflow. Quantizers clamp first, and
+then let torch cast if it has the format. The casts of torch and ml_dtypes are timed beside them.
 
-Memory is the peak resident set (VmHWM in /proc/self/status, so on Linux alone) of a fresh process that makes x and
-quantizes it, less that of one that only makes it, plus x itself, over x.
+Peak memory (VmHWM, Linux only) is that of a fresh process that makes x and quantizes it, less that
+of one that only makes it, plus x, over x.
 """
 
 import argparse
@@ -35,14 +35,15 @@ TARGET_MEMORY = 4
 
 
 def weights() -> torch.Tensor:
-    """A weight of deviation 0.02."""
+    """Return a weight matrix with standard deviation 0.02."""
     return torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0)).mul_(0.02)
 
 
 def times() -> list[dict]:
-    """Each in milliseconds."""
+    """Time each function and quantizer in ms."""
     w = weights()
-    codes, numpy_w = encode(w, E4M3), w.numpy()
+    codes = encode(w, E4M3)
+    numpy_w = w.numpy()
     work = {
         "encode E4M3": lambda: encode(w, E4M3),
         "encode E5M2": lambda: encode(w, E5M2),
@@ -50,49 +51,49 @@ def times() -> list[dict]:
         "decode E4M3": lambda: decode(codes, E4M3),
         "torch's cast to E4M3": lambda: w.to(torch.float8_e4m3fn),
         "ml_dtypes' cast to E4M3": lambda: numpy_w.astype(ml_dtypes.float8_e4m3fn),
-        **{name: lambda each=each: each(w) for name, each in QUANTIZERS.items()},
     }
-    rows = [
-        {"what": name, "unit": "ms", **timed_ms(each, repeats=5), "target": TARGET_MS.get(name)}
-        for name, each in work.items()
-    ]
-    for name, each in QUANTIZERS.items():
-        q = each(w)
-        rows.append(
-            {
-                "what": f"{name}, dequantize",
-                "unit": "ms",
-                **timed_ms(q.dequantize, repeats=5),
-                "target": None,
-            }
-        )
+    for name, quantizer in QUANTIZERS.items():
+        work[name] = lambda quantizer=quantizer: quantizer(w)
+    for name, quantizer in QUANTIZERS.items():
+        work[f"{name}, dequantize"] = quantizer(w).dequantize
+    rows = []
+    for name, call in work.items():
+        time_ms = timed_ms(call, repeats=5)
+        rows.append({"what": name, "unit": "ms", **time_ms, "target": TARGET_MS.get(name)})
     return rows
 
 
 def memory() -> list[dict]:
-    """Peak memory over x's; nothing where /proc does not tell."""
+    """Measure the peak memory of each quantizer over x's; nothing where there is no /proc."""
     if not peak_bytes():
         return []
-
-    def fresh(inside: str) -> int:
-        command = [sys.executable, __file__, "--inside", inside]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
     size = 4 * SIZE**2
     rows = []
     for name in QUANTIZERS:
-        over = [1 + (fresh(name) - fresh("nothing")) / size for _ in range(3)]
+        peaks = []
+        for _ in range(3):
+            added = fresh_peak_bytes(name) - fresh_peak_bytes("nothing")
+            peaks.append(1 + added / size)
+        values = spread(peaks)
         rows.append(
-            {"what": f"{name}, peak memory", "unit": "x", **spread(over), "target": TARGET_MEMORY}
+            {"what": f"{name}, peak memory", "unit": "x", **values, "target": TARGET_MEMORY}
         )
     return rows
 
 
+def fresh_peak_bytes(inside: str) -> int:
+    """Return the peak memory of a fresh process that quantizes with one quantizer, or none."""
+    command = [sys.executable, __file__, "--inside", inside]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
 def in_this_process(what: str) -> None:
-    """Make x, quantize it or not, print the peak in bytes."""
+    """Make x, quantize it or not, and print the peak in bytes."""
     w = weights()
+    # So that both processes import the same.
     for quantizer in QUANTIZERS.values():
-        quantizer(w[:64, :64])  # all is imported in both
+        quantizer(w[:64, :64])
     if what in QUANTIZERS:
         QUANTIZERS[what](w)
     print(peak_bytes())

@@ -1,9 +1,9 @@
-"""How long floor 1 takes on 4096 x 4096 float32, how much memory, and how long the package takes to import.
+"""Time and memory of quantizing and packing 4096 x 4096 float32, and the time of imports.
 
-Each time is the least and the median of several calls in one process; the least is held against the target. Memory and
-imports are measured in fresh processes. Memory is the peak resident set (VmHWM in /proc/self/status, so on Linux alone)
-of a process that makes the tensor and quantizes it, less that of a process that only makes the tensor, plus the tensor
-itself, over the tensor.
+A time is the least and the median of several calls in one process; the least is compared with the
+target. Peak memory (VmHWM, Linux only) and imports are measured in fresh processes. Peak memory is
+that of a process that makes a tensor and quantizes it, less that of one that only makes it, plus
+the tensor, over the tensor.
 """
 
 import subprocess
@@ -22,14 +22,27 @@ QUANTIZE = "from qcourse import PerGroup, quantize; quantize(x, 4, granularity=P
 PEAK = r"import re; print(re.search(r'VmHWM:\s+(\d+) kB', open('/proc/self/status').read())[1])"
 CLOCK = "import time; start = time.perf_counter(); {}; print(1000 * (time.perf_counter() - start))"
 
+GROUPS = {"granularity": PerGroup(128)}
+ASYMMETRIC = {"granularity": PerGroup(128), "symmetric": False}
+
+# A name, bits, options of `quantize`, and the target in ms.
+CASES = (
+    ("groups of 128, 4 bits", 4, GROUPS, 60),
+    ("groups of 128, 4 bits, asymmetric", 4, ASYMMETRIC, None),
+    ("groups of 32, 4 bits", 4, {"granularity": PerGroup(32)}, None),
+    ("channels (rows), 8 bits", 8, {"granularity": PerChannel(0)}, None),
+    ("channels (columns), 8 bits", 8, {"granularity": PerChannel(1)}, None),
+    ("tensor, 8 bits", 8, {"granularity": PerTensor()}, None),
+)
+
 
 def row(what: str, unit: str, values: dict[str, float], target: float | None = None) -> dict:
-    """One line of the table."""
+    """Return one row of results."""
     return {"what": what, "unit": unit, **values, "target": target}
 
 
 def fresh(code: str) -> float:
-    """The number that `code` prints in a process of its own."""
+    """Return the number that `code` prints in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parent.parent,
@@ -41,93 +54,78 @@ def fresh(code: str) -> float:
 
 
 def quantizing() -> list[dict]:
-    """quantize (its look for NaN and infinity included) and dequantize, by granularity."""
+    """Time quantize (with its checks) and dequantize, by granularity."""
     x = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     rows = []
-    for name, bits, options, target in (
-        ("groups of 128, 4 bits", 4, {"granularity": PerGroup(128)}, 60),
-        (
-            "groups of 128, 4 bits, asymmetric",
-            4,
-            {"granularity": PerGroup(128), "symmetric": False},
-            None,
-        ),
-        ("groups of 32, 4 bits", 4, {"granularity": PerGroup(32)}, None),
-        ("channels (rows), 8 bits", 8, {"granularity": PerChannel(0)}, None),
-        ("channels (columns), 8 bits", 8, {"granularity": PerChannel(1)}, None),
-        ("tensor, 8 bits", 8, {"granularity": PerTensor()}, None),
-    ):
+    for name, bits, options, target in CASES:
         q = quantize(x, bits, **options)
-        rows.append(
-            row(
-                f"quantize, {name}",
-                "ms",
-                timed_ms(lambda b=bits, o=options: quantize(x, b, **o)),
-                target,
-            )
-        )
-        rows.append(row(f"dequantize, {name}", "ms", timed_ms(q.dequantize)))
+        encoding = timed_ms(lambda b=bits, o=options: quantize(x, b, **o))
+        rows.append(row(f"quantize, {name}", "ms", encoding, target))
+        decoding = timed_ms(q.dequantize)
+        rows.append(row(f"dequantize, {name}", "ms", decoding))
     strip = x[: SIDE // 16]
-    options = {"granularity": PerGroup(128), "scale_rule": "mse"}
-    rows.append(
-        row(
-            "quantize, mse, 256 rows alone",
-            "ms",
-            timed_ms(lambda: quantize(strip, 4, **options), repeats=3),
-        )
-    )
+    searching = timed_ms(lambda: quantize(strip, 4, **GROUPS, scale_rule="mse"), repeats=3)
+    rows.append(row("quantize, mse, 256 rows alone", "ms", searching))
     return rows
 
 
 def packing() -> list[dict]:
-    """pack and unpack at each width."""
+    """Time pack and unpack at each width, and int32 words at 4 bits."""
     rows = []
     for bits in range(2, 9):
         half = 1 << bits - 1
         generator = torch.Generator().manual_seed(bits)
         codes = torch.randint(-half, half, (SIDE, SIDE), generator=generator, dtype=torch.int8)
-        packed, count, target = pack(codes, bits), codes.numel(), 25 if bits == 4 else None
-        rows.append(
-            row(f"pack, {bits} bits", "ms", timed_ms(lambda c=codes, b=bits: pack(c, b)), target)
-        )
-        unpacking = timed_ms(lambda p=packed, b=bits, n=count: unpack(p, b, n))
-        rows.append(row(f"unpack, {bits} bits", "ms", unpacking, target))
+        packed = pack(codes, bits)
+        count = codes.numel()
+        target = 25 if bits == 4 else None
+        folding = timed_ms(lambda c=codes, b=bits: pack(c, b))
+        rows.append(row(f"pack, {bits} bits", "ms", folding, target))
+        unfolding = timed_ms(lambda p=packed, b=bits, n=count: unpack(p, b, n))
+        rows.append(row(f"unpack, {bits} bits", "ms", unfolding, target))
         if bits == 4:
-            words = pack_int32(codes, bits)
-            rows.append(row("pack_int32, 4 bits", "ms", timed_ms(lambda c=codes: pack_int32(c, 4))))
-            rows.append(
-                row("unpack_int32, 4 bits", "ms", timed_ms(lambda w=words: unpack_int32(w, 4)))
-            )
+            rows += packing_int32(codes)
     return rows
 
 
+def packing_int32(codes: torch.Tensor) -> list[dict]:
+    """Time the int32 words of 4-bit codes."""
+    words = pack_int32(codes, 4)
+    return [
+        row("pack_int32, 4 bits", "ms", timed_ms(lambda: pack_int32(codes, 4))),
+        row("unpack_int32, 4 bits", "ms", timed_ms(lambda: unpack_int32(words, 4))),
+    ]
+
+
 def memory() -> list[dict]:
-    """Peak memory of quantize, over the input's; nothing where /proc does not tell."""
+    """Measure the peak memory of quantize over its input's; nothing where there is no /proc."""
     if not Path("/proc/self/status").exists():
         return []
     size_kib = SIDE * SIDE * 4 / 1024
-    idle = f"{MAKE}; import qcourse; qcourse.quantize"  # all is imported in both
-    peaks = [
-        1 + (fresh(f"{MAKE}; {QUANTIZE}; {PEAK}") - fresh(f"{idle}; {PEAK}")) / size_kib
-        for _ in range(3)
-    ]
+    only_makes_x = f"{MAKE}; import qcourse; qcourse.quantize; {PEAK}"  # with the same imports
+    quantizes_x = f"{MAKE}; {QUANTIZE}; {PEAK}"
+    peaks = []
+    for _ in range(3):
+        added_kib = fresh(quantizes_x) - fresh(only_makes_x)
+        peaks.append(1 + added_kib / size_kib)
     return [row("peak memory of quantize, input included", "x", spread(peaks), 3)]
 
 
 def imports() -> list[dict]:
-    """Import times, each in a fresh process."""
+    """Time imports, each in a fresh process."""
+    package = CLOCK.format("import qcourse")
+    module = CLOCK.format("import qcourse.cost.memory")
+    beyond_torch = "import torch; " + CLOCK.format("from qcourse import quantize")
     return [
-        row(what, "ms", spread([fresh(code) for _ in range(5)]), target)
-        for what, code, target in (
-            ("import qcourse", CLOCK.format("import qcourse"), None),
-            ("import qcourse.cost.memory", CLOCK.format("import qcourse.cost.memory"), None),
-            (
-                "qcourse.quantize beyond torch",
-                "import torch; " + CLOCK.format("from qcourse import quantize"),
-                200,
-            ),
-        )
+        row("import qcourse", "ms", import_ms(package)),
+        row("import qcourse.cost.memory", "ms", import_ms(module)),
+        row("qcourse.quantize beyond torch", "ms", import_ms(beyond_torch), 200),
     ]
+
+
+def import_ms(code: str) -> dict[str, float]:
+    """Return the least and the median of five runs."""
+    return spread([fresh(code) for _ in range(5)])
 
 
 if __name__ == "__main__":
