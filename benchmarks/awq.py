@@ -1,11 +1,12 @@
-"""How long AWQ searches, what it gains, whether its clips are those of a direct search, and how much memory it takes.
+"""Time, output error, clips and memory of AWQ.
 
-Times are of whole calls of awq on random float32 weights (in x in) and 512 tokens, one channel in 200 of which is 15
-times larger, to 4 bits in groups of 128: 21 exponents, 10 clips. The direct search runs each clip of each group on the
-tokens in float64, as the published code does in its own dtype.
+Times are of whole calls of awq on random float32 weights (in x in) and 512 tokens, with one channel
+in 200 that is 15 times larger, to 4 bits in groups of 128: 21 exponents, 10 clips. The direct
+search tries each clip of each group on the tokens in float64, as the published code does.
 
-Memory is the peak resident set (VmHWM in /proc/self/status, so on Linux alone) of a fresh process that quantizes, less
-that of one that only makes weights and tokens, plus the weights themselves, over the weights.
+Memory is the peak resident set (VmHWM in /proc/self/status, on Linux only) of a fresh process that
+quantizes, minus that of one that only makes weights and tokens, plus the weights themselves, over
+the weights.
 """
 
 import argparse
@@ -21,17 +22,16 @@ from qcourse import IntQuantizer, PerGroup
 from qcourse.methods.awq import Awq, AWQResult, awq
 from qcourse.methods.clip import SHRINKS
 
-TOKENS, SIZE = 512, 128
+TOKENS = 512
+SIZE = 128
 INT4 = IntQuantizer(4, granularity=PerGroup(SIZE))
 
 
 def layer(side: int, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
     """A weight and its inputs."""
     generator = torch.Generator().manual_seed(0)
-    w, x = (
-        torch.randn(side, side, generator=generator),
-        torch.randn(tokens, side, generator=generator),
-    )
+    w = torch.randn(side, side, generator=generator)
+    x = torch.randn(tokens, side, generator=generator)
     x[:, ::200] *= 15
     return w, x
 
@@ -43,7 +43,8 @@ def row(what: str, unit: str, values: dict[str, float], target: float | None = N
 
 def seconds(call: object, repeats: int) -> dict[str, float]:
     """The least and the median time of a call in s."""
-    return {name: value / 1000 for name, value in timed_ms(call, repeats=repeats).items()}  # type: ignore[arg-type]
+    times_ms = timed_ms(call, repeats=repeats)  # type: ignore[arg-type]
+    return {name: value / 1000 for name, value in times_ms.items()}
 
 
 def times(side: int, target: float | None, repeats: int) -> list[dict]:
@@ -55,36 +56,34 @@ def times(side: int, target: float | None, repeats: int) -> list[dict]:
     seen = method.observe(None, many)
     square_s = time.perf_counter() - start
     name = f"{side} x {side}"
+    both_s = seconds(lambda: awq(w, x, INT4), repeats)
+    scale_s = seconds(lambda: awq(w, x, INT4, clip=False), repeats)
+    by_square_s = seconds(lambda: method.quantize({"w": w}, seen), min(repeats, 2))
     return [
-        row(f"{name}: scale and clip", "s", seconds(lambda: awq(w, x, INT4), repeats), target),
-        row(f"{name}: scale alone", "s", seconds(lambda: awq(w, x, INT4, clip=False), repeats)),
+        row(f"{name}: scale and clip", "s", both_s, target),
+        row(f"{name}: scale alone", "s", scale_s),
         row(f"{name}: x^T x of 8192 tokens", "s", spread([square_s])),
-        row(
-            f"{name}: both, by x^T x",
-            "s",
-            seconds(lambda: method.quantize({"w": w}, seen), min(repeats, 2)),
-        ),
+        row(f"{name}: both, by x^T x", "s", by_square_s),
     ]
 
 
 def errors(side: int) -> list[dict]:
-    """The relative error of the outputs on the calibration data: to nearest, scaled, scaled and clipped."""
+    """The relative error of the outputs on the calibration data."""
     w, x = layer(side)
     y = x @ w.T
     to_nearest = float((x @ (INT4(w).dequantize() - w).T).norm() / y.norm())
-    return [
-        row(f"{side} x {side}: error, {name}", "", spread([error]))
-        for name, error in (
-            ("to nearest", to_nearest),
-            ("scaled", awq(w, x, INT4, clip=False).error),
-            ("scaled and clipped", awq(w, x, INT4).error),
-        )
-    ]
+    found = {
+        "to nearest": to_nearest,
+        "scaled": awq(w, x, INT4, clip=False).error,
+        "scaled and clipped": awq(w, x, INT4).error,
+    }
+    return [row(f"{side} x {side}: error, {name}", "", spread([e])) for name, e in found.items()]
 
 
 def direct_clips(ws: Tensor, x: Tensor) -> Tensor:
-    """For each row and group the clip with the least ||x (ws - Q(ws))^T||, each tried on all tokens."""
-    ws, x = ws.double(), x.double()
+    """The clip of each row and group with the least ||x (ws - Q(ws))^T||, tried on all tokens."""
+    ws = ws.double()
+    x = x.double()
     losses = torch.empty(len(SHRINKS), len(ws), ws.shape[1] // SIZE)
     for i, share in enumerate(SHRINKS):
         d = INT4.nearest(ws, INT4.fit(share * ws))[1] - ws
@@ -99,13 +98,13 @@ def choices(side: int) -> list[dict]:
     w, x = layer(side)
     result: AWQResult = awq(w, x, INT4)
     assert result.input_scale is not None
-    ws, xs = w * result.input_scale, x / result.input_scale
+    ws = w * result.input_scale
+    xs = x / result.input_scale
     start = time.perf_counter()
     direct = direct_clips(ws, xs)
     time_s = time.perf_counter() - start
-    searched = (result.shrink < 1).any(
-        1
-    )  # the other rows are left unclipped, since clipping all groups does not pay
+    # AWQ leaves the other rows unclipped, because clipping all their groups does not pay.
+    searched = (result.shrink < 1).any(1)
     differ = int((result.shrink != direct)[searched].sum())
     name = f"{side} x {side}"
     return [
@@ -116,7 +115,7 @@ def choices(side: int) -> list[dict]:
 
 
 def memory(side: int) -> list[dict]:
-    """Peak memory of awq over the weights'; nothing where /proc does not tell."""
+    """Peak memory of awq over the weights'; empty without /proc."""
     if not peak_bytes():
         return []
 
@@ -138,13 +137,9 @@ if __name__ == "__main__":
         awq(w[:1], x, INT4) if options.idle else awq(w, x, INT4)
         print(peak_bytes())
     else:
-        report(
-            "awq_cpu",
-            [
-                *times(4096, 5, 3),
-                *times(1024, None, 5),
-                *errors(4096),
-                *choices(512),
-                *memory(4096),
-            ],
-        )
+        lines = times(4096, target=5, repeats=3)
+        lines += times(1024, target=None, repeats=5)
+        lines += errors(4096)
+        lines += choices(512)
+        lines += memory(4096)
+        report("awq_cpu", lines)

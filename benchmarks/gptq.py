@@ -1,22 +1,25 @@
-"""How long GPTQ takes on a layer once its Hessian is known, how near to the layer its outputs stay, how much memory.
+"""Time, output error and memory of GPTQ on a layer whose Hessian is known.
 
-4 bits, groups of 128 (and of 32), on the grid of the published code: 16 levels at a scale of 2 amax / 15. Beside ours
-runs Algorithm 1 of the paper as it is written there, in this file, with torch: three steps to the factor, a block of
-columns at a time, an update of the whole block after every column. A loop over columns in float64, without blocks,
-tells what both should come to. Errors are relative, ||x (w - w_hat)^T|| / ||x w^T||.
+The grid is that of the published code: 4 bits, groups of 128 (and of 32), 16 levels at a scale of
+2 amax / 15. Ours is compared with two programs in this file. `algorithm_1` is the paper's Algorithm
+1 in torch: a block of columns at a time, and an update of the whole block after every column.
+`plain` is a loop over columns in float64 without blocks, the result both should reach. Errors are
+relative, ||x (w - w_hat)^T|| / ||x w^T||.
 
-In groups smaller than a block, the published code, and Algorithm 1 here, takes a group's scale from the weight as it
-was when its block began; ours from the weight as updated. On this grid the two are about as good (a scale that is too
-small clips, and at 2 amax / 15 a little clipping does no harm); where scales are searched ("mse"), the updated win.
+If a group is smaller than a block, Algorithm 1 fits its scale on the weight as it was when the
+block began; ours fits it on the updated weight. On this grid the two are about equally good: a
+scale that is too small clips, and at 2 amax / 15 a little clipping does no harm. If scales are
+searched ("mse"), the updated weight is better.
 
-Inputs are Gaussian with correlations of a low rank and uneven sizes. Memory is the peak resident set (VmHWM in
-/proc/self/status, so on Linux alone) of a fresh process that makes a weight and a Hessian and quantizes, less that of
-one that only makes them, over the bytes of the weight.
+Inputs are Gaussian with low-rank correlations and uneven sizes. Memory is the peak resident set
+(VmHWM in /proc/self/status, on Linux only) of a fresh process that makes a weight and a Hessian and
+quantizes, minus that of a process that only makes them, over the bytes of the weight.
 """
 
 import argparse
 import subprocess
 import sys
+from functools import partial
 
 import torch
 from _stamp import peak_bytes, report, spread, timed_ms
@@ -28,23 +31,34 @@ from qcourse.methods.second_moment import SecondMoment, output_error
 
 DAMP = 0.01
 TARGET_S = {1024: 0.2, 4096: 2.2}
+VARIANTS: dict[str, dict[str, bool]] = {
+    "": {},
+    ", act order": {"act_order": True},
+    ", act order, static groups": {"act_order": True, "static_groups": True},
+}
 
 
 def layer(size: int) -> tuple[Tensor, SecondMoment]:
     """A weight (size, size) and the second moment of 2 size inputs to it."""
     generator = torch.Generator().manual_seed(size)
-    mix = torch.randn(size // 4, size, generator=generator) / (size // 4) ** 0.5
+    rank = size // 4
+    mix = torch.randn(rank, size, generator=generator) / rank**0.5
     sizes = torch.randn(size, generator=generator).mul(0.5).exp()
+
     hessian = SecondMoment()
     for _ in range(8):
-        x = torch.randn(size // 4, size // 4, generator=generator) @ mix
-        hessian.add((x + 0.3 * torch.randn(size // 4, size, generator=generator)) * sizes)
-    return 0.02 * torch.randn(size, size, generator=generator), hessian
+        correlated = torch.randn(rank, rank, generator=generator) @ mix
+        noise = torch.randn(rank, size, generator=generator)
+        hessian.add((correlated + 0.3 * noise) * sizes)
+
+    w = 0.02 * torch.randn(size, size, generator=generator)
+    return w, hessian
 
 
 def damped(h: Tensor) -> Tensor:
     """H with damping on its diagonal."""
-    return h + DAMP * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
+    eye = torch.eye(len(h), dtype=h.dtype)
+    return h + DAMP * h.diagonal().mean() * eye
 
 
 def rounded(column: Tensor, scale: Tensor) -> Tensor:
@@ -54,37 +68,43 @@ def rounded(column: Tensor, scale: Tensor) -> Tensor:
 
 def algorithm_1(w: Tensor, h: Tensor, group_size: int, *, block_size: int = 128) -> Tensor:
     """w_hat by the paper's Algorithm 1."""
-    w, w_hat = w.clone(), torch.empty_like(w)
-    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped(h))), upper=True)
+    w = w.clone()
+    w_hat = torch.empty_like(w)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(h)))
+    u = torch.linalg.cholesky(inverse, upper=True)
     for start in range(0, w.shape[1], block_size):
         stop = start + block_size
-        block, errors, u_block = (
-            w[:, start:stop].clone(),
-            torch.empty_like(w[:, start:stop]),
-            u[start:stop, start:stop],
-        )
+        block = w[:, start:stop].clone()
+        errors = torch.empty_like(w[:, start:stop])
+        u_block = u[start:stop, start:stop]
         for j in range(block.shape[1]):
-            if (start + j) % group_size == 0:
-                scale = w[:, start + j : start + j + group_size].abs().amax(dim=1) / 7.5
-            w_hat[:, start + j] = rounded(block[:, j], scale)
-            errors[:, j] = (block[:, j] - w_hat[:, start + j]) / u_block[j, j]
+            column = start + j
+            if column % group_size == 0:
+                group = w[:, column : column + group_size]
+                scale = group.abs().amax(dim=1) / 7.5
+            w_hat[:, column] = rounded(block[:, j], scale)
+
+            # The error of a column updates the rest of its block at once.
+            errors[:, j] = (block[:, j] - w_hat[:, column]) / u_block[j, j]
             block[:, j:] -= errors[:, j : j + 1] @ u_block[j : j + 1, j:]
+
+        # The errors of a block update all later blocks in one product.
         w[:, stop:] -= errors @ u[start:stop, stop:]
     return w_hat
 
 
 def plain(w: Tensor, h: Tensor, group_size: int) -> Tensor:
-    """w_hat column by column in float64, each error answered at once by all later columns."""
+    """w_hat column by column in float64; each error updates all later columns at once."""
     w = w.double()
-    w_hat, u = (
-        torch.empty_like(w),
-        torch.linalg.cholesky(torch.linalg.inv(damped(h.double())), upper=True),
-    )
+    w_hat = torch.empty_like(w)
+    inverse = torch.linalg.inv(damped(h.double()))
+    u = torch.linalg.cholesky(inverse, upper=True)
     for j in range(w.shape[1]):
         if j % group_size == 0:
             scale = w[:, j : j + group_size].abs().amax(dim=1) / 7.5
         w_hat[:, j] = rounded(w[:, j], scale)
-        w[:, j + 1 :] -= torch.outer((w[:, j] - w_hat[:, j]) / u[j, j], u[j, j + 1 :])
+        error = (w[:, j] - w_hat[:, j]) / u[j, j]
+        w[:, j + 1 :] -= torch.outer(error, u[j, j + 1 :])
     return w_hat
 
 
@@ -104,21 +124,15 @@ def in_s(times_ms: dict[str, float]) -> dict[str, float]:
 
 
 def times(size: int) -> list[dict]:
-    """Ours, and Algorithm 1, after the Hessian."""
+    """Ours and Algorithm 1, from the Hessian on."""
     w, hessian = layer(size)
-    h, repeats = hessian.matrix, 9 if size < 4096 else 5
+    h = hessian.matrix
+    repeats = 9 if size < 4096 else 5
     rows = []
-    for name, options in (
-        ("", {}),
-        (", act order", {"act_order": True}),
-        (", act order, static groups", {"act_order": True, "static_groups": True}),
-    ):
-        ours = timed_ms(
-            lambda o=options: gptq(w, hessian, quantizer(128), damp=DAMP, **o), repeats=repeats
-        )
-        rows.append(
-            row(f"{size}, g128{name}", "s", in_s(ours), None if options else TARGET_S.get(size))
-        )
+    for name, options in VARIANTS.items():
+        call = partial(gptq, w, hessian, quantizer(128), damp=DAMP, **options)
+        target = None if options else TARGET_S.get(size)
+        rows.append(row(f"{size}, g128{name}", "s", in_s(timed_ms(call, repeats=repeats)), target))
     ours = timed_ms(lambda: gptq(w, hessian, quantizer(32), damp=DAMP), repeats=3)
     rows.append(row(f"{size}, g32", "s", in_s(ours)))
     theirs = timed_ms(lambda: algorithm_1(w, h, 128), repeats=3)
@@ -126,7 +140,7 @@ def times(size: int) -> list[dict]:
 
 
 def errors(size: int) -> list[dict]:
-    """Errors of the outputs; in groups of 128 Algorithm 1's is the target of ours, to four digits."""
+    """Errors of the outputs; in groups of 128 ours should equal Algorithm 1's to four digits."""
     w, hessian = layer(size)
     h = hessian.matrix
 
@@ -140,34 +154,29 @@ def errors(size: int) -> list[dict]:
 
     rows = []
     for group_size in (128, 32):
-        name, grid = f"{size}, g{group_size}", quantizer(group_size)
+        name = f"{size}, g{group_size}"
+        grid = quantizer(group_size)
         theirs = of(algorithm_1(w, h, group_size))
         rows += [
             row(f"{name}, to nearest", "error", of(grid(w).dequantize())),
             row(f"{name}, Algorithm 1 as written", "error", theirs),
-            row(name, "error", ours(grid), theirs["min"] if group_size == 128 else None),
-            row(f"{name}, act order", "error", ours(grid, act_order=True)),
-            row(
-                f"{name}, act order, static groups",
-                "error",
-                ours(grid, act_order=True, static_groups=True),
-            ),
         ]
+        for variant, options in VARIANTS.items():
+            target = theirs["min"] if group_size == 128 and not options else None
+            rows.append(row(f"{name}{variant}", "error", ours(grid, **options), target))
         if size <= 1024:
-            rows.append(
-                row(f"{name}, column by column in float64", "error", of(plain(w, h, group_size)))
-            )
+            exact = of(plain(w, h, group_size))
+            rows.append(row(f"{name}, column by column in float64", "error", exact))
     if size <= 1024:
         grid = quantizer(32, "mse")
+        static = ours(grid, static_groups=True)
         rows.append(row(f"{size}, g32, mse", "error", ours(grid)))
-        rows.append(
-            row(f"{size}, g32, mse, static groups", "error", ours(grid, static_groups=True))
-        )
+        rows.append(row(f"{size}, g32, mse, static groups", "error", static))
     return rows
 
 
 def memory(size: int) -> list[dict]:
-    """Peak memory beyond the weight and the Hessian, over the weight's; nothing where /proc does not tell."""
+    """Peak memory beyond the weight and the Hessian, over the weight's; empty without /proc."""
     if not peak_bytes():
         return []
 
@@ -181,8 +190,9 @@ def memory(size: int) -> list[dict]:
 
 def in_this_process(what: str, size: int) -> None:
     """Make a weight and a Hessian, quantize or not, print the peak in bytes."""
-    w, h = torch.ones(size, size), torch.eye(size)
-    gptq(w[:64, :64], h[:64, :64], quantizer(32))  # all is imported in both
+    w = torch.ones(size, size)
+    h = torch.eye(size)
+    gptq(w[:64, :64], h[:64, :64], quantizer(32))  # so that both processes import everything
     if what == "gptq":
         gptq(w, h, quantizer(128))
     print(peak_bytes())
@@ -190,15 +200,15 @@ def in_this_process(what: str, size: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "sizes", type=int, nargs="*", default=[1024, 4096], help="inputs and outputs of the layer"
-    )
+    sizes_help = "inputs and outputs of the layer"
+    parser.add_argument("sizes", type=int, nargs="*", default=[1024, 4096], help=sizes_help)
     parser.add_argument("--inside", choices=("gptq", "nothing"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         in_this_process(options.inside, options.sizes[0])
     else:
-        kinds = (times, errors, memory)
-        report(
-            "gptq_cpu", [line for kind in kinds for size in options.sizes for line in kind(size)]
-        )
+        lines = []
+        for kind in (times, errors, memory):
+            for size in options.sizes:
+                lines += kind(size)
+        report("gptq_cpu", lines)
