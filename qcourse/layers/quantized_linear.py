@@ -1,13 +1,12 @@
 """A linear layer that stores codes: y = (x / input_scale) w_hat^T + bias, w_hat decoded per call.
 
-The idea: a quantized model is small because it stores packed codes, scales and zero points. The
-floats exist only during a product. (It is also fast with a kernel that never writes them to
-memory; this layer is the plain form, for any quantizer.)
+A quantized model is small because it stores packed codes, scales and zero points. The floats exist
+only during a product. (It is also fast with a kernel that never writes them to memory; this layer
+is the plain form, for any quantizer.)
 
 Source: weight-only quantization as in GPTQ (Frantar et al., ICLR 2023), section 4; the run-time
 input scale as in AWQ (Lin et al., MLSys 2024), section 3.2.
-
-How it differs from ``linears.map_weights``: that stores a rounded float weight; this stores codes.
+`linears.map_weights` stores a rounded float weight; this stores codes.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,13 +25,10 @@ from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 
 @dataclass(frozen=True)
 class BufferLayout:
-    """How a quantized weight is stored as tensors: codes and zero points packed, the rest as it is.
+    """How a quantized weight (out, in) is stored: codes and zero points packed, the rest as it is.
 
-    Args:
-        quantizer: decodes the codes.
-        shape: (out, in).
-        signed: whether codes are int8; otherwise uint8.
-        parameters: the dataclass of tensors that the quantizer's ``fit`` returns.
+    Codes are int8 if `signed`, else uint8; `parameters` is the dataclass that the quantizer's
+    ``fit`` returns.
     """
 
     quantizer: Quantizer
@@ -48,6 +44,7 @@ class BufferLayout:
             raise ValueError(
                 f"codes of a linear layer are a matrix (out, in), got the shape {tuple(q.shape)}"
             )
+        # int8 codes of 4 bits reach from -8 to 7.
         largest = int(q.codes.max())
         too_large = signed and largest >= 1 << q.bits - 1
         if too_large or q.codes.dtype not in (torch.int8, torch.uint8):
@@ -70,6 +67,7 @@ class BufferLayout:
 
     def read(self, tensors: Mapping[str, Tensor | None]) -> QuantizedTensor:
         """Invert ``write``; errors as of ``unpack``, and KeyError for a missing tensor."""
+        # Parameters that were not stored are None, and zero points all 0.
         parameters = {field.name: tensors.get(field.name) for field in fields(self.parameters)}
         if "zero_point" in parameters:
             scale: Any = tensors["scale"]
@@ -78,7 +76,6 @@ class BufferLayout:
         return QuantizedTensor(codes, self.parameters(**parameters), self.quantizer)
 
     def _zero_point(self, packed: Tensor | None, scale: Tensor) -> Tensor:
-        """The zero points, in the shape of the scales."""
         if packed is not None:
             return self._unpack(packed, scale.shape)
         return torch.zeros_like(scale, dtype=torch.int8 if self.signed else torch.uint8)
@@ -129,6 +126,7 @@ class QuantizedLinear(nn.Module):
         _check_shape("input_scale", input_scale, self.in_features)
         _check_shape("input_order", input_order, self.in_features)
 
+        # Buffers, not parameters: they follow the model to a device and get no gradient.
         tensors = self.layout.write(q)
         tensors |= {"bias": bias, "input_scale": input_scale, "input_order": input_order}
         for name, value in tensors.items():
@@ -157,6 +155,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the product with the weight, decoded to the input's dtype, plus the bias."""
+        # Decode once per call; the kernel of a fast layer would not store w_hat.
         x = self._rounded_quotient(input)
         w_hat = self.quantized.dequantize().to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -166,6 +165,7 @@ class QuantizedLinear(nn.Module):
         """Return x as ``inputs`` rounds it: the output is rounded(x) weight^T + bias."""
         if self.inputs is None:
             return x
+        # Back from units of x / input_scale to units of x.
         quotient = self._rounded_quotient(x)
         if self.input_scale is None:
             return quotient
@@ -185,11 +185,11 @@ class QuantizedLinear(nn.Module):
             x = (x / self.input_scale).to(x.dtype)
         if self.inputs is None or not x.numel():
             return x
+        # Rounding is per token, whatever the axes before are.
         rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
         return self.inputs(rows).to(x.dtype).reshape(x.shape)
 
     def _reordered(self, x: Tensor) -> Tensor:
-        """The last axis of x in the order of the columns of the codes."""
         return x if self.input_order is None else x[..., self.input_order]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":

@@ -1,11 +1,7 @@
 """Put the tensors of a file back into a model: quantized layers anew, all else in its place.
 
-The idea: every tensor is checked before it is used, because a file may be damaged or belong to
-another model. A message names the tensor.
-
-Source: none.
-
-How it differs from ``storage.py``: that reads and writes files; this knows models.
+Every tensor is checked before it is used, because a file may be damaged or belong to another model.
+A message names the tensor. `storage.py` reads and writes the files.
 """
 
 from collections.abc import Mapping
@@ -34,11 +30,7 @@ def take_tensors(layer: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def restored_layer(
     name: str, layout: BufferLayout, tensors: dict[str, Tensor], old: nn.Linear
 ) -> QuantizedLinear:
-    """Return the layer of these tensors.
-
-    Raises:
-        ValueError: they do not fit the layout, or the layout not the old layer.
-    """
+    """Return the layer of these tensors; ValueError if they fit neither layout nor old layer."""
     shape = (old.out_features, old.in_features)
     has_bias = "bias" in tensors
     if layout.shape != shape or has_bias != (old.bias is not None):
@@ -47,6 +39,7 @@ def restored_layer(
             f" file, {shape} {'without' if old.bias is None else 'with'} in the model"
         )
     try:
+        # A damaged file shows when the quantizer decodes it.
         q = layout.read(tensors)
         q.dequantize()  # the quantizer checks shapes and values
         return QuantizedLinear(
@@ -67,13 +60,11 @@ def restore_others(
 ) -> None:
     """Give all modules but the quantized layers their tensors from the file.
 
-    Args:
-        tied: for other names of a tensor, the name under which it was saved.
-
-    Raises:
-        ValueError: a tensor is missing, left over, of the wrong shape, or on the device "meta".
+    `tied` has, for other names of a tensor, the name under which it was saved. Raises ValueError
+    for a tensor that is missing, left over, of the wrong shape, or on the device "meta".
     """
     quantized = quantized_layers(model)
+    # Quantized layers already have their tensors.
     wanted = {}
     for name, tensor in model.state_dict().items():
         if name.rpartition(".")[0] not in quantized:
@@ -86,6 +77,7 @@ def restore_others(
             raise ValueError(
                 f"tensor {name} has the shape {tuple(tensor.shape)}, the model {expected}"
             )
+        # Assigned directly, because a module on "meta" has nothing to copy into.
         path, _, key = name.rpartition(".")
         module = model.get_submodule(path)
         if key in module._buffers:

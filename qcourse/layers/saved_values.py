@@ -5,7 +5,6 @@ So a short name for its class, and its fields, say everything. A file holds that
 module path: a class can move to another module and old files still load.
 
 Source: the habit of safetensors: a file of data, which cannot make anything run.
-
 How it differs from pickle: pickle imports, and runs, what a file names. Here a file can only name
 classes that were registered.
 """
@@ -99,6 +98,7 @@ def describe(value: object) -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, type):
         return {"class": _name_of(value)}
+    # A dataclass is its name and its fields.
     described = {"value": _name_of(type(value))}
     for field in fields(value):  # type: ignore[arg-type]  # registered, so a dataclass
         described[field.name] = describe(getattr(value, field.name))
@@ -114,6 +114,7 @@ def rebuild(description: Any, expected: type[Value]) -> Value:
     >>> rebuild(describe(IntQuantizer(4, granularity=PerGroup(32))), IntQuantizer).granularity
     PerGroup(size=32)
     """
+    # A field that this version does not know ends as an error here.
     try:
         value = _rebuild(description)
     except (AttributeError, KeyError, TypeError) as error:
@@ -134,6 +135,7 @@ def _rebuild(description: Any) -> Any:
         return _dtype_of(description["dtype"])
     if "class" in description:
         return _class_of(description["class"])
+    # The constructor checks the fields again.
     kind = _class_of(description["value"])
     arguments = {}
     for name, each in description.items():

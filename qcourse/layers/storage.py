@@ -1,13 +1,10 @@
 """A quantized model as a file: packed codes, scales, zero points, and what stayed in floats.
 
-The idea: safetensors stores tensors and nothing that runs. The quantizer, which turns codes into
-weights, is a value, so it is written as JSON into the metadata of the file (``saved_values.py``).
-A file is written aside and then renamed, so a full disk leaves the old file as it was.
+safetensors stores tensors and nothing that runs. The quantizer, which turns codes into weights, is
+a value, so it is written as JSON into the metadata of the file (`saved_values.py`). A file is
+written aside and then renamed, which is atomic (POSIX), so a full disk leaves the old file.
 
-Source: the safetensors format; a rename within a folder is atomic (POSIX ``rename``).
-
-How it differs from ``tinylm.py`` and ``minilm_files.py``: those read published files with a known
-SHA-256; this writes and reads your own.
+`tinylm.py` and `minilm_files.py` read published files with a known SHA-256; this writes your own.
 """
 
 import json
@@ -55,6 +52,7 @@ def save_quantized(model: nn.Module, path: str | Path) -> None:
             " has none (layers of the INT4 kernels are packed for this"
             " machine: save the model before with_int4_kernels)"
         )
+    # All that turns codes into weights, as JSON.
     inputs = {name: each.inputs for name, each in layers.items() if each.inputs is not None}
     tensors, tied = _untied(model.state_dict())
     about = {
@@ -94,8 +92,10 @@ def load_quantized(path: str | Path, model: nn.Module) -> nn.Module:
             raise ValueError(
                 f"{path} does not belong to this model, which has no linear layer {name!r}"
             )
+    # The layers that the file has codes for are replaced, so their weights are not copied.
     work = ModelCopy(model, {name: old[name] for name in about["layers"]})
     try:
+        # Quantized layers take their tensors; the rest belongs to other modules.
         for name, description in about["layers"].items():
             layout = rebuild(description, BufferLayout)
             layer = restored_layer(name, layout, take_tensors(name, tensors), old[name])
@@ -147,6 +147,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has metadata that are no JSON: {error}") from error
     _check_description(about, path)
+    # A tied tensor is stored once; give it back its other names.
     for alias, name in about["tied"].items():
         if name in tensors:
             tensors[alias] = tensors[name]
@@ -154,6 +155,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _check_description(about: Any, path: Path) -> None:
+    # A file of another program has no description, or another format.
     found = about.get("format") if isinstance(about, dict) else about
     if not isinstance(about, dict) or found != FORMAT:
         raise ValueError(f"{path} is no file of {FORMAT!r}: its metadata say {found!r}")

@@ -1,11 +1,7 @@
 """The arguments that a model calls a block with: masks, positions, and random tokens.
 
-The idea: a forward pass on token ids brings the arguments to the block, where a hook catches them
-and ends the pass. The tokens among them are replaced by random ones, in float64.
-
-Source: none.
-
-How it differs from ``block_probe.py``: that runs blocks on these arguments.
+A forward pass on token ids brings the arguments to the block, where a hook catches them and ends
+the pass. Random tokens replace the real ones, in float64. `block_probe.py` runs blocks on them.
 """
 
 from typing import Any
@@ -26,6 +22,7 @@ def arguments_of(model: nn.Module, block: nn.Module, ids: Tensor) -> Arguments |
     >>> args[0].shape, args[0].dtype, named
     (torch.Size([3, 2]), torch.float64, {})
     """
+    # The model runs only as far as the block.
     caught = _caught_arguments(model, block, ids)
     return None if caught is None else _with_random_tokens(caught)
 
@@ -35,7 +32,6 @@ class _Caught(Exception):  # noqa: N818  (nothing failed)
 
 
 def _caught_arguments(model: nn.Module, block: nn.Module, ids: Tensor) -> Arguments | None:
-    """The arguments that the model calls a block with; None if it does not get there on ids."""
     found: list[Arguments] = []
 
     def catch(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -53,7 +49,6 @@ def _caught_arguments(model: nn.Module, block: nn.Module, ids: Tensor) -> Argume
 
 
 def _with_random_tokens(arguments: Arguments) -> Arguments | None:
-    """The arguments in float64, with random tokens; None if no tokens are among them."""
     args, named = to_double(arguments)
     # The tokens are the first argument, or have the name that transformers gives them.
     if args and isinstance(args[0], Tensor) and args[0].is_floating_point():

@@ -1,13 +1,9 @@
 """Run one block of a model alone on random tokens, to test whether a change keeps its function.
 
-The idea: names such as input_layernorm mean different things in different models, but the output
-of a block does not depend on names. The arguments of the first block (``block_arguments.py``) suit
-every block, so each can run alone. It runs in float64, so that a branch that adds little to the
-residual stream still shows.
-
-Source: none.
-
-How it differs from ``trace/replay.py``: that runs a model on calibration data; this needs none.
+Names such as input_layernorm mean different things in different models, but the output of a block
+does not depend on names. The arguments of the first block (`block_arguments.py`) suit every block,
+so each can run alone. It runs in float64, so that a branch that adds little to the residual stream
+still shows. `trace/replay.py` runs a model on calibration data; this needs none.
 """
 
 import copy
@@ -31,12 +27,7 @@ SAME = 1e-6  # scaling by powers of two is exact, so only the order of sums in f
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A member of a model's longest list of modules, and arguments to call it with.
-
-    Args:
-        name: in the model.
-        args, named: its arguments, with random tokens and float64 floats.
-    """
+    """A member of a model's longest list of modules, by its full name, and arguments for it."""
 
     name: str
     module: nn.Module
@@ -55,6 +46,7 @@ class Block:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its parameters and buffers by their names within it, floats as float64."""
+        # A tensor with two names needs both, because both are passed to the block.
         tensors = dict(self.module.named_parameters(remove_duplicate=False))
         tensors |= dict(self.module.named_buffers(remove_duplicate=False))
         return {name: to_double(tensor) for name, tensor in tensors.items()}
@@ -68,6 +60,7 @@ class Block:
             outputs.append((output, norm))
 
         def note_input(layer: str, x: Tensor) -> None:
+            # The very same tensor object: a copy would be another module's output.
             for output, norm in outputs:
                 if output is x:
                     found.setdefault(norm, []).append(layer)
@@ -86,13 +79,12 @@ class Block:
     def takes(self, name: str, keys: Sequence[str], layers: Sequence[str]) -> bool:
         """Return whether the output stays if a module is divided by a scale that layers undo.
 
-        Args:
-            name: of the module, in the model.
-            keys: its tensors that have one row per number of the scale.
-            layers: their inputs are multiplied by the scale; by their full names.
+        `keys` are the tensors of the module `name` that have one row per number of the scale. The
+        inputs of the layers are multiplied by the scale. All names are full.
         """
         old = self.tensors()
         prefix = f"{self.name}."
+        # functional_call takes names within the block.
         places = [f"{name.removeprefix(prefix)}.{key}" for key in keys]
         if not old.keys() >= set(places):
             return False  # the module has other tensors than these
@@ -103,6 +95,7 @@ class Block:
             new[place] = old[place] / _per_row(scale, old[place])
 
         before = self.run(old)
+        # The block runs with multiplied inputs, first alone, then with the divided module as well.
         with ExitStack() as hooks:
             for layer in layers:
                 module = self.module.get_submodule(layer.removeprefix(prefix))
@@ -137,6 +130,7 @@ def blocks(model: nn.Module) -> list[Block]:
     >>> blocks(nn.Linear(2, 2))
     []
     """
+    # The longest list of modules holds the blocks.
     path = ""
     chain = nn.ModuleList()
     embeddings = []
@@ -149,6 +143,7 @@ def blocks(model: nn.Module) -> list[Block]:
     if not embeddings or not len(chain):
         return []
 
+    # Different ids, so that no two tokens are equal.
     vocabulary = embeddings[0].num_embeddings
     ids = torch.arange(TOKENS, device=embeddings[0].weight.device)[None] % vocabulary
     arguments = arguments_of(model, chain[0], ids)
@@ -167,12 +162,11 @@ def _random_powers_of_two(count: int) -> Tensor:
 
 
 def _per_row(scale: Tensor, tensor: Tensor) -> Tensor:
-    """The scale in a shape that broadcasts over the rows of a tensor."""
     return scale.reshape(-1, *[1] * (tensor.ndim - 1))  # (rows, 1, ...)
 
 
 def _multiplied_input(module: nn.Module, scale: Tensor) -> Any:
-    """Multiply the input of a layer, within the returned context manager."""
+    """Multiply the input of a layer, in a with statement."""
 
     def multiply(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0] * scale,)

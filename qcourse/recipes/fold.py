@@ -1,21 +1,18 @@
 """Move a scale from a layer's input into the module before it, where the model computes the same.
 
-The idea: AWQ divides a layer's input by s. A norm before it can do this for free, with a gain that
-is s times smaller; so can a linear layer before it, with s times smaller rows.
+AWQ divides a layer's input by s. A norm before it can do this for free, with a gain that is s times
+smaller; so can a linear layer before it, with s times smaller rows.
 
     norm -> q, k, v and norm -> gate, up    the gain of the norm (and its bias)
     v -> o, where o has one input per row   attention mixes tokens, never channels
     up -> down                              down reads silu(gate) * up
 
 This is right only if nothing else reads the divided output and every operation in between passes
-the scale on. A block is run to test both (``block_probe.py``): with its predecessor divided by
-powers of two and the layers' input multiplied by them, its output must stay. With grouped queries
-v has fewer rows than o has inputs, so o divides its own input; so do layers after a post-norm.
+the scale on. So the block is run with its predecessor divided by powers of two and the layers'
+input multiplied by them (`block_probe.py`): its output must stay.
 
-Source: Lin et al., "AWQ" (MLSys 2024), section 3.2, and Xiao et al., "SmoothQuant" (ICML 2023),
-section 4.
-
-How it differs from ``methods/awq.py``: that finds the best scale; this finds a place for it.
+Source: Lin et al., "AWQ" (MLSys 2024), section 3.2; Xiao et al., "SmoothQuant" (ICML 2023), section
+4. `methods/awq.py` finds the best scale; this finds a place for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,18 +30,13 @@ from qcourse.recipes.block_probe import Block, blocks, put
 def fold(model: nn.Module, names: Sequence[str], input_scale: Shaped[Tensor, "..."]) -> str | None:
     """Divide the output of the module before some layers by input_scale; return its name, or None.
 
-    Args:
-        model: is changed: new tensors replace old ones, which are not written to.
-        names: all the linear layers that read this input, plain or quantized, in one block.
-        input_scale: (in,), positive.
+    `names` are all the linear layers that read this input, plain or quantized, in one block;
+    input_scale is (in,), positive. The model gets new tensors; old ones are not written to.
 
-    It returns None, and changes nothing, where no module can take the scale: the model has no
-    blocks or does not run on token ids, another layer reads the same input, or a dtype is too
-    narrow.
-
-    Raises:
-        ValueError: names is empty or has a name of no linear layer; input_scale is not positive and
-            finite, or not one number per input.
+    None means that nothing was changed: the model has no blocks or does not run on token ids,
+    another layer reads the same input (as after a post-norm), the rows do not match the inputs (as
+    of v and o with grouped queries), or a dtype is too narrow. Raises ValueError for names that are
+    no linear layers, and for a scale that is not positive and finite or does not fit them.
 
     >>> from qcourse.models.llama import random_llama
     >>> from qcourse.models.llama_config import LlamaConfig
@@ -54,9 +46,11 @@ def fold(model: nn.Module, names: Sequence[str], input_scale: Shaped[Tensor, "..
     >>> model.model.layers[0].mlp.down_proj.weight *= 2  # now the model computes what it did
     """
     layers = _layers_named(model, names, input_scale)
+    # A layer that the model uses in two places may read two inputs.
     block = _block_of(model, names)
     if block is None or not all(has_one_name(model, layer) for layer in layers):
         return None
+    # Try each module whose output the layers may read.
     for predecessor in _predecessors(model, block, names):
         new = divided_tensors(model, block, predecessor, names, input_scale)
         if new:
@@ -66,7 +60,6 @@ def fold(model: nn.Module, names: Sequence[str], input_scale: Shaped[Tensor, "..
 
 
 def _layers_named(model: nn.Module, names: Sequence[str], scale: Tensor) -> list[nn.Module]:
-    """The layers of these names; ValueError if there is none, or the scale does not fit one."""
     if not names:
         raise ValueError("names is empty; it must name the linear layers that read the input")
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -89,7 +82,6 @@ def _layers_named(model: nn.Module, names: Sequence[str], scale: Tensor) -> list
 
 
 def _block_of(model: nn.Module, names: Sequence[str]) -> Block | None:
-    """The block that contains all these layers."""
     for block in blocks(model):
         if all(name.startswith(f"{block.name}.") for name in names):
             return block
@@ -116,10 +108,7 @@ def _predecessors(model: nn.Module, block: Block, names: Sequence[str]) -> Itera
 def divided_tensors(
     model: nn.Module, block: Block, name: str, layers: Sequence[str], scale: Tensor
 ) -> dict[str, Tensor] | None:
-    """Return the tensors that divide a module's output by a scale that its readers multiply by.
-
-    It returns None where this changes the function of the block.
-    """
+    """Return the tensors that divide a module by a scale; None if the block then changes."""
     module = model.get_submodule(name)
     new = divided_by(scale, module)
     if not new or not has_one_name(model, module):
@@ -130,8 +119,9 @@ def divided_tensors(
 def divided_by(scale: Tensor, module: nn.Module) -> dict[str, Tensor] | None:
     """Return the tensors that divide the output of a norm or linear layer by a scale, one per row.
 
-    It returns None where there are none: no gain, another number of rows, or a narrow dtype.
+    None means that there are none: no gain, another number of rows, or a dtype that is too narrow.
     """
+    # Dividing the scales of a quantized layer divides its weight, and no code changes.
     key = "scale" if isinstance(module, QuantizedLinear) else "weight"
     old = getattr(module, key, None)
     if not isinstance(old, Tensor) or not old.is_floating_point() or not old.ndim:
@@ -144,11 +134,13 @@ def divided_by(scale: Tensor, module: nn.Module) -> dict[str, Tensor] | None:
     per_row = scale.reshape(-1, *[1] * (old.ndim - 1))  # (rows, 1, ...)
     exact = old.double() / per_row
     new = {key: exact.to(old.dtype)}
+    # The scale of codes has to stay above 0 and finite in its own dtype.
     if key == "scale":
         try:
             check_stored_scale(new[key], exact)
         except ValueError:
             return None
+    # y / s = x (W / s)^T + b / s
     bias = getattr(module, "bias", None)
     if bias is not None:
         new["bias"] = (bias.double() / scale).to(bias.dtype)

@@ -1,11 +1,8 @@
 """Codes for one group of layers: their new layers, their folded input scale, their report rows.
 
-The idea: layers that read the same input also share what a method observed of it, and may share an
-input scale. If the module before them can divide its output by that scale, the layers need not.
-
-Source: AWQ (Lin et al., MLSys 2024), section 3.2, for the input scale.
-
-How it differs from ``quantize.py``: this handles one group after another; that the whole model.
+Layers that read the same input share what a method observed of it, and may share an input scale. If
+the module before them can divide its output by that scale, the layers need not (AWQ, Lin et al.,
+MLSys 2024, section 3.2). `quantize.py` goes through all groups of a model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +25,7 @@ Fold = Callable[[nn.Module, Group, Tensor], str | None]
 
 @dataclass
 class GroupQuantizer:
-    """Quantizes the layers of a copy, group by group, and gathers the rows of the report.
-
-    Args:
-        copy: the new model, in which the caller replaces the layers.
-        chosen: the original layers by name.
-        fold: as in ``quantize_model``.
-    """
+    """Quantizes the chosen layers for a copy of their model, and gathers the rows of the report."""
 
     copy: ModelCopy
     chosen: Mapping[str, nn.Linear]
@@ -46,6 +37,7 @@ class GroupQuantizer:
 
     def quantize(self, names: Group, seen: Any) -> dict[str, QuantizedLinear]:
         """Return the new layers of a group, given what the method observed of its input."""
+        # All layers of the group at once: the method may choose one input scale for them.
         weights = {name: self.chosen[name].weight.detach() for name in names}
         results = self.method.quantize(weights, seen)
         layers = {name: _layer_of(results[name], self.chosen[name].bias) for name in names}
@@ -66,7 +58,8 @@ class GroupQuantizer:
         return layers
 
     def rows_with_output_errors(self, batches: Sequence[Any], run: Run) -> list[LayerReport]:
-        """Return the rows, with errors of the outputs as far as the batches reach the layers."""
+        """Return the rows, with output errors of the layers that the batches reach."""
+        # The copy no longer has the original weights.
         originals = {row.name: self.chosen[row.name].weight.detach() for row in self.rows}
         errors = output_errors(self.copy.model, originals, self.divided, self.took, batches, run)
         return [replace(row, output_error=errors.get(row.name)) for row in self.rows]
@@ -92,7 +85,6 @@ class GroupQuantizer:
 
 
 def _layer_of(result: Any, bias: Tensor | None) -> QuantizedLinear:
-    """The layer for what a method returned: a QuantizedTensor, or an object that has one."""
     return QuantizedLinear(
         getattr(result, "quantized", result),
         bias,

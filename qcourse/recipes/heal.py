@@ -1,11 +1,8 @@
 """Train a language model in place, to repair what rounding or pruning broke.
 
-The idea: an ordinary training loop, on the text alone or on the predictions of a teacher, best the
-model before rounding or pruning. Training that diverges ends at the last weights that were good.
-
-Source: LLM-QAT (Liu et al., 2023) for the unquantized model as the teacher.
-
-How it differs from ``qat_model.py``: that puts rounding into a model; this trains it.
+An ordinary training loop, on the text alone or on the predictions of a teacher, best the model
+before rounding or pruning (LLM-QAT, Liu et al., 2023). Training that diverges ends at the last good
+weights. `qat_model.py` puts rounding into a model; this trains it.
 """
 
 import math
@@ -24,12 +21,7 @@ from qcourse.methods.distillation import check_mixture, distillation_loss
 
 @dataclass(frozen=True)
 class Healing:
-    """What ``heal`` did.
-
-    Args:
-        losses: of each step, before its update; a last one that is not finite ended the training.
-        note: "" or why it stopped early.
-    """
+    """The losses of all steps, each before its update; a note if training stopped early."""
 
     losses: tuple[float, ...]
     note: str = ""
@@ -48,21 +40,14 @@ def heal(
 ) -> Healing:
     """Train a language model in place: AdamW, one step per batch, a warm-up, a cosine decay to 0.
 
-    Args:
-        student: maps ids (batch, tokens) to logits.
-        batches: ids; the model learns to predict each id from those before it.
-        teacher: the unquantized model; without one the loss is that of the text.
-        temperature, alpha: as in ``distillation_loss``; alpha is by default 1 with a teacher.
-        learning_rate: the highest one.
-        steps: the number of batches to take; None takes all.
-
-    Where a loss is NaN or infinite, training stops with a warning, and the student gets the weights
-    of the last step with a finite loss.
-
-    Raises:
-        TypeError: steps is None and batches has no length.
-        ValueError: there is no batch; temperature, alpha or learning_rate is out of range.
+    The student maps ids (batch, tokens) to logits, and learns to predict each id from those before
+    it. The teacher is best the unquantized model; without one the loss is that of the text.
+    temperature and alpha are those of `distillation_loss`; alpha is by default 1 with a teacher.
+    steps=None takes all batches. Where a loss is NaN or infinite, training stops with a warning,
+    and the student gets the weights of the last step with a finite loss. Raises TypeError where
+    steps is None and batches has no length, ValueError for no batch or an argument out of range.
     """
+    # With a teacher its predictions are the target, without one the text.
     if alpha is None:
         alpha = 0.0 if teacher is None else 1.0
     if steps is None:
@@ -81,7 +66,7 @@ def heal(
 
 
 class _Training:
-    """The optimizer's state, the losses, and the last weights whose loss was finite."""
+    """The optimizer, the losses, and the last weights whose loss was finite."""
 
     def __init__(self, student: nn.Module, learning_rate: float, steps: int) -> None:
         self.trained = [each for each in student.parameters() if each.requires_grad]
@@ -94,6 +79,7 @@ class _Training:
         def share(step: int) -> float:
             return _share(step, steps)
 
+        # The learning rate of step n is learning_rate * share(n).
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share)
 
     def step(self, loss: Tensor) -> bool:
@@ -104,6 +90,7 @@ class _Training:
         # These weights have a finite loss, so they are the ones to return to.
         for weight, good in zip(self.trained, self.good, strict=True):
             good.copy_(weight.detach())
+        # One step of gradient descent, with the norm of the gradient limited to 1.
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -134,7 +121,7 @@ class _Training:
 def _loss(
     student: nn.Module, teacher: nn.Module | None, ids: Tensor, temperature: float, alpha: float
 ) -> Tensor:
-    """The loss of predicting ids[1:] from the ids before each."""
+    # The logits at position i predict token i + 1.
     context = ids[:, :-1]
     with torch.no_grad():
         target = None if teacher is None else teacher(context)

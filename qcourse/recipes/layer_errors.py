@@ -1,12 +1,8 @@
 """The error of a quantized layer: of its weight, and of its outputs.
 
-The idea: round-to-nearest minimizes the error of the weight, but the error of the outputs on real
-inputs matters. A calibrated method may increase the first to reduce the second.
-
-Source: GPTQ (Frantar et al., ICLR 2023), equation 1, minimizes ||X W^T - X W_hat^T||.
-
-How it differs from ``numerics.metrics.relative_error``: the same measure, summed piece by piece, so
-that neither float64 copies nor the outputs of all batches are held in memory.
+Round-to-nearest minimizes the error of the weight, but the error of the outputs on real inputs, ||X
+W^T - X W_hat^T||, matters (GPTQ, Frantar et al., ICLR 2023, equation 1). Both are those of
+`numerics.metrics.relative_error`, summed piece by piece to save memory.
 """
 
 import math
@@ -32,6 +28,7 @@ def weight_error(w: Tensor, w_hat: Tensor) -> float:
     >>> weight_error(tensor([[3.0, 4.0]]), tensor([[3.0, 3.0]]))
     0.2
     """
+    # Squares are summed over pieces of about CHUNK values.
     rows = max(1, CHUNK // w.shape[1])
     lost = 0.0
     size = 0.0
@@ -50,19 +47,12 @@ def output_errors(
     batches: Sequence[Any],
     run: Run,
 ) -> dict[str, float]:
-    """Return ||x w^T - x_hat w_hat^T|| / ||x w^T|| of each quantized layer, over its inputs x.
+    """Return ||x w^T - x_hat w_hat^T|| / ||x w^T|| of each quantized layer that the batches reach.
 
-    x_hat is x, rounded if the layer rounds its inputs. A layer that no batch reaches is absent.
-
-    Args:
-        model: contains the quantized layers.
-        weights: the original weight (out, in) of each.
-        divided: per layer whose input arrives divided by a folded scale (in,), that scale.
-        took: per layer whose rows were divided by the folded scale (out,) of the next, that scale.
-        batches: run takes them one after another.
-
-    Raises:
-        ValueError: the model cannot run a batch, or an input is not finite.
+    x are the inputs of a layer of the model, x_hat the same as the layer rounds it, and w its
+    original weight (out, in). `divided` has, per layer whose input arrives divided by a folded
+    scale (in,), that scale; `took` has, per layer whose rows divide by the scale (out,) of the
+    next, that scale. Raises ValueError if the model cannot run a batch, or an input is not finite.
     """
     lost: Counter[str] = Counter()
     size: Counter[str] = Counter()
@@ -78,6 +68,7 @@ def output_errors(
         # Undo the division of the rows, which belongs to the next layer.
         if name in took:
             w_hat = w_hat * took[name].to(x.dtype)[:, None]
+        # Sums of squares over all batches; the root is taken at the end.
         y = x @ w.T
         y_hat = layer.rounded(x) @ w_hat.T
         lost[name] += sum_of_squares(y_hat - y)  # type: ignore[assignment]
@@ -94,7 +85,7 @@ def output_errors(
 
 
 def _relative(lost: float, size: float) -> float:
-    """The square root of lost / size; 0 for 0 / 0."""
+    # A zero output with an error is infinitely wrong, relative to it.
     if size:
         return math.sqrt(lost / size)
     return math.inf if lost else 0.0

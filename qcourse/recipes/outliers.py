@@ -1,12 +1,8 @@
 """Plant outlier channels into a language model without a change of what it computes.
 
-The idea: trained models have outlier channels; a small model may have none. After each norm of a
-block x_j becomes factor * x_j, and the columns w_j of the layers that read it become w_j / factor
-(or the other way round, for outliers of the weights).
-
-Source: the scale of SmoothQuant (Xiao et al., ICML 2023), section 4, used in reverse.
-
-How it differs from ``fold.py``: that moves a given scale away; this creates the difficulty.
+Trained models have outlier channels; a small model may have none. After each norm of a block x_j
+becomes factor * x_j, and the columns w_j of the layers that read it become w_j / factor: the scale
+of SmoothQuant (Xiao et al., ICML 2023, section 4) in reverse. `fold.py` moves such a scale away.
 """
 
 import copy
@@ -41,8 +37,7 @@ def plant_outliers(
         factor: above 0; a power of two changes no bit of the outputs.
         where: what the factor multiplies, "activations" or "weights"; the other is divided.
 
-    Raises:
-        ValueError: an argument is none of these, or no norm feeds linear layers alone.
+    Raises ValueError for other arguments, or if no norm feeds linear layers alone.
 
     >>> from qcourse.models.llama import random_llama
     >>> from qcourse.models.llama_config import LlamaConfig
@@ -55,6 +50,7 @@ def plant_outliers(
     True
     """
     new = copy.deepcopy(model)
+    # Every norm that can be multiplied without a change of the model.
     found = [each for block in blocks(new) for each in _norms_with_readers(new, block)]
     if not found:
         raise ValueError(f"no norm of this {type(model).__name__} feeds linear layers alone")
@@ -74,15 +70,16 @@ def plant_outliers(
 def _norms_with_readers(
     model: nn.Module, block: Block
 ) -> Iterator[tuple[nn.Module, list[nn.Linear]]]:
-    """Each norm of a block that feeds linear layers alone, with these layers."""
     for norm, names in block.readers().items():
         readers = []
         for name in names:
             layer = model.get_submodule(name)
             if isinstance(layer, nn.Linear) and has_one_name(model, layer):
                 readers.append(layer)
+        # A reader that is quantized, or in two places, cannot be divided.
         if len(readers) < len(names):
             continue
+        # Whether the block stays does not depend on the scale, so 1 will do here.
         ones = torch.ones(readers[0].in_features)
         if divided_tensors(model, block, norm, names, ones):
             yield model.get_submodule(norm), readers
@@ -91,18 +88,17 @@ def _norms_with_readers(
 def _gain(
     channels: int | Sequence[int], factor: float, where: str, seed: int, *, size: int
 ) -> Float64[Tensor, " in"]:
-    """The factor of each channel of the activations."""
     if where not in ("activations", "weights"):
         raise ValueError(f"where={where!r} must be 'activations' or 'weights'")
     if not 0 < factor < math.inf:
         raise ValueError(f"factor={factor!r} must be positive and finite")
     gain = torch.ones(size, dtype=torch.float64)
+    # gain_j multiplies activation j; weights get the inverse.
     gain[_chosen(channels, size, seed)] = factor if where == "activations" else 1 / factor
     return gain
 
 
 def _chosen(channels: int | Sequence[int], size: int, seed: int) -> list[int]:
-    """The channels, drawn without repetition if only their number is given."""
     wrong = ValueError(
         f"channels={channels!r} must be from 0 to {size - 1}, at least one,"
         f" or how many of the {size}"
@@ -110,6 +106,7 @@ def _chosen(channels: int | Sequence[int], size: int, seed: int) -> list[int]:
     if type(channels) is int:
         if not 0 < channels <= size:
             raise wrong
+        # A random order, of which the first channels are taken.
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(size, generator=generator)[:channels].tolist()
     if not isinstance(channels, Sequence) or not channels:

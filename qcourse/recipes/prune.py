@@ -1,13 +1,9 @@
 """Prune a whole model to N of M, layer by layer in order of use, by one of three methods.
 
-The idea: the walk is that of ``quantize_model``, and a layer is pruned by the second moment of its
-inputs in the model pruned so far. Layers stay ``nn.Linear``: zeros are stored, and
-``sparse_storage.compress_sparse`` finds them. ``hold_zeros`` fixes the zeros for training, because
-with a new choice at each step no weight would learn to replace the others.
-
-Source: as for the methods (``methods/sparsity.py``).
-
-How it differs from ``quantize.py``: that returns layers of codes; this returns layers with zeros.
+The walk is that of `quantize_model`; a layer is pruned by the second moment of its inputs in the
+model pruned so far. Layers stay ``nn.Linear``: the zeros are stored, for
+`sparse_storage.compress_sparse` to find. The sources are those of `methods/sparsity.py`.
+`quantize.py` returns layers of codes; this returns layers with zeros.
 """
 
 import copy
@@ -76,9 +72,8 @@ PruningMethod = Magnitude | Wanda | SparseGPT
 class PrunedModel:
     """A pruned model, in eval mode and without gradients.
 
-    Args:
-        masks: per layer, True where a weight was kept.
-        errors: per layer, of the outputs; of the weight for ``Magnitude``.
+    Per layer: `masks`, True where a weight was kept, and `errors` of the outputs (for ``Magnitude``
+    of the weight).
     """
 
     model: nn.Module
@@ -95,17 +90,12 @@ def prune_model(
     layers: Layers = None,
     progress: bool = True,
 ) -> PrunedModel:
-    """Return a new model in which each chosen linear layer is pruned.
+    """Return a new model in which each chosen linear layer is pruned; model is not changed.
 
-    Args:
-        model: any module with nn.Linear layers; it is not changed.
-        method: ``Magnitude``, ``Wanda`` or ``SparseGPT``, with the pattern.
-        calibration, run, layers, progress: as in ``quantize_model``.
-
-    Raises:
-        TypeError: method is none of these.
-        ValueError: there is no layer to prune; M does not divide a layer's inputs; calibration is
-            missing, empty, or reaches no chosen layer; a weight or an input is not finite.
+    The method is ``Magnitude``, ``Wanda`` or ``SparseGPT``, with a pattern. The other arguments are
+    those of `quantize_model`. Raises TypeError for another method, ValueError where there is no
+    layer to prune, M does not divide a layer's inputs, calibration is missing or reaches no chosen
+    layer, or a value is not finite.
 
     >>> pruned = prune_model(nn.Sequential(nn.Linear(8, 4)), Magnitude(NM(2, 4)), progress=False)
     >>> int((pruned.model[0].weight != 0).sum())
@@ -115,6 +105,7 @@ def prune_model(
         raise TypeError(
             f"method={method!r} must be such as Magnitude(NM(2, 4)), Wanda(...) or SparseGPT(...)"
         )
+    # M weights in a row form a run, so M must divide the inputs of a layer.
     chosen, _ = choose(model, layers, PerGroup(method.pattern.m), "refuse")
     batches = check_batches(calibration, required=method.calibrated)
     work = ModelCopy(model, chosen)
@@ -124,6 +115,7 @@ def prune_model(
     def prune(names: Group, seen: Any) -> dict[str, nn.Linear]:
         new = {}
         for name in names:
+            # An error of the method names the layer.
             with in_layer(name):
                 pruned = method.prune(chosen[name].weight.detach(), seen)
             masks[name] = pruned.mask
@@ -131,19 +123,17 @@ def prune_model(
             new[name] = _linear(pruned.weight, chosen[name].bias)
         return new
 
+    # Each group is pruned by its inputs in the model pruned so far.
     walk = Walk("pruning", batches, run, progress=progress)
     walk.replace_layers(work, method, prune)
     return PrunedModel(work.model.requires_grad_(False), masks, errors)
 
 
 def hold_zeros(model: nn.Module, masks: Mapping[str, Shaped[Tensor, "..."]]) -> nn.Module:
-    """Return a copy to train, whose weights w * mask stay 0 where the mask is False.
+    """Return a copy to train, whose weights w * mask stay 0 where a mask is False.
 
-    Args:
-        masks: by the name of a linear layer, boolean, in its weight's shape.
-
-    Raises:
-        ValueError: there is no such layer, or a mask is not boolean or has another shape.
+    With a new choice of zeros at each step no weight would learn to replace the others. Masks are
+    boolean, by the name of a linear layer and in its weight's shape; others raise ValueError.
     """
     student = copy.deepcopy(model).requires_grad_(True).train()
     layers = {name: each for name, each in student.named_modules() if isinstance(each, nn.Linear)}
@@ -156,6 +146,7 @@ def hold_zeros(model: nn.Module, masks: Mapping[str, Shaped[Tensor, "..."]]) -> 
                 f"the mask of {name} must be boolean of the shape {expected},"
                 f" got {mask.dtype} {tuple(mask.shape)}"
             )
+        # From now on the layer multiplies by w * mask, and the gradient is masked too.
         parametrize.register_parametrization(layers[name], "weight", Masked(mask))
     return student
 
@@ -167,6 +158,7 @@ class Masked(nn.Module):
 
     def __init__(self, mask: Bool[Tensor, "*shape"]) -> None:
         super().__init__()
+        # A buffer follows the model to its device and into its state_dict.
         self.register_buffer("mask", mask)
 
     def forward(self, w: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -175,7 +167,6 @@ class Masked(nn.Module):
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with copies of these tensors."""
     outputs, inputs = weight.shape
     # On "meta" the layer allocates and initializes nothing before it gets its tensors.
     layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")

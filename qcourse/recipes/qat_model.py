@@ -1,13 +1,8 @@
 """Models with fake-quantized weights: prepare one for training, and convert it to codes.
 
-The idea: ``prepare_qat`` puts a parametrization on the weight of each linear layer, so neither the
-layer nor the optimizer has to know about rounding. ``convert_qat`` takes the codes of the trained
-weights; the result is a model as of ``quantize_model``, with other codes.
-
-Source: Jacob et al., "Quantization and training of neural networks for efficient
-integer-arithmetic-only inference" (CVPR 2018), section 3.
-
-How it differs from ``quantize.py``: that changes a weight only by rounding it.
+A parametrization of the weight of each linear layer rounds it, so neither the layer nor the
+optimizer has to know about rounding (Jacob et al., CVPR 2018, section 3). `heal.py` trains such a
+model; `quantize.py` makes codes without training.
 """
 
 import copy
@@ -33,15 +28,9 @@ def prepare_qat(
 ) -> nn.Module:
     """Return a copy to train, whose linear layers multiply by fake_quantize(w).
 
-    Args:
-        model: any module with nn.Linear layers; not changed.
-        quantizer: of the weights.
-        inputs: of the activations, per token (8 bits in BitNet); None leaves them.
-        learned_scale: whether the scales are trained too (LSQ), from the quantizer's scales on.
-        layers: as in ``quantize_model``; by default all but the head.
-
-    Raises:
-        TypeError, ValueError: as ``FakeQuantized`` and ``selection.choose``.
+    `quantizer` is for the weights, `inputs` for the activations, per token (8 bits in BitNet). With
+    learned_scale the scales are trained too (LSQ). `layers` are those of `quantize_model`. Raises
+    TypeError or ValueError as ``FakeQuantized`` and ``selection.choose``.
 
     >>> from qcourse import IntQuantizer
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -53,6 +42,7 @@ def prepare_qat(
     student = copy.deepcopy(model).requires_grad_(True).train()
     for name in chosen:
         layer: Any = student.get_submodule(name)
+        # The layer keeps w as the trained parameter and multiplies by the rounded w.
         grid = FakeQuantized(quantizer, layer.weight, learned_scale=learned_scale)
         parametrize.register_parametrization(layer, "weight", grid)
         if inputs is not None:
@@ -63,10 +53,10 @@ def prepare_qat(
 def convert_qat(student: nn.Module) -> nn.Module:
     """Return the trained model with ``QuantizedLinear`` layers; the student stays as it is.
 
-    Raises:
-        ValueError: it was not prepared.
+    Raises ValueError if the student was not prepared.
     """
     model = copy.deepcopy(student)
+    # The codes are those that the trained weights round to.
     converted = {}
     for name, layer in model.named_modules():
         grid = _grid_of(layer)
@@ -85,7 +75,6 @@ def convert_qat(student: nn.Module) -> nn.Module:
 
 
 def _grid_of(layer: nn.Module) -> FakeQuantized | None:
-    """The fake quantization of a layer's weight, if there is one."""
     if parametrize.is_parametrized(layer, "weight"):
         parametrizations: Any = layer.parametrizations
         for each in parametrizations.weight:
@@ -95,8 +84,8 @@ def _grid_of(layer: nn.Module) -> FakeQuantized | None:
 
 
 def _converted(layer: Any, grid: FakeQuantized) -> QuantizedLinear:
-    """The layer of codes for a trained layer, which rounds its inputs as that did."""
     q = grid.quantized(layer.parametrizations.weight.original.detach())
+    # Rounding of the inputs continues at inference, with one scale per token.
     inputs = None
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, _RoundedInput):
@@ -111,6 +100,7 @@ class _RoundedInput:
         self.quantizer = quantizer
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        # Each token has a scale of its own.
         (x,) = args
         rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
         return straight_through(rows, self.quantizer).reshape(x.shape)

@@ -1,14 +1,8 @@
 """Quantize a whole model: every linear layer becomes one that holds codes, by any method.
 
-The idea: a method that quantizes one group of layers is applied to all, in order of use. The new
-model never copies the weights that will be replaced, so the peak memory is the old model, the new
-one, and one layer. A calibrated method observes what the model quantized so far computes (or, with
-``sequential=False``, what the original computes).
-
-Source: layer-wise quantization in the order of use, as in GPTQ (Frantar et al., ICLR 2023),
-section 4.
-
-How it differs from ``method.py``: that chooses codes for one group; this changes the whole model.
+A method that quantizes one group of layers is applied to all, in order of use (as in GPTQ, Frantar
+et al., ICLR 2023, section 4). The new model never copies the weights that will be replaced, so the
+peak memory is the old model, the new one, and one layer. `method.py` chooses codes for one group.
 """
 
 from collections.abc import Iterable, Sequence
@@ -60,7 +54,7 @@ def quantize_model(
         run: one forward pass on one batch; for MiniLM ``lambda model, texts: model.embed(texts)``.
         layers: names, or a predicate of name and layer. By default all but the head: what
             get_output_embeddings() returns, lm_head, or a layer tied to an embedding.
-        on_indivisible: "refuse", or "keep" in floats, a layer whose width no group size divides.
+        on_indivisible: "refuse", or "keep" in floats, a layer that the group size does not divide.
         sequential: whether a layer is calibrated on what the quantized layers before it produce,
             or on the original's activations.
         fold: called as fold(new model, names, input_scale), divides the output of a module before
@@ -70,15 +64,12 @@ def quantize_model(
             saved; None for ``QuantizedLinear`` layers, which decode before they multiply.
         output_error: whether the new model runs on the calibration once more, for the report; with
             a calibrated method this takes about a third of the time.
-        progress: whether to show a progress bar.
 
-    A tied weight (the head's, tied to the embedding) is untied. Chosen layers that no calibration
-    batch reaches stay in floats; the report lists them.
-
-    Raises:
-        TypeError: method, calibration or layers is none of the above.
-        ValueError: there is no layer to quantize; a name, a group size or the kernel does not fit;
-            calibration is missing, empty, or reaches no chosen layer; a value is not finite.
+    A tied weight (the head's, tied to the embedding) is untied. Chosen layers that no batch reaches
+    stay in floats; the report lists them. Raises TypeError if method, calibration or layers is none
+    of the above. Raises ValueError if there is no layer to quantize; a name, a group size or the
+    kernel does not fit; calibration is missing, empty, or reaches no chosen layer; a value is not
+    finite.
 
     >>> from qcourse import IntQuantizer
     >>> model = nn.Sequential(nn.Linear(64, 32))
@@ -86,18 +77,22 @@ def quantize_model(
     >>> quantized[0].packed.shape, report.layers[0].bits_per_weight
     (torch.Size([1024]), 4.015625)
     """
+    # Everything that can be wrong with the arguments is refused first.
     method = as_method(method)
     _check_kernel(kernel, method)
     chosen, kept = choose(model, layers, method.quantizer.granularity, on_indivisible)
     batches = check_batches(calibration, required=method.calibrated)
 
+    # Layer by layer, codes replace floats in the copy.
     copy = ModelCopy(model, chosen)
     quantizer = GroupQuantizer(copy, chosen, method, fold)
     walk = Walk("quantizing", batches, run, sequential=sequential, progress=progress)
     unreached = walk.replace_layers(copy, method, quantizer.quantize)
     new = copy.model.requires_grad_(False)
 
+    # The report: errors of the outputs need one more run of the new model.
     rows = quantizer.rows_with_output_errors(batches if output_error else [], run)
+    # Chosen layers that nothing reached could not be calibrated.
     kept += [kept_row(name, chosen[name], "no calibration batch reaches it") for name in unreached]
     report = _report(model, new, rows, kept)
     return QuantizedModel(with_int4_kernels(new) if kernel else new, report)
@@ -129,6 +124,7 @@ def _check_kernel(kernel: str | None, method: Method) -> None:
 
 def _parameters(model: nn.Module) -> int:
     """The number of parameters, weights that are stored as codes included."""
+    # Codes are buffers, so a quantized weight is counted by its shape.
     count = sum(parameter.numel() for parameter in model.parameters())
     for module in model.modules():
         if isinstance(module, QuantizedLinear):

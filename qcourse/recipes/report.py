@@ -1,11 +1,7 @@
 """The report of a quantized model: sizes and errors layer by layer, and why layers were kept.
 
-The idea: "4 bits" is a property of codes. A model consists of codes, scales, zero points, and the
-embedding and head in floats, which dominate a small model. So the totals count every tensor.
-
-Source: none; the sizes are those of the tensors.
-
-How it differs from ``numerics.metrics``: that measures one tensor's error; this tabulates layers.
+"4 bits" is a property of codes. A model consists of codes, scales, zero points, and the embedding
+and head in floats, which dominate a small model. So the totals count every tensor.
 """
 
 from collections.abc import Iterable
@@ -20,12 +16,9 @@ from qcourse.layers.quantized_linear import QuantizedLinear
 class LayerReport:
     """One quantized layer; errors are relative, ||a - a_hat|| / ||a||.
 
-    Args:
-        bits_per_weight: of codes, scales and zero points, without the bias.
-        weight_error: of the weight that the layer now multiplies by.
-        output_error: of the outputs without bias, on the layer's inputs in the quantized model;
-            None where there was no calibration.
-        note: remarks about the method, a folded input scale, or an untied weight.
+    `bits_per_weight` counts codes, scales and zero points, without the bias. `output_error` is that
+    of the outputs without bias, on the layer's inputs in the quantized model; None without
+    calibration.
     """
 
     name: str
@@ -55,7 +48,7 @@ def quantized_row(
     weight_error: float,
     notes: Iterable[str] = (),
 ) -> LayerReport:
-    """Return the report of one layer, given the layer before and after; empty notes are left out.
+    """Return the report of one layer, given it before and after; empty notes are left out.
 
     >>> from qcourse import IntQuantizer
     >>> before = nn.Linear(64, 32)
@@ -64,6 +57,7 @@ def quantized_row(
     >>> row.shape, row.bytes_before, row.bytes_after, row.bits_per_weight, row.note
     ((32, 64), 8320, 1156, 4.015625, 'untied from down')
     """
+    # The bias stays in floats and is not part of the bits per weight.
     bias_bytes = 0 if after.bias is None else after.bias.nbytes
     weight_bits = 8 * (after.nbytes - bias_bytes)
     return LayerReport(
@@ -86,9 +80,8 @@ def kept_row(name: str, layer: nn.Linear, why: str) -> KeptLayer:
 class ModelReport:
     """What ``quantize_model`` did; printed, it is a table.
 
-    Args:
-        bytes_before, bytes_after: of the whole model, each tensor once.
-        parameters: of the whole model, weights that are stored as codes included.
+    The bytes are those of the whole model, each tensor once; `parameters` includes the weights that
+    are stored as codes.
     """
 
     layers: tuple[LayerReport, ...]
@@ -100,6 +93,7 @@ class ModelReport:
     @property
     def bits_per_weight(self) -> float:
         """Bits per weight of the quantized layers, scales and zero points included."""
+        # A mean over weights, so a large layer counts more.
         bits = []
         sizes = []
         for layer in self.layers:
@@ -132,15 +126,16 @@ def nbytes(model: nn.Module) -> int:
 
 
 def _table(report: ModelReport) -> list[str]:
-    """The lines of the table: names left, numbers right, notes at the end."""
     rows = [("layer", "shape", "bits/weight", "before", "after", "error w", "error y", "")]
     rows += [_quantized_cells(layer) for layer in report.layers]
     rows += [_kept_cells(layer) for layer in report.kept]
+    # Each column is as wide as its widest cell.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for *cells, note in rows:
         padded = []
         for column, (cell, width) in enumerate(zip(cells, widths, strict=False)):
+            # Names and shapes are aligned left, numbers right.
             padded.append(cell.ljust(width) if column < 2 else cell.rjust(width))
         lines.append("  ".join([*padded, note]).rstrip())
     return lines

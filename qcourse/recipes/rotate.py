@@ -1,14 +1,11 @@
 """Models with rotated activations that compute the same, ready for scales that channels share.
 
-The idea: the rotation of a Llama's residual stream is absorbed by the weights around it
-(``rotated_weights.py``) and is free. The input of ``down`` is a product, silu(gate) * up, so no
+The rotation of a Llama's residual stream is absorbed by the weights around it
+(`rotated_weights.py`) and is free. The input of ``down`` is a product, silu(gate) * up, so no
 weight before it can absorb a rotation; there a fast Hadamard transform runs at each call. In a
 post-norm model such as MiniLM the gains of LayerNorms are part of the stream, so nothing can be
-absorbed, and each layer rotates its own input (``run_time_rotation.py``).
-
-Source: Ashkboos et al., "QuaRot" (NeurIPS 2024), section 4.
-
-How it differs from ``fold.py``: that moves a scale between two layers; this changes all layers.
+absorbed, and each layer rotates its own input (`run_time_rotation.py`). Source: Ashkboos et al.,
+"QuaRot" (NeurIPS 2024), section 4. `fold.py` moves a scale between two layers only.
 """
 
 import copy
@@ -55,10 +52,8 @@ def rotate_model(
         heads: whether v's outputs and o's inputs are rotated by a Hadamard matrix, in each head.
         down: whether down_proj rotates its input: it becomes nn.Sequential(Rotation, nn.Linear).
 
-    Raises:
-        TypeError: rotation is no floating-point tensor.
-        ValueError: rotation is not orthogonal, or has another width; a width has no Hadamard
-            matrix (the message names the argument that avoids it).
+    Raises TypeError or ValueError if rotation is not orthogonal or has another width, ValueError if
+    a width has no Hadamard matrix (the message names the argument that avoids it).
 
     >>> from qcourse.models.llama import random_llama
     >>> from qcourse.models.llama_config import LlamaConfig
@@ -73,15 +68,19 @@ def rotate_model(
     why = misfit(model)
     if why:
         return _left_alone(model, why)
+    # Widths without a Hadamard matrix are refused before any weight is computed.
     turn = _turn(model, rotation, seed)
     _check_widths(model, heads, down)
 
+    # New parameters where the rotation is absorbed; all others are copied.
     weights = rotated_weights(model, turn, heads=heads)
     new = _copy_with(weights, model)
     _mark_as_untied(new)
     at_run_time = tuple(_rotate_down(new)) if down else ()
+    # A model with the names of a Llama may still do more, such as scale a gain.
     if not _compute_the_same(model, new):
         return _left_alone(model, NO_LLAMA)
+    # A module with two new parameters is listed once.
     modules = dict.fromkeys(name.rpartition(".")[0] for name in weights)
     return RotatedModel(new, RotationReport(tuple(modules), at_run_time))
 
@@ -103,6 +102,7 @@ def _turn(model: nn.Module, rotation: Tensor | None, seed: int) -> Turn:
         raise ValueError(
             f"rotation of shape {tuple(rotation.shape)} must be {expected}, the residual stream's"
         )
+    # A given matrix is multiplied; no fast transform is known for it.
     q = rotation.to(weight.device)
 
     def turn(x: Tensor) -> Tensor:
@@ -112,7 +112,6 @@ def _turn(model: nn.Module, rotation: Tensor | None, seed: int) -> Turn:
 
 
 def _check_widths(model: nn.Module, heads: bool, down: bool) -> None:
-    """Refuse a model with a width of no Hadamard matrix that these options need."""
     for place in places(model):
         layer: Any = model.get_submodule(place)
         if heads:
@@ -128,7 +127,7 @@ def _check_width(n: int, what: str) -> None:
 
 
 def _copy_with(weights: dict[str, Tensor], model: nn.Module) -> nn.Module:
-    """A copy of a model with other parameters, by name; the old ones are not copied."""
+    # A memo of the old parameters keeps deepcopy from copying them.
     old = [model.get_parameter(name) for name in weights]
     new = copy.deepcopy(model, {id(parameter): parameter for parameter in old})
     for name, weight in weights.items():
@@ -138,7 +137,6 @@ def _copy_with(weights: dict[str, Tensor], model: nn.Module) -> nn.Module:
 
 
 def _rotate_down(model: nn.Module) -> Iterator[str]:
-    """Let down_proj of each layer rotate its input; yield their names."""
     for place in places(model):
         name = f"{place}.mlp.down_proj"
         old: Any = model.get_submodule(name)
@@ -147,7 +145,6 @@ def _rotate_down(model: nn.Module) -> Iterator[str]:
 
 
 def _mark_as_untied(model: Any) -> None:
-    """Say in the config that the head now has its own weight."""
     config = getattr(model, "config", None)
     if isinstance(config, LlamaConfig):  # ours is frozen, transformers' is not
         model.config = replace(config, tie_word_embeddings=False)
@@ -158,9 +155,11 @@ def _mark_as_untied(model: Any) -> None:
 def _compute_the_same(model: nn.Module, new: nn.Module) -> bool:
     """Whether both models give the same logits for a few tokens, within their dtype."""
     weight = model.get_parameter("model.embed_tokens.weight")
+    # A few different ids are enough to show a difference.
     ids = torch.arange(TOKENS, device=weight.device)[None] % len(weight)
     before = _logits(model, ids)
     difference = _logits(new, ids) - before
+    # Half precision rounds each activation, so the logits differ by a few percent.
     tolerance = 1e-3 if weight.dtype == wide(weight.dtype) else 0.1
     return bool(difference.norm() <= tolerance * before.norm())
 

@@ -1,7 +1,7 @@
 """The weights of a Llama whose residual stream is rotated, so that it computes what it did.
 
-The idea: every layer of a Llama reads the residual stream through an RMSNorm and a linear layer,
-and writes to it through another. With a rotated stream, x -> x Q, each can absorb the rotation:
+Every layer of a Llama reads the residual stream through an RMSNorm and a linear layer, and writes
+to it through another. With a rotated stream, x -> x Q, each can absorb the rotation:
 
     embedding E          becomes E Q
     gain g of a norm     becomes 1, because a rotation mixes channels; g moves into the readers
@@ -13,8 +13,7 @@ never the channels of a head, so within each head v's outputs and o's inputs can
 
 Source: Ashkboos et al., "QuaRot" (NeurIPS 2024), section 4, without the rotation across heads and
 of the keys; Liu et al., "SpinQuant" (ICLR 2025), for a learned Q: gradients pass through all this.
-
-How it differs from ``rotate.py``: this returns tensors by name; that returns models.
+`rotate.py` makes models of these tensors.
 """
 
 from collections.abc import Callable
@@ -39,10 +38,8 @@ WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 def rotated_weights(model: nn.Module, turn: Turn, *, heads: bool = True) -> dict[str, Tensor]:
     """Return the parameters of a Llama that change, by name, for a residual stream turn(x).
 
-    Args:
-        model: has the parts that `misfit` looks for; not changed.
-        turn: multiplies the last axis by an orthogonal matrix; autograd may pass through it.
-        heads: whether v's outputs and o's inputs are rotated by a Hadamard matrix, in each head.
+    `turn` multiplies the last axis by an orthogonal matrix; autograd may pass through it. `heads`
+    says whether v's outputs and o's inputs are rotated by a Hadamard matrix, in each head.
 
     >>> from qcourse.models.llama import random_llama
     >>> from qcourse.models.llama_config import LlamaConfig
@@ -51,6 +48,7 @@ def rotated_weights(model: nn.Module, turn: Turn, *, heads: bool = True) -> dict
     >>> len(weights), weights["model.norm.weight"].unique().tolist()
     (12, [1.0])
     """
+    # The embedding writes the stream first, so its rows are rotated: E Q.
     embedding = _wide_parameter(model, "model.embed_tokens.weight")
     new = {"model.embed_tokens.weight": turn(embedding)}
     for place in places(model):
@@ -61,6 +59,7 @@ def rotated_weights(model: nn.Module, turn: Turn, *, heads: bool = True) -> dict
             new |= _rotated_writer(model, f"{place}.{writer}", turn)
         if heads:
             new |= _rotated_heads(model, f"{place}.self_attn", new)
+    # The head reads the stream last.
     new |= _rotated_reader(model, "lm_head", "model.norm", turn)
     # All was computed in at least float32; each parameter keeps its dtype.
     return {name: weight.to(model.get_parameter(name).dtype) for name, weight in new.items()}
@@ -108,14 +107,14 @@ def misfit(model: nn.Module) -> str:
 
 
 def _rotated_reader(model: nn.Module, path: str, norm: str, turn: Turn) -> dict[str, Tensor]:
-    """W diag(g) Q for a layer that reads a norm, and the gain 1 for the norm."""
+    # x diag(g) W^T = x Q (W diag(g) Q)^T: the layer takes the gain, and the norm keeps 1.
     gain = _wide_parameter(model, f"{norm}.weight")
     w = _wide_parameter(model, f"{path}.weight")
     return {f"{path}.weight": turn(w * gain), f"{norm}.weight": torch.ones_like(gain)}
 
 
 def _rotated_writer(model: nn.Module, path: str, turn: Turn) -> dict[str, Tensor]:
-    """Q^T W for a layer that writes to the stream, and its bias rotated like its output."""
+    # y Q = z W^T Q = z (Q^T W)^T; turn multiplies rows by Q, hence the transposes.
     layer: Any = model.get_submodule(path)
     w = _wide(layer.weight)
     new = {f"{path}.weight": turn(w.T).T}
@@ -132,6 +131,7 @@ def _rotated_heads(model: nn.Module, path: str, new: dict[str, Tensor]) -> dict[
         split = x.unflatten(-1, (-1, attention.head_dim))  # (..., heads, head_dim)
         return hadamard_transform(split).flatten(-2)
 
+    # v writes and o reads the channels of a head, so both take the same rotation.
     v = new[f"{path}.v_proj.weight"]
     o = new[f"{path}.o_proj.weight"]
     changed = {
@@ -148,5 +148,4 @@ def _wide_parameter(model: nn.Module, name: str) -> Tensor:
 
 
 def _wide(w: Tensor) -> Tensor:
-    """In at least float32."""
     return w.to(wide(w.dtype))

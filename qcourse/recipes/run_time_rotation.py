@@ -1,11 +1,8 @@
 """Linear layers that rotate their input at each call, in any model.
 
-The idea: (x Q) (W Q)^T = x W^T for an orthogonal Q, so a layer computes the same with a rotated
-input and rotated weights, and both have smaller outliers. A fast Hadamard transform is x -> x Q.
-
-Source: Ashkboos et al., "QuaRot" (NeurIPS 2024), section 4.
-
-How it differs from ``rotate.py``: that absorbs the rotation of a Llama's stream in the weights.
+(x Q) (W Q)^T = x W^T for an orthogonal Q, so a layer computes the same with a rotated input and
+rotated weights, and both have smaller outliers (QuaRot, Ashkboos et al., NeurIPS 2024, section 4).
+`rotate.py` absorbs the rotation of a Llama's stream in the weights.
 """
 
 from dataclasses import dataclass
@@ -26,10 +23,8 @@ from qcourse.trace.model_copy import ModelCopy
 class RotationReport:
     """What was done to which module, by name.
 
-    Args:
-        fused: their weights hold the rotation, which costs nothing at run time.
-        at_run_time: these layers rotate their input at each call.
-        left: what stays as it was, and why; the name "" is the whole model.
+    The weights of `fused` modules hold the rotation, layers `at_run_time` rotate their input at
+    each call, and `left` says what stays as it was, and why ("" is the whole model).
     """
 
     fused: tuple[str, ...] = ()
@@ -54,15 +49,10 @@ class RotatedModel(NamedTuple):
 def rotate_at_run_time(model: nn.Module, *, seed: int = 0, layers: Layers = None) -> RotatedModel:
     """Return a copy in which linear layers are nn.Sequential(Rotation, nn.Linear), with W Q for W.
 
-    Args:
-        model: any; not changed.
-        seed: of the signs, the same for all layers of one width: one input is rotated alike.
-        layers: as in ``quantize_model``; by default all but the head.
-
-    The report lists the layers that were not chosen or whose width has no Hadamard matrix.
-
-    Raises:
-        TypeError, ValueError: as ``selection.choose``; no layer can be rotated.
+    `seed` is that of the signs, the same for all layers of one width, so that one input is rotated
+    alike. `layers` are those of `quantize_model`. The report lists the layers whose width has no
+    Hadamard matrix. Raises TypeError or ValueError as `selection.choose`, or if no layer can be
+    rotated.
 
     >>> model = nn.Sequential(nn.Linear(12, 6), nn.Linear(6, 8))
     >>> rotated, report = rotate_at_run_time(model)
@@ -82,10 +72,12 @@ def rotate_at_run_time(model: nn.Module, *, seed: int = 0, layers: Layers = None
             misfits.append((name, why))
         else:
             fits[name] = layer
+    # Layers that were not chosen are no error; chosen layers that all misfit are.
     if not fits:
         lines = [f"- {name}: {why}" for name, why in misfits]
         raise ValueError("no layer can be rotated:\n" + "\n".join(lines))
 
+    # Weights that change are not copied first.
     work = ModelCopy(model, fits)
     for name, layer in fits.items():
         rotation = Rotation(layer.in_features, seed=seed)
@@ -97,6 +89,7 @@ def rotate_at_run_time(model: nn.Module, *, seed: int = 0, layers: Layers = None
 def with_rotation(layer: nn.Linear, rotation: Rotation) -> nn.Sequential:
     """Return the rotation, then a layer with W Q and copies of the other parameters."""
     w = layer.weight.detach()
+    # W Q in at least float32, then rounded once to the dtype of the weight.
     turned = rotation.to(w.device)(w.to(wide(w.dtype))).to(w.dtype)
     # On "meta" the layer allocates and initializes nothing before it gets its parameters.
     with torch.device("meta"):

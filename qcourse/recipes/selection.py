@@ -1,12 +1,9 @@
 """Choose the linear layers of a model to quantize, with the reason for every other one.
 
-The idea: by default all but the head, which stays in floats in nearly every published result, as
-the embedding does. The choice is complete before any work starts: a group size that does not
-divide the width of layer 100 is refused at once, with all the layers that it does not fit.
-
-Source: the layers that GPTQ's and AWQ's published code leaves in floats.
-
-How it differs from ``linears.linears``: that lists all linear layers; this chooses among them.
+By default all but the head, which stays in floats in nearly every published result (as in the code
+of GPTQ and AWQ). The choice is complete before any work starts: a group size that does not divide
+the width of layer 100 is refused at once, with all the layers that it does not fit.
+`linears.linears` lists all linear layers; this chooses among them.
 """
 
 import difflib
@@ -28,17 +25,11 @@ def choose(
 ) -> tuple[dict[str, nn.Linear], list[KeptLayer]]:
     """Return the layers to quantize, by name, and all other linear layers with a reason.
 
-    Args:
-        model: any module. A layer that computes more than nn.Linear, or whose weight is used
-            without calling it (in nn.MultiheadAttention), is never chosen.
-        layers: names, a predicate of name and layer, or None for all but the head.
-        granularity: of the weights (out, in).
-        on_indivisible: "refuse" or "keep" a layer that it does not fit.
-
-    Raises:
-        TypeError: layers is a single string.
-        ValueError: no linear layer is chosen; a name is unknown; granularity does not fit a layer,
-            and on_indivisible is "refuse"; on_indivisible is neither of the two.
+    `layers` are names, a predicate of name and layer, or None for all but the head. A layer that
+    computes more than nn.Linear, or whose weight is used without calling it (in
+    nn.MultiheadAttention), is never chosen. `on_indivisible` is "refuse" or "keep", for layers that
+    the granularity does not fit. Raises TypeError for a single string, ValueError for an unknown
+    name, a misfit, or no layer.
 
     >>> from qcourse import PerGroup
     >>> model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8))
@@ -55,6 +46,7 @@ def choose(
         )
 
     reasons = _reasons_against(model, found, layers)
+    # Only layers that would otherwise be chosen can be refused for their width.
     misfits = {}
     for name, layer in found.items():
         misfit = "" if name in reasons else _misfit(layer, granularity)
@@ -82,7 +74,7 @@ def _listed(reasons: dict[str, str]) -> str:
 def _reasons_against(
     model: nn.Module, found: dict[str, nn.Linear], layers: Layers
 ) -> dict[str, str]:
-    """Why layers are not chosen, whatever the granularity; chosen layers are absent."""
+    # A layer that must not be quantized has its own reason, even if it was named.
     reasons = _unwanted(model, found, layers)
     for name, layer in found.items():
         if type(layer).forward is not nn.Linear.forward:
@@ -93,7 +85,6 @@ def _reasons_against(
 
 
 def _unwanted(model: nn.Module, found: dict[str, nn.Linear], layers: Layers) -> dict[str, str]:
-    """Why layers are not wanted, according to the argument ``layers``."""
     if layers is None:
         return dict.fromkeys(_heads(model, found), "it is the head")
     if isinstance(layers, str):
@@ -106,6 +97,7 @@ def _unwanted(model: nn.Module, found: dict[str, nn.Linear], layers: Layers) -> 
     names = list(layers)
     for name in names:
         if name not in found:
+            # Suggest the names that are spelled most alike.
             near = difflib.get_close_matches(str(name), found, cutoff=0) or list(found)[:3]
             raise ValueError(
                 f"layers has {name!r}, which is no linear layer of the model;"
@@ -115,10 +107,10 @@ def _unwanted(model: nn.Module, found: dict[str, nn.Linear], layers: Layers) -> 
 
 
 def _heads(model: nn.Module, found: dict[str, nn.Linear]) -> list[str]:
-    """The layers that compute logits, as transformers, a tied embedding, or the name tells."""
     declared = None
     if hasattr(model, "get_output_embeddings"):
         declared = model.get_output_embeddings()  # type: ignore[operator]
+    # A head may be tied to an embedding, or be known by its name.
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     heads = []
     for name, layer in found.items():
@@ -129,7 +121,6 @@ def _heads(model: nn.Module, found: dict[str, nn.Linear]) -> list[str]:
 
 
 def _misfit(layer: nn.Linear, granularity: Granularity) -> str:
-    """Why the granularity does not fit a layer; "" where it does."""
     try:
         granularity.scale_shape(layer.weight.shape)
     except ValueError as error:

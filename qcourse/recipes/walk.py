@@ -1,13 +1,9 @@
 """The walk through a model that quantizing and pruning share: replace layers in order of use.
 
-The idea: for each group of layers that read the same input, in the order in which the model uses
-them, a recipe gets what its method observed of that input and returns new layers. They replace the
-old ones in a copy of the model, so later groups are observed on what the new layers produce.
-
-Source: layer-wise quantization in the order of use, as in GPTQ (Frantar et al., ICLR 2023),
-section 4.
-
-How it differs from ``trace/replay.py``: that observes the groups; this replaces their layers.
+For each group of layers that read the same input, a recipe gets what its method observed of that
+input and returns new layers. They replace the old ones in a copy of the model, so later groups are
+observed on what the new layers produce (as in GPTQ, Frantar et al., ICLR 2023, section 4).
+`trace/replay.py` observes the groups; this replaces their layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +24,7 @@ Make = Callable[[Group, Any], Mapping[str, nn.Module]]
 
 @dataclass(frozen=True)
 class Walk:
-    """How to go through a model.
-
-    Args:
-        title: of the progress bar.
-        batches, run: the calibration, as in ``quantize_model``.
-        sequential: whether a group is observed after the groups before it were replaced.
-    """
+    """How to go through a model: the calibration, and the progress bar with its title."""
 
     title: str
     batches: Sequence[Any]
@@ -46,19 +36,17 @@ class Walk:
     def replace_layers(self, copy: ModelCopy, method: Observer, make: Make) -> list[str]:
         """Replace the copy's layers, group by group; return the names that no batch reaches.
 
-        Args:
-            copy: its pending layers are replaced; unreached layers keep their floats.
-            method: observes the inputs of a group.
-            make: make(names, seen) returns the new layer for each name of a group.
-
-        Raises:
-            ValueError: no batch reaches a layer, or the model cannot run a batch.
+        make(names, seen) returns the new layer for each name of a group. Unreached layers keep
+        their floats. Raises ValueError if no batch reaches a layer, or the model cannot run a
+        batch.
         """
+        # Dropout would make what is observed random.
         copy.model.eval()
         count = len(copy.pending)
         groups = observed_groups(method, copy, self.batches, self.run, sequential=self.sequential)
         with tqdm(total=count, desc=self.title, unit="layer", disable=not self.progress) as bar:
             for names, seen in groups:
+                # All layers of a group read one input, so they are replaced together.
                 new = make(names, seen)
                 for name in names:
                     copy.replace(name, new[name])

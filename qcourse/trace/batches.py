@@ -1,11 +1,8 @@
-"""Calibration batches: how to cut them from a text, check them, and run a model on them.
+"""Calibration batches: cut them from a text, check them, run a model on them.
 
-The idea: a calibrated method needs a few inputs that are like those of later use. A language model
-gets whole windows of running text; any other model gets what its forward pass takes.
-
-Source: GPTQ (Frantar et al., ICLR 2023), section 5, calibrates on 128 windows of 2048 tokens.
-
-How it differs from ``models/evaluate.py``: those windows predict each token once; these do not.
+A calibrated method needs a few inputs like those of later use: whole windows of running text for a
+language model (GPTQ: 128 windows of 2048 tokens), for any other what its forward pass takes.
+`models/evaluate.py` has windows that predict each token once; these need not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,15 +22,9 @@ def windows(
 ) -> list[Int[Tensor, "batch context"]]:
     """Return batches of whole windows of a text, side by side, to calibrate a language model on.
 
-    Args:
-        tokens: ids (tokens,) of one running text; an incomplete last window is left out.
-        context: tokens per window.
-        batch_size: windows per batch.
-        count: the largest number of windows; by default all.
-
-    Raises:
-        TypeError: tokens is not of integers.
-        ValueError: tokens is shorter than context, or context, batch_size or count is below 1.
+    `tokens` are the ids (tokens,) of one text, `context` the tokens per window, `count` the largest
+    number of windows. Raises TypeError or ValueError for tokens that are no row of at least context
+    integers, and ValueError for numbers below 1.
 
     >>> import torch
     >>> [batch.tolist() for batch in windows(torch.arange(8), context=2, batch_size=2, count=3)]
@@ -52,16 +43,7 @@ def windows(
 def random_windows(
     tokens: Shaped[Tensor, "..."], context: int, *, count: int, batch_size: int = 8, seed: int = 0
 ) -> list[Int[Tensor, "batch context"]]:
-    """Return batches of windows from random places of a text, to train a language model on.
-
-    Args:
-        tokens: ids (tokens,) of one running text.
-        context: tokens per window; the model predicts one fewer.
-        count: the number of batches.
-        batch_size: windows per batch.
-
-    Raises:
-        TypeError, ValueError: as ``windows``.
+    """Return count batches of windows from random places of a text, with arguments as of `windows`.
 
     >>> import torch
     >>> random_windows(torch.arange(100), context=4, count=2, batch_size=1)[1].shape
@@ -87,9 +69,7 @@ def _check_at_least_one(**numbers: int) -> None:
 def check_batches(calibration: Iterable[Any] | None, *, required: bool) -> list[Any]:
     """Return the batches as a list, empty for None.
 
-    Raises:
-        TypeError: calibration is a single batch.
-        ValueError: calibration has no batch, or is None where it is required.
+    Raises TypeError for a single batch, ValueError where there is none or None is not enough.
 
     >>> check_batches([], required=False)
     Traceback (most recent call last):
@@ -114,10 +94,7 @@ def check_batches(calibration: Iterable[Any] | None, *, required: bool) -> list[
 
 
 def run_batch(run: Run, model: nn.Module, batches: Sequence[Any], number: int) -> None:
-    """Call run(model, batches[number]).
-
-    Raises:
-        ValueError: the model cannot take the batch; the message names the batch and the error.
+    """Call run(model, batches[number]); ValueError, with the batch, if the model cannot take it.
 
     >>> def by_name(model, batch):
     ...     return model(batch["ids"])

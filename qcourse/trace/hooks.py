@@ -1,10 +1,7 @@
 """Hooks that look at a forward pass: layer inputs, layers that read one input, the order of blocks.
 
-The idea: hooks observe while the model runs as usual, so its architecture need not be known.
-
-Source: the forward hooks of PyTorch's ``nn.Module``.
-
-How it differs from ``replay.py``: this observes one pass; that decides how the next ones run.
+Hooks (of PyTorch's ``nn.Module``) observe while the model runs as usual, so its architecture need
+not be known. `replay.py` decides by what one pass shows here how the next passes run.
 """
 
 from collections import Counter
@@ -22,18 +19,16 @@ CONSTANT = Tensor | tuple | int | float | str | None  # arguments that no block 
 
 @dataclass
 class LayerGroups:
-    """Which linear layers read the same input, and where; each pass adds the layers it reaches.
+    """Groups of layers that read one input, by the first of each, in order of use.
 
-    Args:
-        members: the layers of each group by its first layer, in order of use.
-        blocks_before: per layer, how many blocks have to finish before its input is final.
+    `blocks_before` has, per layer, how many blocks have to finish before its input is final.
     """
 
     members: dict[str, list[str]] = field(default_factory=dict)
     blocks_before: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, first: str, blocks_before: int) -> None:
-        """Note a layer of the group of ``first``; later calls of the same layer change nothing."""
+        """Add a layer to the group of ``first``, unless it was called before."""
         if name not in self.blocks_before:
             self.blocks_before[name] = blocks_before
             self.members.setdefault(first, []).append(name)
@@ -42,14 +37,8 @@ class LayerGroups:
 class CallTrace:
     """Observe how the model calls its layers and blocks on one batch.
 
-    Args:
-        layers: the linear layers of interest, by name.
-        blocks: the blocks that may form a chain; may be empty.
-        groups: of the batches before; this pass adds to it.
-
-    Attributes:
-        calls: how often each layer and each block was called.
-        is_chain: whether the blocks were called in order, with no shared object to write to.
+    It adds to `groups` what earlier batches have not shown, counts the `calls` of each module, and
+    clears `is_chain` if blocks are called out of order or share an object that they could write to.
     """
 
     def __init__(

@@ -1,12 +1,8 @@
 """The linear layers of any model: list them, map their weights in a copy, record their inputs.
 
-The idea: quantization concerns the weights of ``nn.Linear`` layers and the activations that meet
-them. With three functions for any ``nn.Module`` an experiment is one line.
-
-Source: the forward pre-hooks of PyTorch's ``nn.Module``.
-
-How it differs from a quantized model: ``map_weights`` returns float weights, so it shows what
-quantization does to a model's outputs, not to its size.
+Quantization concerns the weights of ``nn.Linear`` layers and the activations that meet them. With
+these three functions for any ``nn.Module`` an experiment is one line. A quantized model stores
+codes; `map_weights` returns float weights: the same errors, not the size.
 """
 
 import copy
@@ -27,8 +23,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Return every linear layer of a model by its dotted name, in order of registration.
 
-    A layer with two names is listed once, under the first. Weights outside ``nn.Linear``
-    (embeddings, the ``in_proj_weight`` of ``nn.MultiheadAttention``) are not listed.
+    A layer with two names is listed once. Weights outside ``nn.Linear`` (embeddings, the
+    ``in_proj_weight`` of ``nn.MultiheadAttention``) are not listed.
 
     >>> list(linears(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))))
     ['0', '2']
@@ -37,17 +33,11 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def map_weights(model: Model, fn: Callable[[Tensor], Tensor]) -> Model:
-    """Return a copy of a model in which each linear layer has the weight fn(w) instead of w.
+    """Return a copy of a model whose linear layers have the weight fn(w) instead of w (out, in).
 
-    Args:
-        model: any module with linear layers; it is not changed and shares nothing with the copy.
-        fn: maps a weight (out, in) to one of the same shape, in the order of ``linears``.
-
-    Weights keep their dtype. A linear weight tied to an embedding is untied in the copy.
-
-    Raises:
-        ValueError: the model has no linear layer, or fn changed the shape.
-        TypeError: fn returned something that is not a tensor.
+    Weights keep their dtype, and the copy shares no memory with the model; a tied weight is untied.
+    Raises ValueError if there is no linear layer or fn changes the shape, TypeError if fn returns
+    no tensor.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> halved = map_weights(model, lambda w: w / 2)
@@ -87,18 +77,10 @@ def record_inputs(
 ) -> dict[str, Shaped[Tensor, "tokens in"]]:
     """Return copies of x (tokens, in), the inputs of each linear layer, by name, during ``run()``.
 
-    Args:
-        model: any module; a part of a model records that part alone.
-        run: uses the model, for example ``lambda: model.embed(texts)``. Every leading axis of an
-            input counts as tokens, padding included.
-        max_tokens: keep only this many first tokens per layer; None keeps all, which takes
-            tokens x in x 4 bytes per layer. The first tokens are no random sample if run sorts
-            its input (``MiniLM.embed`` takes long texts first).
-
-    Layers are in the order of ``linears``; a layer that run did not call is absent.
-
-    Raises:
-        ValueError: max_tokens is not positive, or run called no linear layer of the model.
+    `run` uses the model, for example ``lambda: model.embed(texts)``. Every leading axis of an input
+    counts as tokens, padding included. With max_tokens only so many first tokens per layer are
+    kept; they are no random sample if run sorts its input, as ``MiniLM.embed`` does. Layers that
+    run did not call are absent. Raises ValueError if it called none.
 
     >>> model = nn.Linear(2, 1)
     >>> record_inputs(model, lambda: model(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])))
@@ -116,6 +98,7 @@ def record_inputs(
             hooks.enter_context(on_input(layer, partial(_keep, chunks[name], max_tokens)))
         run()
 
+    # A layer that was called several times has one chunk per call.
     recorded = {name: torch.cat(kept) for name, kept in chunks.items() if kept}
     if not recorded:
         raise ValueError(

@@ -1,12 +1,9 @@
 """A copy of a model in which layers will be replaced, made without copying their weights.
 
-The idea: ``copy.deepcopy`` takes a memo of what is copied already. The memo maps the weights of the
-layers to be replaced to themselves, so only the rest is copied. The copy works at once, because
-its layers multiply with the original's weights until they are replaced.
-
-Source: Python's ``copy`` module; nothing here is about quantization.
-
-How it differs from ``linears.map_weights``: that holds two whole models, this one and a half.
+``copy.deepcopy`` takes a memo of what is copied already. The memo maps the weights of the layers to
+be replaced to themselves, so only the rest is copied. The copy works at once, because its layers
+multiply with the original's weights until they are replaced. `linears.map_weights` holds two whole
+models in memory, this one and a half.
 """
 
 import copy
@@ -20,13 +17,8 @@ Place = tuple[nn.Module, str]  # a parent module, and the key of a child or para
 class ModelCopy:
     """A copy of a model; it is complete once each layer was given to ``replace`` or ``own``.
 
-    Args:
-        model: is not changed.
-        layers: the linear layers of the model that will be replaced, by name.
-
-    Attributes:
-        pending: the copy's layers that are not yet replaced, by name.
-        untied: per layer, the names of the other parameters that shared its weight.
+    `pending` has the copy's layers that are not yet, by name; `untied` has, per layer, the names of
+    other parameters that were its weight.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
@@ -68,7 +60,7 @@ class ModelCopy:
                     module._parameters[key] = self._own(weight)
 
     def _own(self, weight: Tensor) -> nn.Parameter:
-        """The copy's parameter for a weight of the original, one however many modules use it."""
+        # One new parameter per weight, however many modules use it.
         if weight not in self._own_weights:
             values = weight.detach().clone()
             own = nn.Parameter(values, requires_grad=weight.requires_grad)
@@ -77,7 +69,7 @@ class ModelCopy:
 
 
 def _copied_without(model: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
-    """A deep copy that uses these weights themselves."""
+    # The memo says that the copy of each weight is the weight.
     memo = {id(weight): weight for weight in weights}
     return copy.deepcopy(model, memo)
 
@@ -92,8 +84,8 @@ def _layers_named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Linear
 
 
 def _places_of(layers: Iterable[nn.Module], root: nn.Module) -> dict[nn.Module, list[Place]]:
-    """For each layer every parent and key that hold it, because a layer may have several names."""
     places: dict[nn.Module, list[Place]] = {layer: [] for layer in layers}
+    # A layer that the model uses twice has several parents or keys.
     for parent in root.modules():
         for key, child in parent._modules.items():
             if child in places:
@@ -117,7 +109,6 @@ def _users_of(
 def _other_users(
     weights: Mapping[str, Tensor], users: Mapping[Tensor, list[tuple[str, Place]]]
 ) -> dict[str, list[str]]:
-    """For each layer the names of the parameters that share its weight, its own left out."""
     others = {}
     for layer, weight in weights.items():
         own_name = f"{layer}.weight".removeprefix(".")

@@ -1,19 +1,13 @@
 """The inputs of each layer of a model, group by group, while its layers are being quantized.
 
-The idea: a late layer of a quantized model receives what quantized layers before it produce. So a
-calibrated method follows the order of use: observe a layer's inputs, quantize it, go on. To run
-the whole model for each layer would take time quadratic in its depth. Most models are a chain of
-blocks, each of which reads only the block before, so stand-ins replace finished blocks
-(``stand_ins.py``). Memory is that of one block's outputs, and of what the method gathers.
+A late layer of a quantized model receives what quantized layers before it produce. So a calibrated
+method follows the order of use: observe a layer's inputs, quantize it, go on. To run the whole
+model for each layer would take time quadratic in its depth. Most models are a chain of blocks, each
+of which reads only the block before, so stand-ins replace finished blocks (`stand_ins.py`) and
+memory is that of one block's outputs. A model that is no chain runs from its input each time.
 
-The first pass over all batches shows whether the blocks are called in order, without an object
-(a cache) that a block could write to. A stand-in shows whether anything else reads an earlier
-block. A model that is no chain runs from its input each time.
-
-Source: GPTQ's and AWQ's published code stores the inputs of one decoder block. Here the model's own
-forward pass supplies masks and positions, so any architecture works.
-
-How it differs from ``linears.record_inputs``: that keeps all inputs; here each is used and dropped.
+Source: GPTQ's published code stores the inputs of one decoder block; this works for any model.
+`linears.record_inputs` keeps all inputs; here each is used and dropped.
 """
 
 from collections import Counter
@@ -39,19 +33,9 @@ class _Enough(Exception):  # noqa: N818  (nothing failed)
 
 
 class Replay:
-    """Runs a model over batches, as far and as often as needed.
+    """Runs a model over batches, as far and as often as needed; ValueError if it fails on one.
 
-    Args:
-        model: contains the layers.
-        layers: the linear layers of interest, by name.
-        batches: run takes them one after another.
-        run: uses the model on one batch.
-
-    Attributes:
-        blocks: the chain of blocks; empty if the model is no chain.
-
-    Raises:
-        ValueError: the model fails on a batch.
+    `layers` are the linear layers of interest, `blocks` the chain (empty if there is none).
     """
 
     def __init__(
@@ -68,10 +52,7 @@ class Replay:
         self._trace()
 
     def in_order(self, method: Observer) -> Iterator[tuple[Group, Any]]:
-        """Yield each group, with what the method observed, after the groups before are replaced.
-
-        A group that no batch reaches any more (an expert of a mixture, say) is left out.
-        """
+        """Yield each group with what the method observed, after the groups before are replaced."""
         order = list(self.groups.members)
         if self.blocks:
             order.sort(key=self.groups.blocks_before.__getitem__)
@@ -81,6 +62,7 @@ class Replay:
             for number in range(len(self.batches)):
                 for x in self._inputs(number, self.layers[first]):
                     seen = observe(method, seen, x, first)
+            # No batch may reach an expert of a mixture any more.
             if seen is not None:
                 yield tuple(self.groups.members[first]), seen
 
@@ -114,23 +96,21 @@ class Replay:
             self.blocks = []
 
     def _finish_blocks(self, count: int) -> None:
-        """Store outputs until so many blocks are finished, if the model is a chain."""
+        # A block is finished when its layers are replaced; its outputs are then final.
         while len(self._finished) < min(count, len(self.blocks)):
             block = self.blocks[len(self._finished)]
             outputs = [self._outputs(number, block) for number in range(len(self.batches))]
-            if self.blocks:  # these passes may have shown that it is no chain
+            # These passes may have shown that the model is no chain.
+            if self.blocks:
                 self._finished.append(block, outputs)
 
     def _inputs(self, number: int, layer: nn.Module) -> list[Tensor]:
-        """The inputs of a layer in its calls on one batch."""
         return self._collect(number, layer, on_input)
 
     def _outputs(self, number: int, block: nn.Module) -> list[Any]:
-        """The outputs of a block in its calls on one batch."""
         return self._collect(number, block, on_output)
 
     def _collect(self, number: int, module: nn.Module, hook: Any) -> list[Any]:
-        """What a hook shows of a module's calls on one batch."""
         try:
             return self._run_until_seen(number, module, hook)
         except (NoChain, ValueError):
@@ -166,10 +146,8 @@ def observed_groups(
 ) -> Iterator[tuple[Group, Any]]:
     """Return the groups of layers to be replaced, each with what the method observed of its input.
 
-    Args:
-        method: where it is not calibrated, each layer is a group, and nothing is observed.
-        copy: its pending layers are replaced while the caller iterates.
-        sequential: whether a group is observed after the groups before it were replaced.
+    The caller replaces the copy's pending layers while it iterates. With sequential=True a group is
+    observed after the groups before it were replaced. A method that is not calibrated gets None.
     """
     if not method.calibrated:
         return (((name,), None) for name in list(copy.pending))

@@ -1,14 +1,11 @@
 """Stand-ins for finished blocks, which return stored outputs so that a pass skips the blocks.
 
-The idea: in a chain each block reads the block before it, and nothing else reads that output.
-So only the last finished block needs its stored outputs. Earlier ones return ``Placeholder``
-tensors, which have a shape but no values. The next stand-in ignores them. All that is computed
-from a placeholder is one too, so a layer that reads an earlier block receives a placeholder,
-and code that needs a value raises ``NoChain``. Both show that the model is no chain.
+In a chain only the next block reads a block's output, so only the last finished block needs its
+stored outputs. Earlier ones return ``Placeholder`` tensors, which have a shape but no values; the
+next stand-in ignores them. All that is computed from a placeholder is one too: if a layer receives
+one, or code needs its values (``NoChain``), something else reads an earlier block.
 
-Source: PyTorch's tensor subclasses with ``__torch_dispatch__``, and its device "meta".
-
-How it differs from ``hooks.py``: hooks observe a pass; stand-ins replace a part of it.
+Source: PyTorch's tensor subclasses. `hooks.py` observes a pass; stand-ins replace a part of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +22,12 @@ class NoChain(Exception):  # noqa: N818  (it says what the model is, and nothing
 
 
 class Placeholder(Tensor):
-    """A tensor without values: the result of each operation on it is a placeholder too.
-
-    Args:
-        empty: a tensor on the device "meta", with the shape and the dtype.
-        device: the device that code sees.
+    """A tensor without values; the result of each operation on it is a placeholder too.
 
     >>> x = without_values(torch.ones(2, 3))
-    >>> y = torch.cat([x, torch.ones(1, 3)]).softmax(-1)
-    >>> y
+    >>> torch.cat([x, torch.ones(1, 3)]).softmax(-1)
     Placeholder(torch.float32 of shape (3, 3))
-    >>> bool(y.sum() > 0)
+    >>> bool(x.sum() > 0)
     Traceback (most recent call last):
     qcourse.trace.stand_ins.NoChain: _local_scalar_dense needs values of an earlier block
     """
@@ -93,12 +85,7 @@ def copied(value: Any) -> Any:
 
 
 class StandIn:
-    """Replaces the forward of one block during a pass; a context manager.
-
-    Args:
-        block: any module.
-        outputs: what each of its calls returns, in order.
-    """
+    """Replaces the forward of a block by its stored outputs, in order, in a with statement."""
 
     def __init__(self, block: nn.Module, outputs: Sequence[Any]) -> None:
         self.block = block
@@ -128,13 +115,13 @@ class FinishedBlocks:
         return len(self._blocks)
 
     def append(self, block: nn.Module, outputs: Sequence[Sequence[Any]]) -> None:
-        """Add the next block with its outputs for each batch and call; drop the values before."""
+        """Add the next block with its outputs per batch and call; drop the values before."""
         self._outputs = tree_map(without_values, self._outputs)
         self._outputs.append(outputs)
         self._blocks.append(block)
 
     def standing_in(self, number: int) -> ExitStack:
-        """Let stand-ins replace the blocks for batch ``number``, within the context manager."""
+        """Let stand-ins replace the blocks for one batch, in a with statement."""
         stack = ExitStack()
         for block, outputs in zip(self._blocks, self._outputs, strict=True):
             stack.enter_context(StandIn(block, outputs[number]))
@@ -147,7 +134,6 @@ def has_placeholder(value: Any) -> bool:
 
 
 def _writes_to_values(op: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
-    """Whether the operation writes to a tensor that has values."""
     for number, argument in enumerate(op._schema.arguments):
         if argument.is_write:
             given = args[number] if number < len(args) else named.get(argument.name)
