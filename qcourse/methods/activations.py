@@ -91,12 +91,6 @@ class WithActivations:
 
     If `weights` divides the inputs by a scale (SmoothQuant, AWQ), the quotient is quantized.
 
-    Args:
-        weights: a quantizer, or any method.
-        inputs: a quantizer of x (tokens, in): ``PerTensor()``, ``PerChannel(0)`` for one scale per
-            token, or ``PerGroup``; or any ``Inputs``, such as ``OutlierColumns``.
-        static: whether calibration fixes the range of each layer; needs ``PerTensor()``.
-
     >>> from qcourse import IntQuantizer, PerChannel, quantize_model
     >>> int8 = IntQuantizer(8, granularity=PerChannel(0))  # one scale per output and per token
     >>> method = WithActivations(int8, int8)
@@ -105,8 +99,12 @@ class WithActivations:
     'inputs in 8 bits, dynamic'
     """
 
+    # A quantizer, or any method.
     weights: object
+    # A quantizer of x (tokens, in) with PerTensor(), PerGroup, or PerChannel(0) for one scale per
+    # token; or any `Inputs`, such as OutlierColumns.
     inputs: object
+    # Whether calibration fixes the range of each layer; needs PerTensor().
     static: bool = False
 
     def __post_init__(self) -> None:
@@ -115,12 +113,10 @@ class WithActivations:
 
     @property
     def quantizer(self) -> Quantizer:
-        """Return the quantizer of the weights."""
         return as_method(self.weights).quantizer
 
     @property
     def calibrated(self) -> bool:
-        """Return whether the method of the weights, or the range, needs inputs."""
         return self.static or as_method(self.weights).calibrated
 
     def observe(self, seen: _Seen | None, x: Float[Tensor, "tokens in"]) -> _Seen:

@@ -52,7 +52,6 @@ class AWQResult:
 
     @property
     def note(self) -> str:
-        """Return words for a report."""
         clipped = float((self.shrink < 1).double().mean())
         return f"alpha {self.alpha:.2f}, {clipped:.0%} of scales clipped"
 
@@ -96,7 +95,6 @@ def awq(
     """Return the codes of w s, with the alpha and clips that minimize ||x (w - w_hat)^T||.
 
     Args:
-        w: the weight (out, in).
         x: the inputs of the layer on calibration data (tokens, in).
         quantizer, clip, grid: as in ``Awq``.
 

@@ -43,8 +43,8 @@ __all__ = [
 class Calibrator:
     """A rule applied to a stream: `observe` each batch, then ask for the `parameters`.
 
-    PerTensor quantizers take batches of any shapes, PerChannel ones batches that agree on the
-    channels: PerChannel(-1) for activations (tokens, in).
+    PerChannel quantizers need batches that agree on the channels: use PerChannel(-1) for
+    activations (tokens, in).
 
     >>> calibrator = Calibrator(IntQuantizer(8), MinMax())
     >>> for x in (torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 12.7]])):

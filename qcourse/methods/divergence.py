@@ -16,8 +16,7 @@ from torch import Tensor
 def least_divergence(counts: Int64[Tensor, " bins"], zero: int, levels: int) -> tuple[int, int]:
     """Return the bins [start, stop) with the least KL divergence; the narrowest of equals.
 
-    Candidates hold the edge `zero`, have at least `levels` bins, and reach both ends of the data
-    together.
+    Candidates hold `zero`, the bin that begins at 0, and at least `levels` bins.
 
     >>> least_divergence(torch.tensor([40, 30, 20, 10, 1, 0, 0, 1]), zero=0, levels=2)
     (0, 3)
@@ -103,7 +102,7 @@ def _p_log_p(
 
 
 def _running_sum(values: Tensor) -> Float64[Tensor, " edges"]:
-    """The sum of all values before each edge between bins."""
+    """The sum of the values before each edge between bins."""
     after = values.double().cumsum(dim=0)
     return torch.nn.functional.pad(after, (1, 0))
 

@@ -63,10 +63,10 @@ def gptq(
         hessian: the second moment of the inputs, or any multiple of it, (in, in).
         block_size: the number of columns updated in one product; changes speed, not the result.
         damp: added to H's diagonal, as a fraction of its mean.
-        act_order: round the inputs by decreasing H_ii: the most important columns first, while
-            most others can still compensate. Groups follow that order, unless static.
-        static_groups: fit the scales of all groups before the sweep, in the order of the inputs;
-            otherwise fit each group at its turn, on the weights as updated so far.
+        act_order: round the inputs by decreasing H_ii, while most others can still compensate.
+            Groups follow that order, unless static.
+        static_groups: fit the scales of all groups before the sweep, in the order of the inputs.
+            The default fits each group at its turn, on the weights as updated so far.
 
     Raises:
         TypeError, ValueError: an argument is invalid, or the updates overflow.

@@ -19,8 +19,6 @@ class GroupMoments:
 
     >>> x = torch.tensor([[1.0, 0.0, 2.0, 1.0]])  # one token, four inputs
     >>> d = torch.tensor([[1.0, 1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 3.0]])
-    >>> GroupMoments((x.T @ x)[None], is_gram=True).losses(d).tolist()
-    [[4.0], [9.0]]
     >>> GroupMoments(x[None], is_gram=False).split(2).losses(d).tolist()  # inputs 0-1, inputs 2-3
     [[1.0, 1.0], [0.0, 9.0]]
     """

@@ -1,10 +1,8 @@
 """Checks of the arguments of `inverse_factor`: a positive damping and a valid second moment.
 
 The idea: a second moment is symmetric with |h_ij| <= sqrt(h_ii h_jj). GPTQ would turn a matrix that
-violates this into plausible codes, so the mistake is reported here.
-
-How it differs from `inverse_factor.py`: only the Cholesky factor there shows whether H is positive
-definite.
+violates this into plausible codes, so the mistake is reported here. Whether H is positive definite
+shows only in the Cholesky factor of `inverse_factor.py`.
 """
 
 import math

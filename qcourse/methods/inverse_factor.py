@@ -70,7 +70,7 @@ def inverse_factor(
     if act_order:
         order = diagonal.argsort(descending=True, stable=True)
 
-    # Damp and factor H / unit. Free it then: it is as large as the triangles below.
+    # Damp and factor H / unit. Then free both copies: each is as large as a triangle below.
     h = _normalized(matrix, order, dead, unit, dtype)
     lower, used_damp = _damped_cholesky(h, damp)
     del matrix, h
@@ -105,7 +105,7 @@ def _normalized(
     h = matrix.flip(0, 1) if keeps_order else matrix[reverse][:, reverse]
     h = h.to(torch.promote_types(dtype, wide(h.dtype))).div_(unit)
 
-    # Nothing in H says how to damp an input that was always 0: let it count as an average one.
+    # H has nothing about an input that was always 0. It counts as an average input of its own.
     h.diagonal().masked_fill_(dead[reverse], 1)
     return h
 

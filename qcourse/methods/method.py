@@ -1,9 +1,9 @@
 """The interface of a quantization method for ``quantize_model``: observe inputs, then choose codes.
 
 The idea: ``observe(seen, x)`` gathers what a method needs to know about a layer's inputs, batch by
-batch, so that activations need not be stored. ``quantize(weights, seen)`` then chooses the codes of
-all layers that read the same input (q, k and v of a Llama; gate and up), because a scale that moves
-into their predecessor must be the same for all.
+batch, so no activations are stored. ``quantize(weights, seen)`` then chooses the codes of all the
+layers that read the same input, such as q, k and v, because a scale that moves into the predecessor
+must be the same for all.
 Source: the steps that GPTQ (Frantar et al., ICLR 2023) and AWQ (Lin et al., MLSys 2024) share.
 How it differs from `recipes/quantize.py`: that module walks through a model.
 """
@@ -32,20 +32,21 @@ class Observer(Protocol):
 
 @runtime_checkable
 class Method(Observer, Protocol):
-    """What ``quantize_model`` asks of a method, without a base class:
+    """What ``quantize_model`` asks of a method, without a base class."""
 
-    @dataclass(frozen=True)
-    class Gptq:
-        quantizer: Quantizer
-        calibrated = True
-
-        def observe(self, seen, x):
-            x = x.float()  # in bfloat16 the sum would stop growing
-            return x.T @ x if seen is None else seen.addmm_(x.T, x)
-
-        def quantize(self, weights, seen):
-            return {name: gptq(w, seen, self.quantizer) for name, w in weights.items()}
-    """
+    # A complete method, for example:
+    #
+    #     @dataclass(frozen=True)
+    #     class Gptq:
+    #         quantizer: Quantizer
+    #         calibrated = True
+    #
+    #         def observe(self, seen, x):
+    #             x = x.float()  # in bfloat16 the sum would stop growing
+    #             return x.T @ x if seen is None else seen.addmm_(x.T, x)
+    #
+    #         def quantize(self, weights, seen):
+    #             return {name: gptq(w, seen, self.quantizer) for name, w in weights.items()}
 
     @property
     def quantizer(self) -> Quantizer:

@@ -35,9 +35,6 @@ def smooth(
 ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " in"]]:
     """Return w s and s = amax|x|^alpha / amax|w|^(1 - alpha): the layer is y = (x / s) (w s)^T.
 
-    Both are in float32, or float64 if w is. An amax below LEAST of the largest counts as that, and
-    an all-zero x_amax or w as all 1, so s is never 0 or infinite.
-
     Args:
         x_amax: the largest |x| of each input channel on calibration data (in,).
         alpha: how much of the difficulty moves into the weights, from 0 to 1.
@@ -45,9 +42,8 @@ def smooth(
     Raises:
         TypeError, ValueError: an argument is invalid; s or w s overflows its dtype.
 
-    >>> w = torch.tensor([[1.0, -4.0], [0.5, 1.0]])
     >>> x_amax = torch.tensor([64.0, 4.0])
-    >>> w_smoothed, s = smooth(w, x_amax)
+    >>> w_smoothed, s = smooth(torch.tensor([[1.0, -4.0], [0.5, 1.0]]), x_amax)
     >>> s.tolist(), (x_amax / s).tolist(), w_smoothed.abs().amax(0).tolist()
     ([8.0, 1.0], [8.0, 4.0], [8.0, 4.0])
     """
@@ -73,7 +69,6 @@ class SmoothQuantResult:
 
     @property
     def note(self) -> str:
-        """Return words for a report."""
         low, high = torch.aminmax(self.input_scale)
         return f"alpha {self.alpha:.2f}, inputs divided by {float(low):.3g} to {float(high):.3g}"
 
@@ -146,7 +141,7 @@ def _scale(weights: Sequence[Tensor], x_amax: Tensor, alpha: float) -> Float[Ten
 
 def _floored(amax: Tensor) -> Tensor:
     """amax, but at least LEAST of the largest; 1 if all are 0."""
-    # A channel that was always 0 on calibration data may be used later, so it needs an s.
+    # So s is never 0 or infinite, even for a channel that was always 0 on calibration data.
     if not amax.any():
         return torch.ones_like(amax)
     return amax.clamp(min=LEAST * amax.max())
