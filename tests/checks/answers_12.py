@@ -261,7 +261,7 @@ def held_below_zero(k: Tensor, group_size: int, residual: int, bits: int) -> Ten
 
 MISTAKES = [
     ("12.1", "the query heads are counted", size_of_heads),
-    ("12.1", "one text instead of the batch", size_of_one_text),
+    ("12.1", "one sequence instead of the batch", size_of_one_text),
     ("12.1", "the scales are left out", size_without_scales),
     ("12.1", "keys or values, not both", lambda *sizes: size_of_package(*sizes) / 2),
     ("12.1", "bits for bytes", lambda *sizes: size_of_package(*sizes) * 8),
@@ -277,12 +277,12 @@ MISTAKES = [
         "a token sees the one after it",
         lambda *tensors: attend_masked(*tensors, diagonal=len(tensors[3]) + 2),
     ),
-    ("12.2", "a fit of 0 where a token is not seen", attend_hidden_by_zero),
+    ("12.2", "a score of 0 where a token is not seen", attend_hidden_by_zero),
     ("12.2", "", attend_masked_late),
     ("12.2", "the softmax runs over the new tokens", attend_other_axis),
     ("12.3", "the largest number for the largest magnitude", round_by_largest),
     ("12.3", "keys by token", round_rows),
-    ("12.3", "one scale a channel for all tokens", round_whole_channels),
+    ("12.3", "one scale per channel for all tokens", round_whole_channels),
     ("12.3", "reshaped where it should be transposed", round_reshaped),
     ("12.4", "the window is forgotten", held_without_window),
     ("12.4", "a negative number of tokens has left the window", held_below_zero),
