@@ -45,12 +45,6 @@ class Calibrator:
 
     PerChannel quantizers need batches that agree on the channels: use PerChannel(-1) for
     activations (tokens, in).
-
-    >>> calibrator = Calibrator(IntQuantizer(8), MinMax())
-    >>> for x in (torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 12.7]])):
-    ...     calibrator.observe(x)
-    >>> round(calibrator.parameters().scale.item(), 6)
-    0.1
     """
 
     def __init__(self, quantizer: IntQuantizer, rule: Rule) -> None:

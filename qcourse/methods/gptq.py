@@ -118,15 +118,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class Gptq(BySecondMoment):
-    """GPTQ as a method for ``quantize_model``, with the options of ``gptq``.
-
-    >>> from qcourse import IntQuantizer
-    >>> method = Gptq(IntQuantizer(4))
-    >>> seen = method.observe(None, torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.0, 1.0]]))
-    >>> result = method.quantize({"layer": torch.tensor([[0.4, 0.4, 7.0]])}, seen)["layer"]
-    >>> result.quantized.codes.tolist(), result.note
-    ([[0, 1, 7]], '2 tokens for 3 inputs: H is singular without damping')
-    """
+    """GPTQ as a method for ``quantize_model``, with the options of ``gptq``."""
 
     quantizer: Quantizer
     block_size: int = 128

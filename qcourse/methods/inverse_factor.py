@@ -57,9 +57,6 @@ def inverse_factor(
 
     Raises:
         TypeError, ValueError: hessian cannot be a second moment; damp is not positive and finite.
-
-    >>> inverse_factor(torch.tensor([[5.0, 1.0], [1.0, 2.0]])).order.tolist()
-    [0, 1]
     """
     check_damp(damp)
     matrix = _checked_matrix(hessian)

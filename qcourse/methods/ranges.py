@@ -108,13 +108,13 @@ class Percentile(_OnHistogram):
             raise ValueError(f"percent={self.percent} must be greater than 0 and at most 100")
 
     def choose(self, seen: Histogram, quantizer: IntQuantizer) -> Range:
-        """Return the outer edges of the bins that hold the percentiles, within the extremes."""
         quantile = 0.5 + self.percent / 200
         if quantizer.symmetric:
             seen = seen.folded()
             quantile = self.percent / 100
 
-        # The low end is the high end of the mirrored histogram.
+        # Take the outer edges of the bins that hold the percentiles, within the extremes. The low
+        # end is the high end of the mirrored histogram.
         low = BINS - _quantile_edge(seen.counts.flip(1), quantile)
         high = _quantile_edge(seen.counts, quantile) - BINS
         low = torch.maximum(low * seen.width, seen.low)
@@ -124,18 +124,16 @@ class Percentile(_OnHistogram):
 
 @dataclass(frozen=True)
 class MeanSquaredError(_OnHistogram):
-    """The fraction f of [min x, max x] with the least sum (x - x_hat)^2, f in MSE_SHRINKS.
-
-    Each value counts as the middle of its bin. This moves |x - x_hat| by no more than x itself, so
-    the root mean square error is at most one bin above that of the best f.
-    """
+    """The fraction f of [min x, max x] with the least sum (x - x_hat)^2, f in MSE_SHRINKS."""
 
     def choose(self, seen: Histogram, quantizer: IntQuantizer) -> Range:
-        """Return the extremes times the best fraction."""
         # Measure in bins, so that no square underflows, with one scale per row of the histogram.
         by_row = replace(quantizer, granularity=PerChannel(0), scale_dtype=torch.float32)
         low = (seen.low / seen.width)[:, None]
         high = (seen.high / seen.width)[:, None]
+
+        # Each value counts as the middle of its bin. |x - x_hat| moves by no more than x itself, so
+        # the root mean square error is at most one bin above that of the best fraction.
         middles = torch.arange(-BINS, BINS, device=low.device) + 0.5
         x = middles.expand(seen.counts.shape)
         counts = seen.counts.float()
@@ -162,7 +160,6 @@ class Entropy(_OnHistogram):
     """
 
     def choose(self, seen: Histogram, quantizer: IntQuantizer) -> Range:
-        """Return the best range of bins, within the extremes."""
         levels = 2**quantizer.bits
         if quantizer.symmetric:
             # Half of the codes are left for |x|.

@@ -100,7 +100,7 @@ class SmoothQuant:
     def observe(
         self, seen: Float[Tensor, " in"] | None, x: Float[Tensor, "tokens in"]
     ) -> Float[Tensor, " in"]:
-        """Return the amax of each channel so far; NaN stays, and ``quantize`` rejects it."""
+        # The amax of each channel so far. NaN stays in it, and `quantize` rejects it.
         x_amax = x.detach().abs().amax(0)
         return x_amax if seen is None else torch.maximum(seen, x_amax)
 
