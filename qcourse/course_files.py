@@ -1,8 +1,7 @@
 """Where the course's files are, what the master of a sheet is, and what a grade depends on.
 
-The idea: a grade depends on a sheet's master notebook, on the checks, and on the code that runs
-them. All questions of the kind "is this grade still valid?" or "which file is that?" are answered
-here, so that only this module changes when a file moves.
+The idea: "is this grade still valid?" and "which file is that?" are answered here, so that only
+this module changes when a file moves.
 """
 
 import hashlib
@@ -12,8 +11,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 FIRST_LESSON = "notebooks/00_start_here.ipynb"
 
-# The modules that a sandbox is given: all that a worker needs, and no right answer. Each comes after
-# the modules that it imports.
+# The modules that a sandbox is given: all that a worker needs, and no right answer. Each comes
+# after the modules that it imports.
 _IN_SANDBOX = (
     "checks.answers",
     "grading.sandbox.wire",
@@ -30,11 +29,10 @@ _IN_SANDBOX = (
 def find(pattern: str) -> Path:
     """Return the first file of the course that matches a pattern such as "exercises/01_*.ipynb".
 
-    The search covers the current folder, the folders above it, and the package's own.
-
     Raises:
         FileNotFoundError: no file matches.
     """
+    # in the current folder, in those above it, beside the package
     here = Path.cwd()
     for folder in (here, *here.parents, PACKAGE.parent):
         for path in sorted(folder.glob(pattern)):
@@ -45,12 +43,11 @@ def find(pattern: str) -> Path:
 def master(sheet_id: str) -> Path:
     """Return the notebook in solutions/ that a sheet is made from.
 
-    The one beside the package comes first: grading never reads a master from a folder of
-    submissions that happens to be the current one.
-
     Raises:
         ValueError: the course's folder is not here.
     """
+    # The folder beside the package comes first: the current folder may hold submissions, and
+    # grading must not read a master from these.
     pattern = f"solutions/{sheet_id}_*.ipynb"
     here = Path.cwd()
     for folder in (PACKAGE.parent, here, *here.parents):
@@ -79,6 +76,7 @@ def sheet_version(sheet_id: str) -> str:
 
 def grader_version(*versions: str) -> str:
     """Return a hash of all that grades depend on: every sheet, the grader, and these versions."""
+    # a change of any of these files may change a grade
     checks = PACKAGE.glob("checks/*.py")
     grading = PACKAGE.glob("grading/**/*.py")
     masters = master("01").parent.glob("*.ipynb")

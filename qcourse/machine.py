@@ -1,7 +1,5 @@
 """What any floor may ask of the machine: the processor's name, the time, a file written in full.
 
-Source: the standard library; a rename within a folder is atomic (POSIX ``rename``).
-
 How it differs from ``cost/devices.py``: that lists what devices can do; this looks at this machine.
 """
 
@@ -43,8 +41,7 @@ def least_time_s(work: Callable[[], object], repeats: int) -> float:
 def written_aside(path: Path) -> Iterator[Path]:
     """Give a path to write to beside the file, and rename it when all is written.
 
-    A reader of the file finds the old content or the new one, never a part of it. Missing folders
-    are created. If the block fails, the old file stays and the new one is deleted.
+    Missing folders are created. If the block fails, the old file stays.
 
     Raises:
         OSError: the folder or the file cannot be written.
@@ -56,6 +53,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         # the content must be on disk before the name points to it
         with aside.open("r+b") as file:
             os.fsync(file.fileno())
+        # atomic (POSIX rename): a reader finds the old content or the new one, never a part
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What every test relies on: no network, a progress file of its own, hypothesis without a deadline,
+"""What every test relies on: no network, its own progress file, hypothesis without a deadline,
 shapes enforced at a bounded cost, and the long files first.
 
 The shapes of qcourse's signatures are enforced by jaxtyping's pytest plugin, which pyproject.toml
@@ -16,11 +16,12 @@ import hypothesis
 import jaxtyping
 import pytest
 
-# At import: huggingface_hub reads its setting when it is first imported, and doctests of the package use no fixture.
+# At import: huggingface_hub reads its setting when it is first imported, and doctests of the
+# package use no fixture.
 scratch = tempfile.TemporaryDirectory(prefix="qcourse-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "QCOURSE_PROGRESS": str(Path(scratch.name, "progress.json"))}
 
-# A deadline would measure the machine, not the code: two workers share two cores with whatever else runs there.
+# A deadline would measure the machine, not the code: two workers share two cores with others.
 hypothesis.settings.register_profile("qcourse", deadline=None)
 hypothesis.settings.load_profile("qcourse")
 
@@ -46,18 +47,22 @@ def thinned(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
     """Return jaxtyping's decorator, which enforces all calls, as one that enforces some."""
 
     def decorator_for(function: Any = None, **options: Any) -> Any:
-        if function is not None:  # used without options, or as a context
+        # used without options, or as a context
+        if function is not None:
             return jaxtyped(function, **options)
-        return lambda decorated: enforce_some(decorated, jaxtyped(**options)(decorated))
+
+        def decorate(decorated: Any) -> Any:
+            return enforce_some(decorated, jaxtyped(**options)(decorated))
+
+        return decorate
 
     return decorator_for
 
 
 def enforce_some(function: Any, enforced: Any) -> Any:
     """Return a function that calls `enforced` for the first calls of a test and some after them."""
-    if isinstance(function, type) or not callable(
-        function
-    ):  # a class; a property, whose calls are few
+    # a class; a property, whose calls are few
+    if isinstance(function, type) or not callable(function):
         return enforced
     calls = 0
     counted_in = test_number
@@ -89,7 +94,8 @@ def pytest_runtest_protocol() -> Iterator[None]:
 
 # --- order ---------------------------------------------------------------------------------------
 #
-# A worker takes a file at a time. With the long files first, all workers end at about the same time.
+# A worker takes one file at a time. With the long files first, all workers end at about the same
+# time.
 
 LONGEST_FIRST = (
     "grading/test_hostile_class.py",
@@ -128,5 +134,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signatures unenforced, as users run the package: the answer to a wrong type is then our own."""
+    """Signatures are not enforced, as for users: our own code then answers to a wrong type."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

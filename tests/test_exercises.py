@@ -1,7 +1,7 @@
-"""The sheets: stubs say "not written yet", solutions pass, cards tell the truth, exercises/ is what solutions/ make.
+"""The sheets: stubs say "not written yet", solutions pass, cards are true, exercises/ is current.
 
-Tests of sheets look at what solutions/ make, so that a learner's answers in exercises/ change no test; that exercises/
-holds just that is one test, the one that CI is strict about.
+Tests make sheets from solutions/, so that a learner's answers in exercises/ change no test. One
+test compares exercises/ with them; only CI is strict about it.
 """
 
 import doctest
@@ -24,7 +24,8 @@ from qcourse.checks.registry import load_sheet, sheet_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = [exercise for sheet_id in sheet_ids() for exercise in load_sheet(sheet_id).exercises]
-STUB = r"raise NotImplementedError(\"not written yet\")"  # as it stands in a notebook's file
+# as a notebook's file has it
+STUB = r"raise NotImplementedError(\"not written yet\")"
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
 
 
@@ -33,29 +34,29 @@ def notebook(folder: str, sheet_id: str) -> nbformat.NotebookNode:
     """A solution, or the sheet that is made from it; read only."""
     (path,) = (ROOT / "solutions").glob(f"{sheet_id}_*.ipynb")
     text = path.read_text(encoding="utf-8")
-    return nbformat.reads(
-        make_exercises.make_exercise(text) if folder == "exercises" else text, as_version=4
-    )
+    if folder == "exercises":
+        text = make_exercises.make_exercise(text)
+    return nbformat.reads(text, as_version=4)
 
 
 def cell(folder: str, exercise: Exercise, kind: str) -> nbformat.NotebookNode:
     """The card, solution or check cell of an exercise."""
     sheet_id, number = exercise.id.split(".")
-    return next(
-        one for one in notebook(folder, sheet_id).cells if one.id == f"{sheet_id}-{number}-{kind}"
-    )
+    wanted = f"{sheet_id}-{number}-{kind}"
+    return next(one for one in notebook(folder, sheet_id).cells if one.id == wanted)
 
 
 def names(folder: str, sheet_id: str) -> dict[str, Any]:
-    """What the code of a sheet defines, its checks left out.
+    """What the code of a sheet defines, without its checks.
 
-    Without Triton: its interpreter, once chosen, is there for good, and other tests compile. Kernels run by the
-    course's stand-in here, and by the interpreter where the solutions are executed as notebooks.
+    Triton is hidden: it reads TRITON_INTERPRET only once, and other tests compile. Kernels run on
+    the course's stand-in here, and in the interpreter when solutions are executed as notebooks.
     """
     sources = [one.source for one in notebook(folder, sheet_id).cells if one.cell_type == "code"]
     defined: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "")  # so that it is put back after a sheet has set it
+        # a sheet may set it; the patch restores it
+        patch.setenv("TRITON_INTERPRET", "")
         patch.setitem(sys.modules, "triton", None)
         for source in sources:
             if not source.startswith("check("):
@@ -77,17 +78,16 @@ def test_the_stub_is_not_written_yet(exercise: Exercise) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @each_exercise
 def test_the_solution_passes(exercise: Exercise, seed: int) -> None:
-    assert repr(verdict("solutions", exercise, seed)).startswith(
-        f"{exercise.id} passed, {exercise.points} of "
-    )
+    passed = f"{exercise.id} passed, {exercise.points} of "
+    assert repr(verdict("solutions", exercise, seed)).startswith(passed)
 
 
 @each_exercise
 def test_the_worked_example_is_true(exercise: Exercise) -> None:
     defined = names("solutions", exercise.id[:2])
-    example = doctest.DocTestParser().get_doctest(
-        defined[exercise.function].__doc__, defined, exercise.id, None, None
-    )
+    docstring = defined[exercise.function].__doc__
+    parser = doctest.DocTestParser()
+    example = parser.get_doctest(docstring, defined, exercise.id, None, None)
     assert len(example.examples) >= 1
     assert doctest.DocTestRunner().run(example).failed == 0
 
@@ -100,9 +100,8 @@ def test_the_card_says_what_the_check_does(exercise: Exercise) -> None:
     assert int(header[2]) == exercise.points
     assert f"`{exercise.function}(" in card
     assert "**Example.**" in card
-    hints = re.findall(
-        r"<details><summary>Hint (\d)</summary>\n\n(.+?)\n\n</details>", card, re.DOTALL
-    )
+    hint = r"<details><summary>Hint (\d)</summary>\n\n(.+?)\n\n</details>"
+    hints = re.findall(hint, card, re.DOTALL)
     assert [int(number) for number, _ in hints] == [*range(1, len(hints) + 1)]
     assert len(hints) >= 2
     assert all("?" in hint for _, hint in hints)
@@ -110,15 +109,12 @@ def test_the_card_says_what_the_check_does(exercise: Exercise) -> None:
 
 @each_exercise
 def test_cells_are_marked_for_grading(exercise: Exercise) -> None:
-    check, solution = (cell("exercises", exercise, kind) for kind in ("check", "solution"))
+    check = cell("exercises", exercise, "check")
+    solution = cell("exercises", exercise, "solution")
     assert check.source == f'check("{exercise.id}", {exercise.function})'
     marks = check.metadata.nbgrader
-    assert (marks.grade, marks.locked, marks.solution, marks.points) == (
-        True,
-        True,
-        False,
-        exercise.points,
-    )
+    assert (marks.grade, marks.locked, marks.solution) == (True, True, False)
+    assert marks.points == exercise.points
     assert check.metadata.editable is False
     marks = solution.metadata.nbgrader
     assert (marks.grade, marks.locked, marks.solution) == (False, False, True)
@@ -130,11 +126,8 @@ def test_cells_are_marked_for_grading(exercise: Exercise) -> None:
 def test_sheets_and_checks_are_the_same_exercises(folder: str) -> None:
     assert sorted(path.name[:2] for path in (ROOT / "solutions").glob("*.ipynb")) == sheet_ids()
     for sheet_id in sheet_ids():
-        checks = [
-            one.source
-            for one in notebook(folder, sheet_id).cells
-            if one.source.startswith("check(")
-        ]
+        sources = [one.source for one in notebook(folder, sheet_id).cells]
+        checks = [source for source in sources if source.startswith("check(")]
         exercises = load_sheet(sheet_id).exercises
         assert checks == [f'check("{exercise.id}", {exercise.function})' for exercise in exercises]
 
@@ -147,13 +140,10 @@ def test_solutions_ship_executed(exercise: Exercise) -> None:
 
 def test_exercises_hold_no_solution_and_no_output() -> None:
     for sheet_id in sheet_ids():
-        text = nbformat.writes(notebook("exercises", sheet_id))
-        assert "SOLUTION" not in text
-        assert all(
-            not one.outputs
-            for one in notebook("exercises", sheet_id).cells
-            if one.cell_type == "code"
-        )
+        sheet = notebook("exercises", sheet_id)
+        assert "SOLUTION" not in nbformat.writes(sheet)
+        for one in sheet.cells:
+            assert not one.get("outputs")
 
 
 @pytest.fixture
@@ -162,6 +152,12 @@ def copy(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "solutions", tmp_path / "solutions", ignore=shutil.ignore_patterns(".*"))
     make_exercises.write(tmp_path / "solutions", tmp_path / "exercises")
     return tmp_path
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace the first occurrence of a text in a file."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
 def sheets(root: Path) -> dict[str, bytes]:
@@ -182,9 +178,7 @@ def test_drift_is_named_and_mended(copy: Path, capsys: pytest.CaptureFixture) ->
     before = sheets(copy)
     edited, gone = sorted(before)[:2]
     path = copy / "exercises" / edited
-    path.write_text(
-        path.read_text(encoding="utf-8").replace("Hint 1", "Hint one", 1), encoding="utf-8"
-    )
+    replace(path, "Hint 1", "Hint one")
     (copy / "exercises" / gone).unlink()
     shutil.copy(path, copy / "exercises" / "99_left_over.ipynb")
     assert make_exercises.main(["--check"], copy) == 1
@@ -195,24 +189,19 @@ def test_drift_is_named_and_mended(copy: Path, capsys: pytest.CaptureFixture) ->
 
 def test_a_changed_solution_is_drift(copy: Path) -> None:
     path = sorted((copy / "solutions").glob("*.ipynb"))[0]
-    path.write_text(
-        path.read_text(encoding="utf-8").replace("**Example.**", "**An example.**", 1),
-        encoding="utf-8",
-    )
+    replace(path, "**Example.**", "**An example.**")
     assert make_exercises.differing(copy / "solutions", copy / "exercises") == [path.name]
 
 
 def answer(copy: Path, words: str) -> Path:
     """Write an answer into the first sheet, in place of its first stub."""
     path = sorted((copy / "exercises").glob("*.ipynb"))[0]
-    sheet = path.read_text(encoding="utf-8")
-    path.write_text(sheet.replace(STUB, words, 1), encoding="utf-8")
+    replace(path, STUB, words)
     return path
 
 
-@pytest.mark.parametrize(
-    "words", ["return 1", rf"return 1\n    {STUB}"]
-)  # the stub may be left standing below
+# the stub may remain below an answer
+@pytest.mark.parametrize("words", ["return 1", rf"return 1\n    {STUB}"])
 def test_answers_are_never_written_over(
     copy: Path, capsys: pytest.CaptureFixture, words: str
 ) -> None:
@@ -247,8 +236,6 @@ def test_a_sheet_without_answers_is_drift_for_a_learner_too(
 
 def test_a_solution_that_does_not_end_is_refused(copy: Path) -> None:
     path = sorted((copy / "solutions").glob("*.ipynb"))[0]
-    path.write_text(
-        path.read_text(encoding="utf-8").replace("### END SOLUTION", "", 1), encoding="utf-8"
-    )
+    replace(path, "### END SOLUTION", "")
     with pytest.raises(RuntimeError, match="end solution"):
         make_exercises.main(["--check"], copy)

@@ -1,8 +1,8 @@
-"""The rules that every lesson, solution and exercise sheet keeps: size, order of execution, short cells, clean outputs.
+"""The rules for every notebook: size, order of execution, short cells, clean outputs.
 
-What the cells compute is nbval's part (it runs them all again); here the shipped files are read, and the exercise
-sheets, which ship without outputs, are run as a learner who has written nothing yet would run them. A sheet that holds
-answers is the learner's own and is left out, but not in CI.
+nbval runs all cells again and compares their outputs. These tests read the shipped files, and run
+the exercise sheets without any answer. A sheet that holds answers belongs to the learner and is
+skipped, except in CI.
 """
 
 import re
@@ -20,7 +20,8 @@ LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
 SHEETS = [path for path in sorted((ROOT / "exercises").glob("*.ipynb")) if not is_learners(path)]
 MAX_BYTES = 400_000
-MAX_LINES, MAX_MEDIAN_LINES = 30, 8
+MAX_LINES = 30
+MAX_MEDIAN_LINES = 8
 CHECK = re.compile(r"^check\(", re.MULTILINE)
 UNWANTED = re.compile(r"/home/|/root/|/Users/|/tmp/|[A-Z]:\\|\w*Warning\b")
 
@@ -36,23 +37,19 @@ def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
 
 
 def text_of(cell: nbformat.NotebookNode) -> str:
-    """What a cell shows in words: printed text, and results as text or HTML, but neither pictures nor widgets."""
+    """What a cell shows in words: printed text, results as text or HTML; no pictures or widgets."""
     kinds = ("text/plain", "text/html", "text/markdown")
     shown = [output.get("text", "") for output in cell.outputs]
-    shown += [
-        "".join(output.data.get(kind, ""))
-        for output in cell.outputs
-        if "data" in output
-        for kind in kinds
-    ]
+    for output in cell.outputs:
+        if "data" in output:
+            shown += ["".join(output.data.get(kind, "")) for kind in kinds]
     return "\n".join(shown)
 
 
 def check_form(path: Path) -> None:
-    """Assert what holds for every notebook: small, valid, with cell ids, for the kernel that everyone has."""
-    notebook = nbformat.read(
-        path, as_version=nbformat.NO_CONVERT
-    )  # as the file is; repairs would come as warnings
+    """Assert that a notebook is small and valid, with cell ids, for the usual kernel."""
+    # as the file is; repairs would be warnings
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec == KERNEL
@@ -60,15 +57,14 @@ def check_form(path: Path) -> None:
 
 
 def check_execution(path: Path) -> None:
-    """Assert that all code cells ran in order from a fresh kernel, without an error, a path or a warning to be seen."""
+    """Assert that all code cells ran in order and show no error, path or warning."""
     code = cells(path, "code")
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     for number, cell in enumerate(code, start=1):
         kinds = {output.get("name", output.output_type) for output in cell.outputs}
         assert not kinds & {"error", "stderr"}, f"code cell {number} shows {kinds}"
-        assert not (found := UNWANTED.search(text_of(cell))), (
-            f"code cell {number} shows {found[0]!r}"
-        )
+        found = UNWANTED.search(text_of(cell))
+        assert not found, f"code cell {number} shows {found[0]!r}"
 
 
 def lines_to_read(source: str) -> list[str]:
@@ -115,7 +111,7 @@ def test_header_and_footer(path: Path) -> None:
 def executed_sheets(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[nbformat.NotebookNode]]:
-    """The code cells of each sheet, run in one kernel that forgets every name before the next sheet.
+    """The code cells of each sheet, run in one kernel that forgets all names between sheets.
 
     A kernel for each would import torch again and again.
     """
@@ -126,7 +122,8 @@ def executed_sheets(
     try:
         done = iter(execute(together).cells)
     except RuntimeError as error:
-        number = int(re.search(r"cell (\d+)", str(error))[1])  # among all cells of all sheets
+        # counted among all cells of all sheets
+        number = int(re.search(r"cell (\d+)", str(error))[1])
         sheet = [sheet for sheet, part in parts.items() for _ in part][number - 1]
         raise RuntimeError(f"{sheet}: {error}") from error
     return {sheet: [next(done) for _ in part] for sheet, part in parts.items()}
@@ -148,7 +145,7 @@ def test_the_first_lessons_and_sheets_are_here() -> None:
     assert {path.stem[:2] for path in SOLUTIONS} >= {"01", "02"}
 
 
-# --- the rules can fail ----------------------------------------------------------------------------------------------
+# --- the rules can fail ---------------------------------------------------------------------------
 
 
 def lesson(
@@ -168,7 +165,7 @@ def lesson(
 
 
 def check_all(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Write a notebook and hold it against every rule for lessons."""
+    """Write a notebook and check every rule for lessons."""
     path = folder / "lesson.ipynb"
     nbformat.write(notebook, path)
     for check in (check_form, check_execution, check_lengths, check_frame):
@@ -201,17 +198,16 @@ def test_a_bad_lesson_is_refused(bad: nbformat.NotebookNode, tmp_path: Path) -> 
 def test_a_failing_cell_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.ipynb"
     nbformat.write(lesson(source="1 / 0"), path)
-    with pytest.raises(
-        RuntimeError, match=r"^broken\.ipynb, cell 2: ZeroDivisionError: division by zero$"
-    ):
+    message = r"^broken\.ipynb, cell 2: ZeroDivisionError: division by zero$"
+    with pytest.raises(RuntimeError, match=message):
         execute(path)
 
 
 def test_what_is_printed_at_once_is_one_output(tmp_path: Path) -> None:
     path = tmp_path / "printing.ipynb"
-    source = (
-        "import time\nfor number in range(3):\n    print(number, flush=True)\n    time.sleep(0.3)"
-    )
+    lines = ["import time", "for number in range(3):"]
+    lines += ["    print(number, flush=True)", "    time.sleep(0.3)"]
+    source = "\n".join(lines)
     nbformat.write(lesson(source=source), path)
     (output,) = execute(path).cells[1].outputs
     assert output.text == "0\n1\n2\n"
@@ -219,11 +215,11 @@ def test_what_is_printed_at_once_is_one_output(tmp_path: Path) -> None:
 
 def test_running_twice_gives_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "slider.ipynb"
-    nbformat.write(
-        lesson(source="import ipywidgets\nipywidgets.VBox([ipywidgets.IntSlider(value=4)])"), path
-    )
+    source = "import ipywidgets\nipywidgets.VBox([ipywidgets.IntSlider(value=4)])"
+    nbformat.write(lesson(source=source), path)
     run(path)
     first = path.read_bytes()
-    assert b"IntSliderModel" in first  # the widget's state is there for a reader without a kernel
+    # the widget's state is there for a reader without a kernel
+    assert b"IntSliderModel" in first
     run(path)
     assert path.read_bytes() == first

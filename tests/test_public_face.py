@@ -13,11 +13,8 @@ import qcourse
 import qcourse.lab
 
 PACKAGE = Path(qcourse.__file__).parent
-NOTEBOOKS = [
-    path
-    for folder in ("notebooks", "solutions")
-    for path in sorted((PACKAGE.parent / folder).glob("*.ipynb"))
-]
+NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS += sorted((PACKAGE.parent / "solutions").glob("*.ipynb"))
 
 
 def homes(package: str) -> dict[str, str]:
@@ -35,13 +32,9 @@ def homes(package: str) -> dict[str, str]:
 
 def run(code: str) -> str:
     """What `code` prints in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", code]
+    folder = PACKAGE.parent
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -54,6 +54,7 @@ def load_ipython_extension(shell: object) -> None:
     rewriter = Rewriter(shell)
 
     def write(**row: object) -> None:
+        # opened anew for each line, so that a dying kernel loses none
         line = json.dumps({"cell": rewriter.cell, **row})
         with open(os.environ[LOG], "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -64,6 +65,7 @@ def load_ipython_extension(shell: object) -> None:
     def loaded(result: object) -> None:
         write(modules=loaded_files())
 
+    # pytest's rewritten asserts call this after each pass
     util._assertion_pass = passed
     shell.ast_transformers.append(rewriter)
     shell.events.register("pre_run_cell", rewriter.pre_run_cell)

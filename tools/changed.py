@@ -36,6 +36,7 @@ def git(root: Path, *arguments: str) -> str:
 
 def find_base(root: Path) -> str:
     """Return the commit to compare with; empty if the folder has no history."""
+    # the branch that `git pull` merges from
     upstream = git(root, "rev-parse", "--abbrev-ref", "--symbolic-full-name", "@{upstream}")
     if upstream:
         return git(root, "merge-base", "HEAD", upstream)
@@ -63,6 +64,7 @@ def concerned(root: Path, names: list) -> Concerned:
     for name in names:
         path = Path(name)
         folder = path.parts[0]
+        # a check and its answers carry the number of their sheet
         sheet = re.fullmatch(r"(?:sheet|answers)_(\d\d)", path.stem)
         if path.suffix == ".ipynb":
             if folder in ("notebooks", "solutions"):

@@ -84,6 +84,7 @@ def steps(python: Path, root: Path = ROOT) -> dict:
             folders.append(name)
     if folders:
         every["notebooks"] = notebook_command(python, folders)
+    # one browser at a time
     every["browser"] = pytest_command(python, "tests/browser")
     return every
 
@@ -104,6 +105,7 @@ def check_steps(python: Path, root: Path = ROOT) -> dict:
     found = changed.concerned(root, names)
     if found.tests:
         chosen["tests"] = pytest_command(python, "-x", *sorted(found.tests), workers=CORES)
+    # the cases of a sheet have its number in their ids
     if found.sheets:
         numbers = " or ".join(sorted(found.sheets))
         sheets = ["tests/checks", "-k", numbers]
@@ -134,6 +136,7 @@ def run_check(torch: str) -> int:
 def run_offline(commands: dict, python: Path, limit_s: float = NO_LIMIT) -> int:
     """Run steps as CI does: offline, one thread per worker, with a progress file of their own."""
     env = child_environment(python)
+    # a test that needs the network must fail here as it does in CI
     env["HF_HUB_OFFLINE"] = "1"
     # more threads than cores would slow all workers down
     env["OMP_NUM_THREADS"] = "1"

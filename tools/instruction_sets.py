@@ -58,6 +58,7 @@ def environments() -> dict[str, dict[str, str]]:
     found = {}
     for capability, threads in itertools.product(capabilities[: newest + 1], THREADS):
         found[f"{capability}-{threads}"] = settings(capability, str(threads))
+    # the most different ones first, then the rest in their order
     order = [name for name in FIRST if name in found]
     order += [name for name in found if name not in FIRST]
     return {name: found[name] for name in order}
@@ -81,6 +82,7 @@ def settings(capability: str, threads: str) -> dict[str, str]:
 
 def check_kernel(name: str, env: dict[str, str]) -> None:
     """Exit if a kernel in this environment has other capabilities or threads than its name says."""
+    # a kernel gets its environment in the same way as a notebook's run
     cell = nbformat.v4.new_code_cell(QUESTION)
     notebook = nbformat.v4.new_notebook(cells=[cell])
     NotebookClient(notebook).execute(env=env)

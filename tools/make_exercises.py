@@ -73,6 +73,7 @@ def wanted(solutions: Path) -> dict[str, str]:
 def differing(solutions: Path, exercises: Path) -> list[str]:
     """Return the names of the sheets that are missing, different, or left over."""
     sheets = wanted(solutions)
+    # what is there, and what should be there
     found = {path.name: path.read_text(encoding="utf-8") for path in exercises.glob("*.ipynb")}
     names = sheets.keys() | found.keys()
     return sorted(name for name in names if sheets.get(name) != found.get(name))
@@ -147,6 +148,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     options = parser.parse_args(arguments)
+    # both compare solutions/ with exercises/
     action = run_check if options.check else run_write
     return action(root / "solutions", root / "exercises")
 

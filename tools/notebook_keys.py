@@ -28,6 +28,7 @@ def code_of(source: str) -> str:
 
 def notebook_key(path: Path) -> str:
     """Return a hash of a notebook's code and of the outputs that nbval compares."""
+    # text cells do not change what a run computes
     parts = []
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":

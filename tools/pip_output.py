@@ -60,6 +60,7 @@ def condense(log: str) -> str:
     >>> condense("Collecting torch==2.13.0\n" + line)
     'package 1: torch-2.13.0 (190.2 MB)'
     """
+    # pip announces each package with "Collecting" and all of them with "Installing"
     doing = re.findall(PROGRESS, log, re.MULTILINE)
     if doing and doing[-1].startswith("Installing collected packages"):
         return f"unpacking {doing[-1].count(',') + 1} packages"
@@ -73,6 +74,7 @@ def condense(log: str) -> str:
 
 def why_pip_failed(log: str) -> str:
     """Return one sentence for what pip printed before it failed."""
+    # the two common causes first
     if "No space left on device" in log:
         return f"The disk is full: make room for about 3 GB (7 GB with CUDA) {RETRY}"
     if re.search(NO_CONNECTION, log):

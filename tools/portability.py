@@ -151,6 +151,7 @@ def choose(known: dict[str, dict[str, str]]) -> tuple[list[Path], list[str], boo
     parser.add_argument("--fresh", action="store_true", help="repeat runs that are still valid")
     options = parser.parse_args()
 
+    # an argument is the name of an environment or a path
     names = [part for part in options.parts if part in known]
     notebooks = [Path(part) for part in options.parts if part not in known]
     missing = [str(path) for path in notebooks if not path.is_file()]

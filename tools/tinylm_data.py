@@ -60,6 +60,7 @@ def batch(
     rows = []
     for docs in from_docs.tolist():
         stream = streams["docs" if docs else "code"]
+        # any position that leaves room for a window
         start = int(torch.randint(len(stream) - context, (), generator=generator))
         rows.append(stream[start : start + context + 1])
     return torch.stack(rows).long()

@@ -39,6 +39,7 @@ def check_python(version: tuple = sys.version_info[:3], root: Path = ROOT) -> No
     # as text, because tomllib came with Python 3.11
     project = (root / "pyproject.toml").read_text(encoding="utf-8")
     wanted = re.search(r'requires-python = "(.*)"', project).group(1)
+    # ">=3.11,!=3.14.1,<3.15": one lower bound, one upper bound, any number of exceptions
     bounds = {"!=": []}
     for sign, number in re.findall(r"(>=|<|!=)([0-9.]+)", wanted):
         if sign == "!=":
@@ -151,6 +152,7 @@ def install_torch(pip: list, extra: str, root: Path, torch: str) -> None:
     """Install torch by itself if it needs its own index; announce the size of the download."""
     log = root / ".venv" / "install.log"
     installed = torch_build.installed_version(root / ".venv")
+    # the build that is there stays, unless another one is asked for
     build = torch_build.build_to_install(torch, installed)
     arguments = torch_build.pip_arguments(build, installed, torch_build.pinned_version(root))
     from_cpu_index = "--index-url" in arguments

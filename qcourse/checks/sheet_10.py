@@ -296,7 +296,7 @@ class Layer(NamedTuple):
 
     outputs: int
     inputs: int
-    bits: int
+    bits: float
     group_size: int
     bandwidth: float
     peak: float
@@ -459,48 +459,51 @@ class Step(NamedTuple):
     bandwidth: float
 
 
+# the card's example
+CARD_EXAMPLE = Step(
+    parameters=1e6,
+    bits=4,
+    group_size=32,
+    layers=2,
+    query_heads=4,
+    kv_heads=2,
+    head_dim=8,
+    batch=3,
+    context=100,
+    bandwidth=1e6,
+)
+
+# a model of 7 billion parameters on an A100, with half as many key-value heads
+MODEL_OF_7B = Step(
+    parameters=6.6e9,
+    bits=4,
+    group_size=128,
+    layers=32,
+    query_heads=32,
+    kv_heads=16,
+    head_dim=128,
+    batch=5,
+    context=1000,
+    bandwidth=2.039e12,
+)
+
+# a model of 70 billion parameters on an H100
+MODEL_OF_70B = Step(
+    parameters=69e9,
+    bits=8,
+    group_size=128,
+    layers=80,
+    query_heads=64,
+    kv_heads=8,
+    head_dim=128,
+    batch=32,
+    context=4096,
+    bandwidth=3.35e12,
+)
+
+
 def _step_cases(generator: Generator) -> list[Case]:
-    by_hand = [
-        # the card's example
-        Step(
-            parameters=1e6,
-            bits=4,
-            group_size=32,
-            layers=2,
-            query_heads=4,
-            kv_heads=2,
-            head_dim=8,
-            batch=3,
-            context=100,
-            bandwidth=1e6,
-        ),
-        # a model of 7 billion parameters on an A100, with half as many key-value heads
-        Step(
-            parameters=6.6e9,
-            bits=4,
-            group_size=128,
-            layers=32,
-            query_heads=32,
-            kv_heads=16,
-            head_dim=128,
-            batch=5,
-            context=1000,
-            bandwidth=2.039e12,
-        ),
-        # a model of 70 billion parameters on an H100
-        Step(
-            parameters=69e9,
-            bits=8,
-            group_size=128,
-            layers=80,
-            query_heads=64,
-            kv_heads=8,
-            head_dim=128,
-            batch=32,
-            context=4096,
-            bandwidth=3.35e12,
-        ),
-    ]
+    by_hand = [CARD_EXAMPLE, MODEL_OF_7B, MODEL_OF_70B]
     drawn = []
     for kv_heads in (4, 8, 16):
         step = Step(

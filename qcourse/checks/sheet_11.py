@@ -207,7 +207,7 @@ def _masked_first(dtype: type) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
 
     def decode(words: Any, plane: int, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
         registers = _as_int32(_halves(words, 0) >> 4 * plane | 0x64006400)
-        values = registers.view(np.float16).reshape(-1, 2).astype(dtype)
+        values: np.ndarray = registers.view(np.float16).reshape(-1, 2).astype(dtype)
         return registers, values - dtype(1024 + zero_point)
 
     return decode

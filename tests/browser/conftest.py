@@ -1,4 +1,4 @@
-"""What browser tests start from: a server over a copy of the course, a browser, a page, a notebook in it.
+"""The fixtures of browser tests: a server over a copy of the course, a browser, a page, a notebook.
 
 A picture of how each test ended is left in artifacts/, which git ignores.
 """
@@ -31,12 +31,13 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-TIMEOUT_MS = 30_000  # patience for a loaded machine; nothing waits longer than it must
+# for a loaded machine; a test continues as soon as it can
+TIMEOUT_MS = 30_000
 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """JupyterLab over a copy of the lessons and over fresh sheets, whatever this machine's hold by now."""
+    """JupyterLab over a copy of the lessons and over fresh sheets without answers."""
     folder = tmp_path_factory.mktemp("course")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     make_exercises.write(ROOT / "solutions", folder / "exercises")
@@ -60,20 +61,26 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A fresh page; afterwards it is photographed, and must have asked nothing of any other machine."""
+    """A fresh page; after the test it is photographed, and must have used this machine only."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(TIMEOUT_MS)
     expect.set_options(timeout=TIMEOUT_MS)
-    asked = set()  # the addresses of all requests
+    # the addresses of all requests
+    asked = set()
     page.on("request", lambda sent: asked.add(urlsplit(sent.url)))
     yield page
     (ROOT / "artifacts").mkdir(exist_ok=True)
     page.screenshot(path=ROOT / "artifacts" / f"{request.node.name}.png")
     page.close()
-    assert {url.hostname for url in asked if url.scheme.startswith(("http", "ws"))} <= {"127.0.0.1"}
+    hosts = {url.hostname for url in asked if url.scheme.startswith(("http", "ws"))}
+    assert hosts <= {"127.0.0.1"}
 
 
 @pytest.fixture
 def open_notebook(page: Page, lab: Server) -> Callable[[str], Notebook]:
-    """Open a notebook of the course by its path, as in open_notebook("notebooks/01_quantizer.ipynb")."""
-    return lambda name: Notebook(page, lab, name)
+    """Open a notebook by its path, as in open_notebook("notebooks/01_quantizer.ipynb")."""
+
+    def open_by_path(path: str) -> Notebook:
+        return Notebook(page, lab, path)
+
+    return open_by_path

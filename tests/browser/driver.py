@@ -1,7 +1,7 @@
-"""A JupyterLab to test against, and a notebook in it that is driven as a reader drives it: by menus and keys.
+"""A JupyterLab to test against, and a notebook in it that is driven by menus and keys.
 
-The server is the one that `qcourse lab` starts, with settings of its own, so that the reader's stays as it is.
-Lessons to come need `Notebook` and a cell of theirs; the fixtures are in conftest.py.
+The server is the one that `qcourse lab` starts, with its own settings, so that the reader's do not
+change. The fixtures are in conftest.py.
 """
 
 import json
@@ -30,9 +30,8 @@ PIXELS = """image => { const canvas = document.createElement('canvas');
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
     canvas.getContext('2d').drawImage(image, 0, 0);
     return canvas.toDataURL(); }"""
-REDRAWN = (
-    f"([image, before]) => image.complete && image.naturalWidth > 0 && ({PIXELS})(image) !== before"
-)
+REDRAWN = f"""([image, before]) => image.complete && image.naturalWidth > 0 &&
+    ({PIXELS})(image) !== before"""
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,22 @@ class Server:
     folder: Path
 
     def has_idle_kernel(self, name: str) -> bool:
-        """Whether the notebook has a kernel that its page is connected to and that has nothing to do."""
+        """Return whether the notebook has a kernel that is idle and connected to its page."""
         with urllib.request.urlopen(f"{self.url}/api/sessions?token={TOKEN}", timeout=5) as answer:
-            kernels = [
-                session["kernel"] for session in json.load(answer) if session["path"] == name
-            ]
-        return any(
-            kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels
-        )
+            sessions = json.load(answer)
+        for session in sessions:
+            kernel = session["kernel"]
+            is_ready = kernel["connections"] and kernel["execution_state"] == "idle"
+            if session["path"] == name and is_ready:
+                return True
+        return False
 
 
 @contextmanager
 def serving(folder: Path, settings: Path) -> Iterator[Server]:
-    """Start JupyterLab over a folder on a free port of the loopback, wait until it answers, and end it afterwards."""
-    tracker = (
-        settings
-        / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
-    )
+    """Start JupyterLab over a folder on a free loopback port, and end it afterwards."""
+    user_settings = settings / "config/lab/user-settings/@jupyterlab"
+    tracker = user_settings / "notebook-extension/tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
     tracker.write_text(SHOW_ALL_CELLS, encoding="utf-8")
     with socket.socket() as probe:
@@ -79,7 +77,7 @@ def serving(folder: Path, settings: Path) -> Iterator[Server]:
 
 
 def wait_for(what: str, happened: Callable[[], bool], patience_s: float = 60) -> None:
-    """Return once something has happened; raise TimeoutError where it takes too long."""
+    """Return when something has happened; raise TimeoutError if it takes too long."""
     until = time.monotonic() + patience_s
     while not happened():
         if time.monotonic() > until:
@@ -88,7 +86,7 @@ def wait_for(what: str, happened: Callable[[], bool], patience_s: float = 60) ->
 
 
 def answers(url: str) -> bool:
-    """Whether a server is there."""
+    """Return whether a server answers."""
     try:
         urllib.request.urlopen(url, timeout=5).close()
     except OSError:
@@ -112,18 +110,18 @@ class Notebook:
         self.page.get_by_role("menuitem", name=item, exact=True).click()
 
     def run_all(self) -> None:
-        """Clear what the file shipped with, run all cells, and wait until each has run; an error fails the test."""
+        """Clear the outputs, run all cells and wait for them; an error fails the test."""
         self.menu("Edit", "Clear Outputs of All Cells")
         self.menu("Run", "Run All Cells")
         self.page.wait_for_function(FINISHED, arg=[PROMPT, ERROR], timeout=120_000)
         assert self.errors() == []
 
     def errors(self) -> list[str]:
-        """The error outputs to be seen."""
+        """Return the visible error outputs."""
         return self.page.locator(ERROR).all_inner_texts()
 
     def cell(self, words: str) -> Locator:
-        """The code cell whose source or output has these words; the first, where there are several."""
+        """Return the first code cell whose source or output contains these words."""
         return self.page.locator(".jp-CodeCell", has_text=words).first
 
     def rewrite(self, cell: Locator, source: str) -> None:
@@ -148,11 +146,10 @@ class Notebook:
             self.page.keyboard.press(key)
 
     def picture(self, cell: Locator) -> str:
-        """The pixels of the picture that a cell's widget shows: equal strings are equal pictures."""
+        """Return the pixels of the picture that a cell's widget shows, as text."""
         return cell.locator("img").first.evaluate(PIXELS)
 
     def wait_for_another_picture(self, cell: Locator, before: str) -> None:
         """Wait until the cell's widget shows a picture that differs from `before`."""
-        self.page.wait_for_function(
-            REDRAWN, arg=[cell.locator("img").first.element_handle(), before]
-        )
+        image = cell.locator("img").first.element_handle()
+        self.page.wait_for_function(REDRAWN, arg=[image, before])

@@ -1,4 +1,4 @@
-"""The JupyterLab that a learner gets: its command, its environment, and what JupyterLab makes of our files."""
+"""The learner's JupyterLab: its command, its environment, and how it reads our files."""
 
 import json
 import os
