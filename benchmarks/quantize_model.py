@@ -1,10 +1,11 @@
 """How much memory quantize_model needs for a large Llama, and how long it takes for a small one.
 
-Memory is the peak resident set (VmHWM in /proc/self/status, so on Linux alone) of a fresh process that makes the model
-with random float32 weights and quantizes it to 4 bits, over the bytes of the model; the process without any model is
-in it, and stated beside it. The shape is TinyLlama's (1.1 billion parameters); `--layers 3
---vocabulary 4500` makes a small one of it, with the same share of embedding and head.
-Time is that of a model of the tiny language model's size. Both to nearest, in groups of 128 with float16 scales.
+Memory is the peak resident set (VmHWM in /proc/self/status, on Linux alone) of a fresh process that
+makes a model with random float32 weights and quantizes it to 4 bits, divided by the bytes of the
+model. The memory of the process without any model is included, and printed beside it. The shape is
+TinyLlama's (1.1 billion parameters); `--layers 3 --vocabulary 4500` makes it small, with the same
+share of embedding and head. Time is that of a model of the tiny language model's size. Both round
+to nearest, in groups of 128 with float16 scales.
 """
 
 import argparse
@@ -26,7 +27,7 @@ METHOD = IntQuantizer(4, granularity=PerGroup(128), scale_dtype=torch.float16)
 
 
 def in_this_process(layers: int, vocabulary: int) -> None:
-    """Make the model, quantize it, print peak before any model, after the model, after all; its bytes; time in s."""
+    """Quantize a new model; print the peaks before, with it, at the end, the bytes, the time."""
     empty = peak_bytes()
     config = LlamaConfig(vocabulary, 2048, 5632, layers, 32, 4)
     model = random_llama(config, seed=0)
@@ -38,9 +39,10 @@ def in_this_process(layers: int, vocabulary: int) -> None:
 
 
 def memory(layers: int, vocabulary: int) -> list[dict]:
-    """Peak memory over the model's own, in a fresh process."""
+    """Return rows of the peak memory over the model's own, in a fresh process."""
+    arguments = ["--inside", f"--layers={layers}", f"--vocabulary={vocabulary}"]
     done = subprocess.run(
-        [sys.executable, __file__, "--inside", f"--layers={layers}", f"--vocabulary={vocabulary}"],
+        [sys.executable, __file__, *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -62,10 +64,14 @@ def memory(layers: int, vocabulary: int) -> list[dict]:
 
 
 def small() -> list[dict]:
-    """Time for a small model, all linear layers but the head."""
+    """Return a row of the time for a small model, all linear layers but the head."""
     model = random_llama(SMALL, seed=0)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    times = timed_ms(lambda: quantize_model(model, METHOD, progress=False), repeats=5)
+
+    def quantize() -> None:
+        quantize_model(model, METHOD, progress=False)
+
+    times = timed_ms(quantize, repeats=5)
     return [{"what": f"{millions:.1f} million, to nearest", "unit": "ms", **times, "target": 3000}]
 
 

@@ -46,8 +46,9 @@ class Block:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its parameters and buffers by their names within it, floats as float64."""
+        tensors: dict[str, Tensor] = {}
         # A tensor with two names needs both, because both are passed to the block.
-        tensors = dict(self.module.named_parameters(remove_duplicate=False))
+        tensors |= dict(self.module.named_parameters(remove_duplicate=False))
         tensors |= dict(self.module.named_buffers(remove_duplicate=False))
         return {name: to_double(tensor) for name, tensor in tensors.items()}
 

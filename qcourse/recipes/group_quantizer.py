@@ -71,8 +71,10 @@ class GroupQuantizer:
         # One module divides the input of all, so all the layers must have one scale in common.
         scales = [layer.input_scale for layer in layers.values()]
         scale = scales[0]
+        if scale is None:
+            return False
         for other in scales:
-            if scale is None or other is None or not torch.equal(other, scale):
+            if other is None or not torch.equal(other, scale):
                 return False
         predecessor = self.fold(self.copy.model, tuple(layers), scale)
         if predecessor is None:

@@ -126,7 +126,8 @@ def nbytes(model: nn.Module) -> int:
 
 
 def _table(report: ModelReport) -> list[str]:
-    rows = [("layer", "shape", "bits/weight", "before", "after", "error w", "error y", "")]
+    titles = ("layer", "shape", "bits/weight", "before", "after", "error w", "error y", "")
+    rows: list[tuple[str, ...]] = [titles]
     rows += [_quantized_cells(layer) for layer in report.layers]
     rows += [_kept_cells(layer) for layer in report.kept]
     # Each column is as wide as its widest cell.

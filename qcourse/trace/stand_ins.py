@@ -36,7 +36,7 @@ class Placeholder(Tensor):
 
     @staticmethod
     def __new__(cls, empty: Tensor, device: torch.device) -> "Placeholder":
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(
             cls, empty.shape, strides=empty.stride(), dtype=empty.dtype, device=device
         )
         made._empty = empty
@@ -47,17 +47,18 @@ class Placeholder(Tensor):
 
     @classmethod
     def __torch_dispatch__(
-        cls, op: Any, types: Any, args: Sequence[Any] = (), named: Mapping[str, Any] | None = None
+        cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Compute the shape of an operation's result; NoChain where values matter."""
-        named = named or {}
-        name = op._schema.name.removeprefix("aten::")
-        if _writes_to_values(op, args, named):
+        named = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if _writes_to_values(func, args, named):
             # The tensor would hold values of an earlier block and would not be a placeholder.
             raise NoChain(f"{name} writes values of an earlier block")
 
+        # Tensors on "meta" have a shape only, so the operation computes a shape.
         try:
-            result = op(*tree_map(_empty_of, args), **tree_map(_empty_of, named))
+            result = func(*tree_map(_empty_of, args), **tree_map(_empty_of, named))
         except RuntimeError as error:
             raise NoChain(f"{name} needs values of an earlier block") from error
 
@@ -92,7 +93,7 @@ class StandIn:
         self._remaining = iter(outputs)
 
     def __enter__(self) -> "StandIn":
-        self.block.forward = self._next_output  # type: ignore[method-assign]
+        self.block.forward = self._next_output
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""A quantized model comes back from its file as it was; a bad file is refused, a full disk harms nothing."""
+"""A quantized model comes back from its file as it was; bad files are refused, old files stay."""
 
 import json
 import pstats
@@ -46,12 +46,12 @@ def saved(tmp_path: Path) -> tuple[nn.Module, Path]:
 def test_there_and_back(saved: tuple[nn.Module, Path]) -> None:
     model, path = saved
     back = load_quantized(path, empty())
-    ours, theirs = model.state_dict(), back.state_dict()
+    ours = model.state_dict()
+    theirs = back.state_dict()
     assert ours.keys() == theirs.keys()
-    assert all(
-        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name])
-        for name in ours
-    )
+    for name in ours:
+        assert ours[name].dtype == theirs[name].dtype
+        assert torch.equal(ours[name], theirs[name])
     assert torch.equal(back(IDS), model(IDS))
     assert back.lm_head.weight is back.model.embed_tokens.weight
     assert back.model.layers[0].mlp.up_proj.layout.quantizer == QUANTIZER
@@ -77,7 +77,8 @@ def test_every_kind_of_buffer_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_one_layer_itself(tmp_path: Path) -> None:
-    layer, x = quantize_model(nn.Linear(32, 8), QUANTIZER, progress=False).model, torch.randn(3, 32)
+    layer = quantize_model(nn.Linear(32, 8), QUANTIZER, progress=False).model
+    x = torch.randn(3, 32)
     save_quantized(layer, tmp_path / "a")
     assert torch.equal(load_quantized(tmp_path / "a", nn.Linear(32, 8))(x), layer(x))
     changed(tmp_path / "a", lambda tensors, about: tensors.pop("scale"))
@@ -91,12 +92,9 @@ def test_buffers_that_overlap_come_back_each(tmp_path: Path) -> None:
             super().__init__()
             self.linear = nn.Linear(32, 4)
             whole = torch.randn(4, 8)
-            for name, part in {
-                "whole": whole,
-                "rows": whole[:2],
-                "ints": whole.view(torch.int32),
-            }.items():
-                self.register_buffer(name, part)
+            self.register_buffer("whole", whole)
+            self.register_buffer("rows", whole[:2])
+            self.register_buffer("ints", whole.view(torch.int32))
 
     model = quantize_model(Overlapping(), QUANTIZER, progress=False).model
     save_quantized(model, tmp_path / "a")
@@ -180,7 +178,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 def changed(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
-    """Write the file anew after a change of its tensors and metadata."""
+    """Write the file again after a change of its tensors and metadata."""
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["qcourse"])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -331,7 +329,7 @@ def test_a_dtype_that_is_none() -> None:
 
 
 def test_a_file_of_before_the_registry_loads() -> None:
-    """Version 0.1 named classes by module paths that no longer exist: nine layers, all quantizers."""
+    """Version 0.1 named classes by module paths that no longer exist; here are all quantizers."""
     model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(9)])
     loaded = load_quantized(OLD_FILE, model)
     kinds = [type(layer.layout.quantizer).__name__ for layer in loaded]

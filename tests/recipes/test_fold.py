@@ -1,4 +1,4 @@
-"""Scales move into what precedes where that keeps the model's function, and nowhere else; outliers that are planted."""
+"""Scales move into the module before only where the model computes the same; planted outliers."""
 
 import re
 from collections.abc import Iterator
@@ -35,11 +35,8 @@ GROUPS = {
 
 def llama(kv_heads: int = 2, **changes: Any) -> Llama:
     """A Llama whose layers do something, and whose gains are not all 1."""
-    model = (
-        random_llama(LlamaConfig(96, 64, 96, 2, 4, kv_heads, **changes), seed=0)
-        .requires_grad_(False)
-        .eval()
-    )
+    config = LlamaConfig(96, 64, 96, 2, 4, kv_heads, **changes)
+    model = random_llama(config, seed=0).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
         if "proj" in name:
@@ -51,9 +48,8 @@ def llama(kv_heads: int = 2, **changes: Any) -> Llama:
 
 def theirs(model: Llama) -> LlamaForCausalLM:
     """The same in transformers."""
-    other = (
-        LlamaForCausalLM(TheirConfig(**model.config.to_transformers())).eval().requires_grad_(False)
-    )
+    config = TheirConfig(**model.config.to_transformers())
+    other = LlamaForCausalLM(config).eval().requires_grad_(False)
     other.load_state_dict(model.state_dict())
     return other
 
@@ -83,7 +79,8 @@ def multiply_columns(model: nn.Module, names: list[str], scale: Tensor) -> None:
 @pytest.mark.parametrize("place", GROUPS)
 def test_a_folded_model_is_what_it_was(make: Any, place: str) -> None:
     model = make()
-    before, kept = logits(model), {name: w.clone() for name, w in model.state_dict().items()}
+    before = logits(model)
+    kept = {name: w.clone() for name, w in model.state_dict().items()}
     old = dict(model.named_parameters())
     names = [f"model.layers.1.{name}" for name in GROUPS[place]]
     scale = scale_of(linears(model)[names[0]].in_features)
@@ -118,10 +115,13 @@ def test_into_a_layer_that_is_quantized_already(
     model: Any = quantize_model(
         llama(), int8, layers=lambda name, layer: "down" not in name, progress=False
     ).model
-    before, up = logits(model), model.model.layers[0].mlp.up_proj
+    before = logits(model)
+    up = model.model.layers[0].mlp.up_proj
     assert isinstance(up, QuantizedLinear)
-    stored, codes = up.scale, up.packed
-    name, scale = "model.layers.0.mlp.down_proj", scale_of(96)
+    stored = up.scale
+    codes = up.packed
+    name = "model.layers.0.mlp.down_proj"
+    scale = scale_of(96)
     assert fold(model, [name], scale) == "model.layers.0.mlp.up_proj"
     assert up.packed is codes
     assert up.scale is not stored
@@ -177,7 +177,8 @@ class Block(nn.Module):
         super().__init__()
         self.kind = kind
         self.norm = nn.LayerNorm(16, elementwise_affine=kind != "no gain")
-        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.a = nn.Linear(16, 16)
+        self.b = nn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
@@ -268,7 +269,8 @@ MODELS = {
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("place", GROUPS)
 def test_however_little_a_branch_adds_it_is_known_what_precedes(kind: str, place: str) -> None:
-    model, names = MODELS[kind](), [f"model.layers.0.{name}" for name in GROUPS[place]]
+    model = MODELS[kind]()
+    names = [f"model.layers.0.{name}" for name in GROUPS[place]]
     size = linears(model)[names[0]].in_features
     assert fold(model, names, scale_of(size)) == f"model.layers.0.{place}"
 
@@ -338,9 +340,14 @@ def test_the_head_is_in_no_block() -> None:
 
 def test_a_gain_that_counts_from_1_cannot_be_divided() -> None:
     config = GemmaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, head_dim=8,
-    )  # fmt: skip
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=8,
+    )
     model = GemmaForCausalLM(config).eval()
     assert blocks(model)
     assert (
@@ -365,9 +372,12 @@ def test_a_post_norm_model_is_left_alone(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("quantizer", "scale"),
-    [(IntQuantizer(8, granularity=PerTensor()), 2.0), (IntQuantizer(8, granularity=PerChannel(1)), 2.0),
-     (IntQuantizer(8, granularity=PerGroup(32), scale_dtype=torch.float16), 1e6)],
-)  # fmt: skip
+    [
+        (IntQuantizer(8, granularity=PerTensor()), 2.0),
+        (IntQuantizer(8, granularity=PerChannel(1)), 2.0),
+        (IntQuantizer(8, granularity=PerGroup(32), scale_dtype=torch.float16), 1e6),
+    ],
+)
 def test_scales_that_cannot_hold_it(quantizer: IntQuantizer, scale: float) -> None:
     model = quantize_model(
         llama(), quantizer, layers=lambda name, layer: "down" not in name, progress=False
@@ -456,10 +466,8 @@ def test_awq_folded_is_awq_at_run_time(sequential: bool, kv_heads: int) -> None:
 
 
 def test_awq_on_a_post_norm_model_divides_at_run_time() -> None:
-    model, texts = (
-        load_minilm(),
-        ["a cat sat down", "the kitten was sitting", "interest rates rose"],
-    )
+    model = load_minilm()
+    texts = ["a cat sat down", "the kitten was sitting", "interest rates rose"]
     int4 = IntQuantizer(4, granularity=PerGroup(64))
     options: dict[str, Any] = {
         "calibration": [texts],
@@ -484,7 +492,8 @@ def test_planted_outliers_change_the_channels_and_not_the_model(
     make: Any, where: str, factor: float
 ) -> None:
     model = make()
-    before, kept = logits(model), {name: w.clone() for name, w in model.state_dict().items()}
+    before = logits(model)
+    kept = {name: w.clone() for name, w in model.state_dict().items()}
     planted = plant_outliers(model, [5, 40], factor, where=where)
     torch.testing.assert_close(logits(planted), before, rtol=0, atol=1e-4)
     assert torch.equal(logits(planted), before) or factor == 10

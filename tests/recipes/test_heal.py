@@ -97,7 +97,8 @@ def test_the_same_batches_give_the_same_weights(model: Llama, batches: list[Tens
 def test_nan_stops_it_and_the_last_good_state_is_kept(
     model: Llama, batches: list[Tensor], broken_at: int
 ) -> None:
-    student, twin = prepare_qat(model, INT2), prepare_qat(model, INT2)
+    student = prepare_qat(model, INT2)
+    twin = prepare_qat(model, INT2)
     calls = iter(range(99))
     forward = student.forward
     student.forward = lambda ids: forward(ids) * (torch.nan if next(calls) == broken_at else 1)
@@ -240,7 +241,8 @@ def english() -> Tensor:
 
 def test_the_tiny_lm_two_bits_learned_again_and_two_of_four(english: Tensor) -> None:
     """A few steps on a little text are enough to see which way it goes."""
-    tiny, text = load_tinylm().model, english[:1025]
+    tiny = load_tinylm().model
+    text = english[:1025]
     whole = perplexity(tiny, text, 256).perplexity
     grid = IntQuantizer(2, granularity=PerGroup(32), scale_rule="mse")
     rounded = perplexity(quantize_model(tiny, grid, progress=False).model, text, 256).perplexity

@@ -1,4 +1,4 @@
-"""Whole models quantized: the right codes, nothing shared, methods that plug in, and what is refused."""
+"""Quantized models: the right codes, no shared memory, methods that plug in, refused arguments."""
 
 import re
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ BATCHES = windows(TOKENS, 16, batch_size=2, count=3)  # the second batch is a sm
 
 
 def llama(**changes: Any) -> Llama:
-    """A Llama whose layers do something: weights five times as large as those that training starts with."""
+    """A Llama whose layers do something: weights five times as large as before training."""
     model = random_llama(replace(SIZES, **changes), seed=0).requires_grad_(False)
     for layer in linears(model).values():
         layer.weight *= 5
@@ -89,7 +89,8 @@ def test_a_layer_holds_exactly_the_codes_and_counts_what_it_holds(
 ) -> None:
     linear = nn.Linear(48, 10).requires_grad_(False)
     quantizer = IntQuantizer(bits, symmetric, granularity, scale_dtype=torch.float16)
-    q, layer = quantizer(linear.weight), rounded(linear, quantizer)
+    q = quantizer(linear.weight)
+    layer = rounded(linear, quantizer)
     assert layer.quantized.codes.dtype == q.codes.dtype
     for name in ("codes", "scale", "zero_point"):
         assert torch.equal(getattr(layer.quantized, name), getattr(q, name))
@@ -113,11 +114,14 @@ def test_a_layer_computes_in_the_dtype_of_x_and_keeps_its_own(dtype: torch.dtype
     assert layer(torch.randn(2, 32, dtype=dtype)).dtype == dtype
     layer.to(dtype).to("meta" if dtype == torch.float64 else "cpu")
     assert layer.scale.dtype == torch.float32
-    assert layer.scale.is_meta or torch.equal(layer.scale, before)  # type: ignore[operator, arg-type]
+    scale: Any = layer.scale
+    assert scale.is_meta or torch.equal(scale, before)
 
 
 def test_an_input_scale_and_an_order_act_as_the_weight_says() -> None:
-    w, scale, order = torch.randn(6, 32), torch.rand(32) + 0.5, torch.randperm(32)
+    w = torch.randn(6, 32)
+    scale = torch.rand(32) + 0.5
+    order = torch.randperm(32)
     q = IntQuantizer(8, granularity=PerGroup(8))((w * scale)[:, order])
     layer = QuantizedLinear(q, input_scale=scale, input_order=order)
     x = torch.randn(4, 32)
@@ -284,11 +288,9 @@ class Headed(nn.Module):
 
     def __init__(self, *, tied: bool) -> None:
         super().__init__()
-        self.embedding, self.body, self.out = (
-            nn.Embedding(5, 32),
-            nn.Linear(32, 32),
-            nn.Linear(32, 5, bias=False),
-        )
+        self.embedding = nn.Embedding(5, 32)
+        self.body = nn.Linear(32, 32)
+        self.out = nn.Linear(32, 5, bias=False)
         if tied:
             self.out.weight = self.embedding.weight
         else:
@@ -350,7 +352,8 @@ def test_errors_of_weights_and_outputs_are_what_they_say() -> None:
 def test_the_error_of_the_outputs_is_not_that_of_bfloat16(bias: float) -> None:
     model = nn.Linear(256, 64).bfloat16().requires_grad_(False)
     model.bias += bias
-    x, quantizer = torch.randn(50, 256).bfloat16(), IntQuantizer(8, granularity=PerGroup(32))
+    x = torch.randn(50, 256).bfloat16()
+    quantizer = IntQuantizer(8, granularity=PerGroup(32))
     report = quantize_model(model, quantizer, calibration=x.split(20), progress=False).report
     w = model.weight.double()
     lost = w - quantizer(model.weight).dequantize()
@@ -388,8 +391,9 @@ def test_a_layer_of_zeros_has_no_error() -> None:
 
 
 def by_hand(model: nn.Module, order: list[tuple[str, ...]], run: Any) -> list[Tensor]:
-    """The input of each group, from a whole run of a copy in which the groups before it are rounded."""
-    wanted, inputs = set[str](), []
+    """The input of each group, from a whole run of a copy with the groups before it rounded."""
+    wanted = set[str]()
+    inputs = []
     for group in order:
         done = {id(linears(model)[name].weight) for name in wanted}
         partial = map_weights(
@@ -449,7 +453,8 @@ def test_finished_blocks_are_not_computed_again(passes: int, expected: int) -> N
     new = quantize_model(
         model, Spy(INT4, []), calibration=BATCHES[:1], run=run, progress=False
     ).model
-    # To look at the model; its four groups (the last pass for the first two ends before the MLP); its outputs; errors.
+    # One pass finds the groups, one observes each of the four (the last pass for the first two ends
+    # before the MLP), one stores the outputs, and one computes the errors.
     assert len(calls) == expected
     assert "forward" not in vars(new.model.layers[0])
 
@@ -494,7 +499,8 @@ def test_an_expert_that_gets_no_token_is_kept(empty: bool, reached: list[str]) -
 
 @pytest.mark.parametrize("method", [INT4, Spy(INT4, [])], ids=["rounding", "calibrated"])
 def test_a_run_that_uses_another_model_is_noticed(method: object) -> None:
-    model, other = nn.Linear(32, 4), nn.Linear(32, 4)
+    model = nn.Linear(32, 4)
+    other = nn.Linear(32, 4)
     run = lambda m, x: other(x)  # noqa: E731
     if isinstance(method, Spy):
         with pytest.raises(ValueError, match="no batch of calibration reaches a chosen layer"):
@@ -515,7 +521,8 @@ def test_a_layer_whose_input_comes_by_name() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(input=x)
 
-    x, spy = torch.randn(3, 32), Spy(INT4, [])
+    x = torch.randn(3, 32)
+    spy = Spy(INT4, [])
     new, report = quantize_model(Named(), spy, calibration=[x], progress=False)
     assert torch.equal(spy.shown[0][1], x)
     assert new(x).shape == (3, 4)
@@ -523,7 +530,8 @@ def test_a_layer_whose_input_comes_by_name() -> None:
 
 
 def test_several_passes_a_batch_are_all_seen() -> None:
-    model, spy = load_minilm(), Spy(IntQuantizer(8), [])
+    model = load_minilm()
+    spy = Spy(IntQuantizer(8), [])
     texts = ["a cat sat down", "the kitten was sitting still", "interest rates rose"]
     quantize_model(
         model,
@@ -539,7 +547,8 @@ def test_several_passes_a_batch_are_all_seen() -> None:
 
 
 def test_on_the_original_every_layer_sees_what_the_original_gives() -> None:
-    model, spy = llama(), Spy(INT4, [])
+    model = llama()
+    spy = Spy(INT4, [])
     quantize_model(model, spy, calibration=BATCHES, sequential=False, progress=False)
     got: list[Tensor] = []
     model.model.layers[2].mlp.down_proj.register_forward_pre_hook(
@@ -569,7 +578,8 @@ def fold(model: nn.Module, names: tuple[str, ...], scale: Tensor) -> str | None:
     norm = norms.get(names[0].rpartition(".")[2])
     if norm:
         weight = layer.get_submodule(norm).weight
-        layer.get_submodule(norm).weight = nn.Parameter(weight / scale, requires_grad=False)  # type: ignore[operator]
+        divided: Any = weight / scale  # type: ignore[operator]
+        layer.get_submodule(norm).weight = nn.Parameter(divided, requires_grad=False)
     return norm
 
 
@@ -803,7 +813,8 @@ def test_a_run_that_fails_names_the_batch(
 @pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize("method", [INT4, Spy(INT4, [])], ids=METHODS)
 def test_calibration_data_that_are_not_finite(method: object, sequential: bool) -> None:
-    model, x = nn.Sequential(nn.Linear(32, 4)), torch.full((1, 32), torch.nan)
+    model = nn.Sequential(nn.Linear(32, 4))
+    x = torch.full((1, 32), torch.nan)
     with pytest.raises(ValueError, match="NaN or infinity into layer '0'"):
         quantize_model(model, method, calibration=[x], sequential=sequential, progress=False)
     assert not getattr(method, "shown", [])

@@ -1,4 +1,4 @@
-"""Outliers planted in the tiny language model, and every remedy against them, by the model's own predictions."""
+"""Outliers planted in the tiny language model, and every remedy, by the model's predictions."""
 
 import pytest
 import torch
@@ -17,11 +17,9 @@ from qcourse.recipes.rotate import rotate_model
 from qcourse.texts.corpus import encode_documents, stdlib_corpus
 from qcourse.trace.batches import windows
 
-TENSOR, ROW, ROW4 = (
-    IntQuantizer(8),
-    IntQuantizer(8, granularity=PerChannel(0)),
-    IntQuantizer(4, granularity=PerChannel(0)),
-)
+TENSOR = IntQuantizer(8)
+ROW = IntQuantizer(8, granularity=PerChannel(0))
+ROW4 = IntQuantizer(4, granularity=PerChannel(0))
 TEXTS: dict[str, torch.Tensor] = {}
 
 

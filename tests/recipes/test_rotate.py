@@ -1,4 +1,4 @@
-"""Rotated models answer as before, whatever the rotation; what cannot be rotated is left and said."""
+"""Rotated models compute the same, for every rotation; others are left alone, with a reason."""
 
 import re
 from pathlib import Path
@@ -144,7 +144,8 @@ def test_every_part_has_changed_and_gains_are_1() -> None:
 
 
 def test_the_stream_is_rotated_and_so_is_what_enters_down_and_o() -> None:
-    model, q = llama(4), random_hadamard(64, seed=0)
+    model = llama(4)
+    q = random_hadamard(64, seed=0)
     before = record_inputs(model, lambda: logits(model))
     rotated: Any = rotate_model(model).model
     after = record_inputs(rotated, lambda: logits(rotated))
@@ -195,7 +196,8 @@ def test_it_is_quantized_like_any_other_and_outliers_no_longer_hurt() -> None:
         assert len(report.layers) == 14
         return float((logits(quantized) - exact).norm() / exact.norm())
 
-    plain, turned = lost(model), [lost(rotate_model(model, seed=seed).model) for seed in range(3)]
+    plain = lost(model)
+    turned = [lost(rotate_model(model, seed=seed).model) for seed in range(3)]
     assert max(turned) < 0.6 * plain
 
 
@@ -321,11 +323,9 @@ def test_widths_without_a_construction(
 def test_widths_that_differ_by_layer() -> None:
     model: Any = llama()
     mlp = model.model.layers[1].mlp
-    mlp.gate_proj, mlp.up_proj, mlp.down_proj = (
-        nn.Linear(64, 92),
-        nn.Linear(64, 92),
-        nn.Linear(92, 64),
-    )
+    mlp.gate_proj = nn.Linear(64, 92)
+    mlp.up_proj = nn.Linear(64, 92)
+    mlp.down_proj = nn.Linear(92, 64)
     with pytest.raises(ValueError, match=re.escape("down_proj: give down=False (n=92")):
         rotate_model(model)
     assert not rotate_model(model, down=False).report.left
@@ -372,12 +372,10 @@ def test_minilm_rotates_at_run_time() -> None:
 
 
 def test_it_is_a_copy_and_only_what_is_chosen_is_rotated() -> None:
-    model = (
-        nn.Sequential(nn.Linear(8, 24, bias=False), nn.ReLU(), nn.Linear(24, 8))
-        .requires_grad_(False)
-        .eval()
-    )
-    kept, x = {key: w.clone() for key, w in model.state_dict().items()}, torch.randn(5, 8)
+    model = nn.Sequential(nn.Linear(8, 24, bias=False), nn.ReLU(), nn.Linear(24, 8))
+    model.requires_grad_(False).eval()
+    kept = {key: w.clone() for key, w in model.state_dict().items()}
+    x = torch.randn(5, 8)
     rotated, report = rotate_at_run_time(model, layers=["2"])
     torch.testing.assert_close(rotated(x), model(x))
     assert (report.at_run_time, report.left) == (("2",), (("0", "not chosen"),))

@@ -1,4 +1,4 @@
-"""The tiny language model at every setting of the capstone's table: what each costs, and the same of transformers'."""
+"""The tiny language model at every setting of the capstone's table, ours and transformers'."""
 
 import pytest
 import torch

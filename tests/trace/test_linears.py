@@ -98,7 +98,8 @@ def test_a_model_without_linear_layers_is_refused() -> None:
 
 def test_inputs_are_recorded_by_layer_over_all_calls() -> None:
     model = Tied()
-    a, b = torch.tensor([[0, 1], [2, 3]]), torch.tensor([4])
+    a = torch.tensor([[0, 1], [2, 3]])
+    b = torch.tensor([4])
     inputs = record_inputs(model, lambda: (model(a), model(b)))
     embedded = model.embedding.weight.detach()
     assert list(inputs) == ["body.0", "head"]  # idle was not called
@@ -122,7 +123,8 @@ def test_a_single_vector_is_one_token() -> None:
 
 
 def test_an_input_passed_by_name_is_recorded() -> None:
-    model, x = nn.Linear(2, 1), torch.ones(3, 2)
+    model = nn.Linear(2, 1)
+    x = torch.ones(3, 2)
     assert torch.equal(record_inputs(model, lambda: model(input=x))[""], x)
 
 
@@ -153,6 +155,7 @@ def test_hooks_are_gone_even_after_an_error() -> None:
 
 
 def test_running_another_model_is_noticed() -> None:
-    model, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    model = nn.Linear(1, 1)
+    other = nn.Linear(1, 1)
     with pytest.raises(ValueError, match="run called none of the 1 linear layers"):
         record_inputs(model, lambda: other(torch.ones(1, 1)))

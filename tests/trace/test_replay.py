@@ -69,7 +69,8 @@ class Block(nn.Module):
 
     def __init__(self, size: int = 32, out: int = 32) -> None:
         super().__init__()
-        self.one, self.two = nn.Linear(size, 32), nn.Linear(32, out)
+        self.one = nn.Linear(size, 32)
+        self.two = nn.Linear(32, out)
 
     def forward(self, x: Tensor, more: Tensor | float = 0.0) -> Tensor:
         return self.two(torch.tanh(self.one(x) + more))
@@ -81,7 +82,8 @@ class Chain(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.layers, self.out = nn.ModuleList(Block() for _ in range(4)), nn.Linear(32, 32)
+        self.layers = nn.ModuleList(Block() for _ in range(4))
+        self.out = nn.Linear(32, 32)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -231,7 +233,8 @@ class Deciding(Chain):
         return self.out(x)
 
 
-LONG, SHORT = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)), torch.ones(3, 32)
+LONG = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+SHORT = torch.ones(3, 32)
 
 CHAINS = (Chain, Detour, InPlace, Widths, Named)
 NO_CHAINS = (Gathering, Skipping, Beside, Disordered, Bare, Comparing, Filing, Deciding)
