@@ -1,4 +1,4 @@
-"""Sheet 09, low-bit floats: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 09, low-bit floats: right answers in other styles, and mistakes as people write them."""
 
 import math
 from fractions import Fraction
@@ -16,7 +16,8 @@ from qcourse.numerics.minifloat_encoding import encode
 
 
 def limits_of_package(e: int, m: int, bias: int, specials: str) -> tuple[float, float]:
-    if (e, m) == (5, 10):  # more bits than the package has
+    # more bits than the package has
+    if (e, m) == (5, 10):
         half = torch.finfo(torch.float16)
         return half.max, half.tiny * half.eps
     format = FloatFormat("any", e, m, bias, specials)
@@ -37,19 +38,22 @@ def decode_text(code: int) -> float:
     bits = f"{code:08b}"
     if bits[1:] == "1111111":
         return math.nan
-    e, m = int(bits[1:5], 2), int(bits[5:], 2)
+    e = int(bits[1:5], 2)
+    m = int(bits[5:], 2)
     return (-1) ** int(bits[0]) * math.ldexp(m + 8 * (e > 0), max(e, 1) - 10)
 
 
 def encode_by_search(x: Tensor) -> list[int]:
-    """The nearest of all 127, in fractions, with an odd code a hair farther away."""
+    """Return the nearest of all 127 numbers, in fractions; an odd code is a little farther away."""
     numbers = [Fraction(decode_text(code)) for code in range(127)]
     tie = Fraction(1, 2**60)
-    codes = [
-        min(range(127), key=lambda code: abs(abs(Fraction(value)) - numbers[code]) + code % 2 * tie)
-        + 128 * (value < 0)
-        for value in x.flatten().tolist()
-    ]
+
+    def nearest(value: float) -> int:
+        size = abs(Fraction(value))
+        distances = [abs(size - number) + code % 2 * tie for code, number in enumerate(numbers)]
+        return distances.index(min(distances))
+
+    codes = [nearest(value) + 128 * (value < 0) for value in x.flatten().tolist()]
     return np.array(codes).reshape(x.shape).tolist()
 
 
@@ -57,37 +61,46 @@ def encode_fields(x: Tensor) -> np.ndarray:
     """Exponent and mantissa apart, with the carry by hand."""
     codes = np.zeros(x.shape, np.uint8)
     for place, value in np.ndenumerate(x.numpy()):
-        m, e = math.frexp(abs(value))
-        field, m = e + 6, round((2 * m - 1) * 8)
+        fraction, e = math.frexp(abs(value))
+        field = e + 6
+        m = round((2 * fraction - 1) * 8)
+        # subnormal
         if field < 1 or value == 0:
-            field, m = 0, round(abs(float(value)) * 2**9)
+            field = 0
+            m = round(abs(float(value)) * 2**9)
+        # carry
         if m == 8:
-            field, m = field + 1, 0
+            field += 1
+            m = 0
         codes[place] = min(field << 3 | m, 126) | 128 * bool(value < 0)
     return codes
 
 
 def limits_listed(e: int, m: int, bias: int, specials: str) -> list[float]:
-    numbers = [
-        2.0 ** (max(field, 1) - bias) * (bool(field) + part / 2**m)
-        for field in range(2**e)
-        for part in range(2**m)
-    ]
+    numbers = []
+    for field in range(2**e):
+        power = 2.0 ** (max(field, 1) - bias)
+        numbers += [power * (bool(field) + part / 2**m) for part in range(2**m)]
     end = {"none": len(numbers), "nan": -1, "ieee": -(2**m)}[specials]
     return [max(numbers[:end]), numbers[1]]
 
 
+def limits_by_formula(e: int, m: int, bias: int, specials: str) -> tuple[float, Tensor]:
+    power = 2.0 ** (2**e - 1 - bias - (specials == "ieee"))
+    mantissa = 2 - 2.0**-m * (1 + (specials == "nan"))
+    return power * mantissa, torch.tensor(2.0) ** (1 - bias - m)
+
+
 def block_loop(x: Tensor) -> tuple[int, list[float]]:
     exponent = math.frexp(max(abs(value) for value in x.tolist()))[1] - 3
+    # min keeps the first of equals, so a tie goes to the even level
     evens_first = (0, 1, 2, 4, 0.5, 1.5, 3, 6)
-    nearest = [
-        min(evens_first, key=lambda level: abs(abs(value) / 2**exponent - level))
-        for value in x.tolist()
-    ]
-    return exponent, [
-        math.copysign(level, value) * 2**exponent
-        for level, value in zip(nearest, x.tolist(), strict=True)
-    ]
+    rounded = []
+    for value in x.tolist():
+        steps = abs(value) / 2**exponent
+        level = min(evens_first, key=lambda level, steps=steps: abs(steps - level))
+        rounded.append(math.copysign(level, value) * 2**exponent)
+    return exponent, rounded
 
 
 def block_argmin(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,12 +114,12 @@ def scales_loop(x: Tensor, block_size: int) -> tuple[float, np.ndarray]:
     x = np.abs(x.numpy().astype(np.float64))
     rows, groups = len(x), x.shape[1] // block_size
     scales = np.zeros((rows, groups))
+    numbers = np.array([decode_text(code) for code in range(127)])
     for row in range(rows):
         for group in range(groups):
-            wanted = x[row, group * block_size : (group + 1) * block_size].max() * 448 / x.max()
-            scales[row, group] = min(
-                (decode_text(code) for code in range(127)), key=lambda one: abs(one - wanted)
-            )
+            block = x[row, group * block_size : (group + 1) * block_size]
+            wanted = block.max() * 448 / x.max()
+            scales[row, group] = numbers[np.abs(numbers - wanted).argmin()]
     return x.max() / 2688, scales
 
 
@@ -137,11 +150,7 @@ OTHER_STYLES = {
     ),
     "09.3": (
         limits_listed,
-        lambda e, m, bias, specials: (
-            2.0 ** (2**e - 1 - bias - (specials == "ieee"))
-            * (2 - 2.0**-m * (1 + (specials == "nan"))),
-            torch.tensor(2.0) ** (1 - bias - m),
-        ),
+        limits_by_formula,
     ),
     "09.4": (block_loop, block_argmin),
     "09.5": (scales_loop, scales_unfold),
@@ -153,7 +162,9 @@ OTHER_STYLES = {
 
 def decode_by(bias: int, *, subnormal: bool = True, infinity: bool = False) -> object:
     def decode(code: int) -> float:
-        sign, e, m = code // 128, code // 8 % 16, code % 8
+        sign = code // 128
+        e = code // 8 % 16
+        m = code % 8
         if e == 15 and (m == 7 or infinity):
             return math.nan if m else (-1) ** sign * math.inf
         if e == 0 and subnormal:
@@ -164,7 +175,8 @@ def decode_by(bias: int, *, subnormal: bool = True, infinity: bool = False) -> o
 
 
 def decode_unmasked(code: int) -> float:
-    e, m = code >> 3, code & 7
+    e = code >> 3
+    m = code & 7
     if e == 15 and m == 7:
         return math.nan
     size = 2.0 ** (e - 7) * (1 + m / 8) if e else 2.0**-6 * m / 8
@@ -219,10 +231,11 @@ def block_by(
     exponent: object, *, levels: tuple[float, ...] = (0, 1, 2, 4, 0.5, 1.5, 3, 6)
 ) -> object:
     def block(x: Tensor) -> tuple[Tensor, Tensor]:
-        power, grid = exponent(x.abs().max()), torch.tensor(levels, dtype=torch.float32)
-        return power, x.sign() * grid[
-            (x.abs()[:, None] / 2**power - grid).abs().argmin(dim=1)
-        ] * 2**power
+        power = exponent(x.abs().max())
+        grid = torch.tensor(levels, dtype=torch.float32)
+        distances = (x.abs()[:, None] / 2**power - grid).abs()
+        nearest = grid[distances.argmin(dim=1)]
+        return power, x.sign() * nearest * 2**power
 
     return block
 

@@ -1,4 +1,4 @@
-"""Sheet 11, an INT4 kernel: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 11, an INT4 kernel: right answers in other styles, and mistakes as people write them."""
 
 from collections.abc import Callable
 
@@ -25,33 +25,37 @@ def pack_loop(codes: Tensor) -> Tensor:
 
 
 def pack_bytes(codes: Tensor) -> np.ndarray:
-    """Little-endian bytes: planes 0 and 1 are the first and third byte's, planes 2 and 3 the others'."""
+    """Pack little-endian bytes: planes 0 and 1 in the first and third, 2 and 3 in the others."""
     plane = codes.numpy().reshape(len(codes), -1, 4, 16, 2).transpose(2, 0, 1, 3, 4)
-    low, high = plane[0] | plane[1] << 4, plane[2] | plane[3] << 4  # (rows, blocks, 16, halves)
+    # (rows, blocks, 16, halves)
+    low = plane[0] | plane[1] << 4
+    high = plane[2] | plane[3] << 4
     return np.stack([low, high], axis=-1).reshape(len(codes), -1).view("<i4")
 
 
 def decode_of_package(words: Tensor, plane: int, zero_point: int) -> tuple[Tensor, Tensor]:
-    codes = unpack_planes(
-        F.pad(words, (0, -len(words) % 16))[None], 8 * (len(words) + -len(words) % 16)
-    )
+    # the package unpacks whole blocks of 16 words
+    padded = F.pad(words, (0, -len(words) % 16))
+    codes = unpack_planes(padded[None], 8 * len(padded))
     pairs = codes.reshape(-1, 4, 16, 2)[:, plane].reshape(-1, 2)[: len(words)].int()
     return pairs[:, 0] | pairs[:, 1] << 16 | 0x64006400, pairs - zero_point
 
 
 def decode_numpy(words: Tensor, plane: int, zero_point: int) -> tuple[np.ndarray, np.ndarray]:
     registers = words.numpy() >> 4 * plane & np.int32(0x000F000F) | np.int32(0x64006400)
-    return registers, registers.view(np.float16).reshape(-1, 2).astype(
-        np.float32
-    ) - 1024 - zero_point
+    numbers = registers.view(np.float16).reshape(-1, 2).astype(np.float32)
+    return registers, numbers - 1024 - zero_point
 
 
 def decode_loop(words: Tensor, plane: int, zero_point: int) -> tuple[list, list]:
-    low, high = (
-        [word >> 4 * nibble & 15 for word in words.tolist()] for nibble in (plane, plane + 4)
-    )
-    registers = [0x64006400 + a + (b << 16) for a, b in zip(low, high, strict=True)]
-    return registers, [[a - zero_point, b - zero_point] for a, b in zip(low, high, strict=True)]
+    registers = []
+    values = []
+    for word in words.tolist():
+        low = word >> 4 * plane & 15
+        high = word >> 4 * (plane + 4) & 15
+        registers.append(0x64006400 + low + (high << 16))
+        values.append([low - zero_point, high - zero_point])
+    return registers, values
 
 
 def groups_of_package(
@@ -65,14 +69,16 @@ def groups_of_package(
 
 
 def groups_loop(x: Tensor, codes: Tensor, zero_point: Tensor, scale: Tensor) -> tuple[list, list]:
-    sums, size = [], len(x) // scale.shape[1]
-    for row, zeros in zip(codes.tolist(), zero_point.tolist(), strict=True):
+    size = len(x) // scale.shape[1]
+    all_sums = []
+    y = []
+    rows = zip(codes.tolist(), zero_point.tolist(), scale.tolist(), strict=True)
+    for row, zeros, scales in rows:
         numbers = [(code - zeros[k // size]) * x[k].item() for k, code in enumerate(row)]
-        sums.append([sum(numbers[k : k + size]) for k in range(0, len(x), size)])
-    return sums, [
-        sum(a * b for a, b in zip(*pair, strict=True))
-        for pair in zip(sums, scale.tolist(), strict=True)
-    ]
+        sums = [sum(numbers[k : k + size]) for k in range(0, len(x), size)]
+        all_sums.append(sums)
+        y.append(sum(a * b for a, b in zip(sums, scales, strict=True)))
+    return all_sums, y
 
 
 def groups_corrected(
@@ -109,7 +115,9 @@ def program_inputs(x: Tensor, splits: int) -> int:
 
 def split_padded(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
     size = program_inputs(x, splits)
-    x, w = (F.pad(each, (0, -each.shape[1] % size)).unflatten(1, (-1, size)) for each in (x, w))
+    missing = -x.shape[1] % size
+    x = F.pad(x, (0, missing)).unflatten(1, (-1, size))
+    w = F.pad(w, (0, missing)).unflatten(1, (-1, size))
     partials = torch.einsum("mpk,npk->pmn", x, w)
     return partials, partials.sum(0)
 
@@ -122,8 +130,9 @@ def matvec_of_package(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tens
 def matvec_tiles(
     x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor, block: int = 32
 ) -> Tensor:
-    """As the kernel goes, without Triton."""
-    y, size = torch.zeros(len(packed)), len(x) // scale.shape[1]
+    """Compute as the kernel does, without Triton."""
+    y = torch.zeros(len(packed))
+    size = len(x) // scale.shape[1]
     for start in range(0, len(x), block):
         k = torch.arange(start, min(start + block, len(x)))
         code = packed[:, k // 2].int() >> 4 * (k % 2) & 15
@@ -132,13 +141,12 @@ def matvec_tiles(
 
 
 def matvec_numpy(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> np.ndarray:
-    codes = np.stack([packed.numpy() & 15, packed.numpy() >> 4], axis=-1).reshape(len(packed), -1)[
-        :, : len(x)
-    ]
-    repeat = len(x) // scale.shape[1]
-    w_hat = (codes - zero_point.numpy().astype(float).repeat(repeat, 1)) * scale.numpy().repeat(
-        repeat, 1
-    )
+    nibbles = np.stack([packed.numpy() & 15, packed.numpy() >> 4], axis=-1)
+    codes = nibbles.reshape(len(packed), -1)[:, : len(x)]
+    group_size = len(x) // scale.shape[1]
+    zero_points = zero_point.numpy().astype(float).repeat(group_size, 1)
+    scales = scale.numpy().repeat(group_size, 1)
+    w_hat = (codes - zero_points) * scales
     return w_hat @ x.numpy()
 
 
@@ -173,11 +181,14 @@ def pack_reshaped(
 
 def pack_whole_rows(codes: Tensor) -> Tensor:
     plane = codes.long().reshape(len(codes), 4, -1, 2)
-    return sum(plane[:, i, :, h] << 4 * (i + 4 * h) for i in range(4) for h in range(2)).to(
-        torch.int32
-    )
+    words = torch.zeros_like(plane[:, 0, :, 0])
+    for i in range(4):
+        for h in range(2):
+            words += plane[:, i, :, h] << 4 * (i + 4 * h)
+    return words.to(torch.int32)
 
 
+PLANE_THEN_HALF = 8 * torch.arange(4)[:, None, None] + 4 * torch.arange(2)
 HALF_THEN_PLANE = 4 * (torch.arange(4)[:, None, None] + 4 * torch.arange(2))
 
 
@@ -266,6 +277,16 @@ def split_in_turn(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
     return partials, partials.sum(0)
 
 
+def split_overwritten(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    partials, _ = split_padded(x, w, splits)
+    return partials, partials[-1]
+
+
+def split_whole_blocks(x: Tensor, w: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    complete = x.shape[1] // 128 * 128
+    return split_padded(x[:, :complete], w[:, :complete], splits)
+
+
 def matvec_changed(change: Callable[..., tuple]) -> Callable[..., Tensor]:
     return lambda *args: matvec_tiles(*change(*args))
 
@@ -277,7 +298,7 @@ def matvec_whole_blocks(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Te
 
 
 def matvec_last_block(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """acc = where acc += is meant."""
+    """Write acc = instead of acc +=."""
     seen = torch.where(torch.arange(len(x)) < (len(x) - 1) // 32 * 32, 0, x)
     return matvec_tiles(seen, packed, scale, zero_point)
 
@@ -291,9 +312,7 @@ MISTAKES = [
     (
         "11.1",
         "neighbours in one byte, not in the two halves of the word",
-        pack_reshaped(
-            (-1, 4, 16, 2), 8 * torch.arange(4)[:, None, None] + 4 * torch.arange(2), (2, 4)
-        ),
+        pack_reshaped((-1, 4, 16, 2), PLANE_THEN_HALF, (2, 4)),
     ),
     (
         "11.1",
@@ -324,15 +343,9 @@ MISTAKES = [
     (
         "11.4",
         "the last program's sums for all",
-        lambda x, w, splits: (split_padded(x, w, splits)[0], split_padded(x, w, splits)[0][-1]),
+        split_overwritten,
     ),
-    (
-        "11.4",
-        "the last, incomplete block is left out",
-        lambda x, w, splits: split_padded(
-            x[:, : x.shape[1] // 128 * 128], w[:, : x.shape[1] // 128 * 128], splits
-        ),
-    ),
+    ("11.4", "the last, incomplete block is left out", split_whole_blocks),
     (
         "11.5",
         "the high nibble first",

@@ -1,4 +1,4 @@
-"""Sheet 12, the KV cache: right answers in other styles, and mistakes as people write them in torch and float32."""
+"""Sheet 12, the KV cache: right answers in other styles, and mistakes as people write them."""
 
 import math
 
@@ -48,6 +48,19 @@ def size_loop(
     return total
 
 
+def size_in_one_line(
+    layers: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    batch: int,
+    bits: int,
+    group_size: int,
+) -> float:
+    return layers * kv_heads * head_dim * tokens * batch * (bits + 16 / group_size) / 4
+
+
 def attend_of_package(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
     cache = KVCache()
     cache.update(0, k_cache[None, None], v_cache[None, None])
@@ -57,19 +70,24 @@ def attend_of_package(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache:
 
 
 def attend_loop(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    rows, keys, values = [], k_cache, v_cache
+    keys = k_cache
+    values = v_cache
+    rows = []
     for t in range(len(q)):
-        keys, values = torch.cat([keys, k[t : t + 1]]), torch.cat([values, v[t : t + 1]])
-        rows.append((q[t] @ keys.T / math.sqrt(q.shape[1])).softmax(0) @ values)
+        keys = torch.cat([keys, k[t : t + 1]])
+        values = torch.cat([values, v[t : t + 1]])
+        weights = (q[t] @ keys.T / math.sqrt(q.shape[1])).softmax(0)
+        rows.append(weights @ values)
     return torch.stack(rows)
 
 
 def attend_numpy(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> np.ndarray:
-    keys, values = np.vstack([k_cache, k]), np.vstack([v_cache, v])
-    fits = np.exp(q.numpy() @ keys.T / np.sqrt(q.shape[1]))
+    keys = np.vstack([k_cache, k])
+    values = np.vstack([v_cache, v])
+    weights = np.exp(q.numpy() @ keys.T / np.sqrt(q.shape[1]))
     position = np.arange(len(k_cache), len(keys))
-    fits[np.arange(len(keys))[None] > position[:, None]] = 0
-    return fits @ values / fits.sum(axis=1, keepdims=True)
+    weights[np.arange(len(keys))[None] > position[:, None]] = 0
+    return weights @ values / weights.sum(axis=1, keepdims=True)
 
 
 def round_of_package(k: Tensor, group_size: int, bits: int) -> Tensor:
@@ -85,7 +103,8 @@ def held_of_package(k: Tensor, group_size: int, residual: int, bits: int) -> Ten
 
 
 def round_columns(k: Tensor, group_size: int, bits: int) -> list:
-    top, rows = 2 ** (bits - 1) - 1, k.tolist()
+    top = 2 ** (bits - 1) - 1
+    rows = k.tolist()
     for channel in range(k.shape[1]):
         for start in range(0, len(rows), group_size):
             tokens = range(start, start + group_size)
@@ -100,7 +119,8 @@ def round_transposed(k: Tensor, group_size: int, bits: int) -> Tensor:
 
 
 def held_as_they_come(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
-    coded, window = [], []
+    coded = []
+    window = []
     for token in k:
         window.append(token)
         if len(window) == residual + group_size:
@@ -110,7 +130,9 @@ def held_as_they_come(k: Tensor, group_size: int, residual: int, bits: int) -> T
 
 
 def held_numpy(k: Tensor, group_size: int, residual: int, bits: int) -> np.ndarray:
-    held, top, start = k.numpy().copy(), 2 ** (bits - 1) - 1, 0
+    held = k.numpy().copy()
+    top = 2 ** (bits - 1) - 1
+    start = 0
     while start + group_size + residual <= len(held):
         group = held[start : start + group_size]
         scale = np.abs(group).max(axis=0) / top
@@ -129,9 +151,7 @@ THE_LESSON: dict[str, str] = {}
 OTHER_STYLES = {
     "12.1": (
         size_loop,
-        lambda layers, query_heads, kv_heads, head_dim, tokens, batch, bits, group_size: (
-            layers * kv_heads * head_dim * tokens * batch * (bits + 16 / group_size) / 4
-        ),
+        size_in_one_line,
     ),
     "12.2": (attend_loop, attend_numpy),
     "12.3": (round_columns, round_transposed),
@@ -156,7 +176,7 @@ def size_of_heads(
     )
 
 
-def size_of_one_text(
+def size_of_one_sequence(
     layers: int,
     query_heads: int,
     kv_heads: int,
@@ -185,15 +205,17 @@ def size_without_scales(
 def attend_masked(
     q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *, diagonal: int | None
 ) -> Tensor:
-    keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
-    fits = q @ keys.T / q.shape[1] ** 0.5
+    keys = torch.cat([k_cache, k])
+    values = torch.cat([v_cache, v])
+    scores = q @ keys.T / q.shape[1] ** 0.5
     if diagonal is not None:
-        fits = fits.masked_fill(torch.ones_like(fits).triu(diagonal).bool(), -torch.inf)
-    return fits.softmax(dim=1) @ values
+        scores = scores.masked_fill(torch.ones_like(scores).triu(diagonal).bool(), -torch.inf)
+    return scores.softmax(dim=1) @ values
 
 
 def attend_causal_flag(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    keys, values = torch.cat([k_cache, k]), torch.cat([v_cache, v])
+    keys = torch.cat([k_cache, k])
+    values = torch.cat([v_cache, v])
     return F.scaled_dot_product_attention(q[None], keys[None], values[None], is_causal=True)[0]
 
 
@@ -212,13 +234,16 @@ def attend_masked_late(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache
 
 
 def attend_other_axis(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-    fits = torch.cat([k_cache, k]) @ q.T / math.sqrt(k.shape[1])  # (past + new, new)
-    fits = fits.masked_fill(torch.ones_like(fits).tril(-len(k_cache) - 1).bool(), -torch.inf)
-    return fits.softmax(dim=1).T @ torch.cat([v_cache, v])
+    # (past + new, new)
+    scores = torch.cat([k_cache, k]) @ q.T / math.sqrt(k.shape[1])
+    hidden = torch.ones_like(scores).tril(-len(k_cache) - 1).bool()
+    scores = scores.masked_fill(hidden, -torch.inf)
+    return scores.softmax(dim=1).T @ torch.cat([v_cache, v])
 
 
 def round_by_largest(k: Tensor, group_size: int, bits: int) -> Tensor:
-    top, groups = 2 ** (bits - 1) - 1, k.unflatten(0, (-1, group_size))
+    top = 2 ** (bits - 1) - 1
+    groups = k.unflatten(0, (-1, group_size))
     scale = groups.amax(dim=1, keepdim=True) / top
     return ((groups / scale).round().clamp(-top - 1, top) * scale).flatten(0, 1)
 
@@ -232,9 +257,7 @@ def round_whole_channels(k: Tensor, group_size: int, bits: int) -> Tensor:
 
 
 def round_reshaped(k: Tensor, group_size: int, bits: int) -> Tensor:
-    return qcourse.fake_quantize(
-        k.T.contiguous(), bits, granularity=qcourse.PerGroup(group_size)
-    ).reshape(k.shape)
+    return round_transposed(k, group_size, bits).T.reshape(k.shape)
 
 
 def held_without_window(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
@@ -245,12 +268,16 @@ def held_too_long(k: Tensor, group_size: int, residual: int, bits: int) -> Tenso
     count = 0
     while len(k) - count - residual > group_size:
         count += group_size
-    return torch.cat([round_transposed(k[:count], group_size, bits), k[count:]]) if count else k
+    if not count:
+        return k
+    return torch.cat([round_transposed(k[:count], group_size, bits), k[count:]])
 
 
 def held_oldest(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
     count = max(len(k) - residual, 0) // group_size * group_size
-    return torch.cat([k[:-count], round_transposed(k[-count:], group_size, bits)]) if count else k
+    if not count:
+        return k
+    return torch.cat([k[:-count], round_transposed(k[-count:], group_size, bits)])
 
 
 def held_below_zero(k: Tensor, group_size: int, residual: int, bits: int) -> Tensor:
@@ -261,7 +288,7 @@ def held_below_zero(k: Tensor, group_size: int, residual: int, bits: int) -> Ten
 
 MISTAKES = [
     ("12.1", "the query heads are counted", size_of_heads),
-    ("12.1", "one sequence instead of the batch", size_of_one_text),
+    ("12.1", "one sequence instead of the batch", size_of_one_sequence),
     ("12.1", "the scales are left out", size_without_scales),
     ("12.1", "keys or values, not both", lambda *sizes: size_of_package(*sizes) / 2),
     ("12.1", "bits for bytes", lambda *sizes: size_of_package(*sizes) * 8),

@@ -1,4 +1,4 @@
-"""Sheet 13, quantization-aware training: right answers in other styles, and mistakes as people write them in torch."""
+"""Sheet 13, quantization-aware training: right answers in other styles, and common mistakes."""
 
 import math
 
@@ -30,14 +30,15 @@ def gradient_of_torch(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tenso
 
 def gradient_loop(x: Tensor, scale: float, bits: int, grad: Tensor) -> list[float]:
     codes = range(-(2 ** (bits - 1)), 2 ** (bits - 1))
-    return [
-        g if round(v / scale) in codes else 0.0
-        for v, g in zip(x.tolist(), grad.tolist(), strict=True)
-    ]
+    passed = []
+    for value, g in zip(x.tolist(), grad.tolist(), strict=True):
+        passed.append(g if round(value / scale) in codes else 0.0)
+    return passed
 
 
 def slope_of_package(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tensor:
-    grid, s = qcourse.IntQuantizer(bits), torch.tensor(scale, requires_grad=True)
+    grid = qcourse.IntQuantizer(bits)
+    s = torch.tensor(scale, requires_grad=True)
     lsq(x, s, grid).backward(grad)
     return s.grad * math.sqrt(grid.qmax * x.numel())
 
@@ -50,17 +51,26 @@ def slope_by_autograd(x: Tensor, scale: float, bits: int, grad: Tensor) -> Tenso
 
 
 def slope_loop(x: Tensor, scale: float, bits: int, grad: Tensor) -> float:
-    qmin, qmax, total = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 0.0
+    qmin = -(2 ** (bits - 1))
+    qmax = 2 ** (bits - 1) - 1
+    total = 0.0
     for value, g in zip(x.tolist(), grad.tolist(), strict=True):
         v = value / scale
-        total += g * (qmin if v < qmin else qmax if v > qmax else round(v) - v)
+        if v < qmin:
+            total += g * qmin
+        elif v > qmax:
+            total += g * qmax
+        else:
+            total += g * (round(v) - v)
     return total
 
 
 def slope_by_codes(x: Tensor, scale: float, bits: int, grad: Tensor) -> np.ndarray:
-    """Inside is what rounds to a code of the grid."""
+    """Treat values that round to a code of the grid as inside."""
     v = x.numpy() / scale
-    code, qmin, qmax = np.round(v), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    code = np.round(v)
+    qmin = -(2 ** (bits - 1))
+    qmax = 2 ** (bits - 1) - 1
     return grad.numpy() @ np.select([code < qmin, code > qmax], [qmin, qmax], code - v)
 
 
@@ -73,10 +83,8 @@ def step_by_autograd(scale: Tensor, grad: Tensor, rate: float) -> Tensor:
 
 
 def step_loop(scale: Tensor, grad: Tensor, rate: float) -> list[float]:
-    return [
-        math.exp(math.log(s) - rate * g * s)
-        for s, g in zip(scale.tolist(), grad.tolist(), strict=True)
-    ]
+    pairs = zip(scale.tolist(), grad.tolist(), strict=True)
+    return [math.exp(math.log(s) - rate * g * s) for s, g in pairs]
 
 
 def ternary_of_package(w: Tensor) -> tuple[Tensor, Tensor]:

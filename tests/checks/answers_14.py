@@ -1,4 +1,4 @@
-"""Sheet 14, sparsity and distillation: right answers in other styles, and mistakes as people write them in torch."""
+"""Sheet 14, sparsity and distillation: right answers in other styles, and common mistakes."""
 
 import math
 
@@ -20,6 +20,17 @@ def mask_of(score: Tensor) -> Tensor:
 
 
 # Right answers.
+
+
+def bits_of_package(bits: int, keep: int, m: int, group_size: int) -> float:
+    return 8 * sparse_bytes_per_parameter(bits, keep, m, group_size)
+
+
+def loss_of_package(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
+) -> Tensor:
+    options = {"temperature": temperature, "alpha": alpha}
+    return distillation.distillation_loss(student, teacher, targets, **options)
 
 
 def stored_by_package(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +67,8 @@ def stored_by_sorting(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stored_loop(w: Tensor) -> tuple[list, np.ndarray]:
-    values, places = [], []
+    values = []
+    places = []
     for row in w.tolist():
         values.append([])
         places.append([])
@@ -72,18 +84,19 @@ def wanda_loop(w: Tensor, x: Tensor) -> Tensor:
     pruned = w.clone()
     for row in pruned:
         for start in range(0, len(row), 4):
-            scores = [
-                abs(float(row[j])) * math.hypot(*x[:, j].tolist()) for j in range(start, start + 4)
-            ]
+            scores = []
+            for j in range(start, start + 4):
+                norm = math.hypot(*x[:, j].tolist())
+                scores.append(abs(float(row[j])) * norm)
             for place in np.argsort(scores)[:2]:
                 row[start + place] = 0
     return pruned
 
 
 def wanda_squared_both(w: Tensor, x: Tensor) -> np.ndarray:
-    score = (w.numpy() ** 2 * (x.numpy() ** 2).mean(axis=0)).reshape(
-        len(w), -1, 4
-    )  # the order is that of the roots
+    # squares have the order of their roots
+    score = w.numpy() ** 2 * (x.numpy() ** 2).mean(axis=0)
+    score = score.reshape(len(w), -1, 4)
     third = np.sort(score, axis=2)[:, :, 1:2]
     return w.numpy() * (score > third).reshape(w.shape)
 
@@ -91,7 +104,8 @@ def wanda_squared_both(w: Tensor, x: Tensor) -> np.ndarray:
 def loss_by_functions(
     student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
 ) -> Tensor:
-    p, log_q = F.softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
+    p = F.softmax(teacher / temperature, -1)
+    log_q = F.log_softmax(student / temperature, -1)
     soft = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
     return alpha * soft + (1 - alpha) * F.cross_entropy(student, targets)
 
@@ -101,16 +115,17 @@ def loss_loop(
 ) -> float:
     total = 0.0
     for s, t, y in zip(student.double(), teacher.double(), targets.tolist(), strict=True):
-        p, q = (t / temperature).softmax(0).tolist(), (s / temperature).softmax(0).tolist()
+        p = (t / temperature).softmax(0).tolist()
+        q = (s / temperature).softmax(0).tolist()
+        kl = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
         total -= (1 - alpha) * math.log(s.softmax(0)[y])
-        total += (
-            alpha * temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-        )
+        total += alpha * temperature**2 * kl
     return total / len(student)
 
 
 def heal_by_moment(w: Tensor, x: Tensor, rate: float, steps: int) -> Tensor:
-    h, mask = x.T @ x / len(x), mask_of(w.abs())
+    h = x.T @ x / len(x)
+    mask = mask_of(w.abs())
     w_hat = w * mask
     for _ in range(steps):
         w_hat = w_hat - rate * mask * ((w_hat - w) @ h)
@@ -122,23 +137,21 @@ def heal_a_row_at_a_time(w: Tensor, x: Tensor, rate: float, steps: int) -> np.nd
     for row in w.double().numpy():
         order = np.argsort(-np.abs(row).reshape(-1, 4), axis=1)[:, :2]
         kept = (order + np.arange(0, len(row), 4)[:, None]).ravel()
-        inputs, left = x.double().numpy()[:, kept], row[kept].copy()
+        every = x.double().numpy()
+        inputs = every[:, kept]
+        left = row[kept].copy()
         for _ in range(steps):
-            left -= rate * inputs.T @ (inputs @ left - x.double().numpy() @ row) / len(x)
+            left -= rate * inputs.T @ (inputs @ left - every @ row) / len(x)
         rows.append(np.zeros(len(row)))
         rows[-1][kept] = left
     return np.array(rows)
 
 
 THE_PACKAGE = {
-    "14.1": lambda bits, keep, m, group_size: (
-        8 * sparse_bytes_per_parameter(bits, keep, m, group_size)
-    ),
+    "14.1": bits_of_package,
     "14.2": stored_by_package,
     "14.3": lambda w, x: sparsity.wanda(w, x.T @ x, TWO_OF_FOUR).weight,
-    "14.4": lambda student, teacher, targets, temperature, alpha: distillation.distillation_loss(
-        student, teacher, targets, temperature=temperature, alpha=alpha
-    ),
+    "14.4": loss_of_package,
     "14.5": healed_by_package,
 }
 THE_LESSON: dict[str, str] = {}
@@ -196,24 +209,26 @@ def loss_by_pytorch_mean(
 def loss_turned(
     student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
 ) -> Tensor:
-    return loss_by_functions(teacher, student, targets, temperature, alpha) + (1 - alpha) * (
-        F.cross_entropy(student, targets) - F.cross_entropy(teacher, targets)
-    )
+    p = F.softmax(student / temperature, -1)
+    log_q = F.log_softmax(teacher / temperature, -1)
+    soft = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+    return alpha * soft + (1 - alpha) * F.cross_entropy(student, targets)
 
 
 def loss_no_square(
     student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
 ) -> Tensor:
-    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
-    return (1 - alpha) * F.cross_entropy(student, targets) + alpha * (p * (p / q).log()).sum(
-        -1
-    ).mean()
+    p = (teacher / temperature).softmax(-1)
+    q = (student / temperature).softmax(-1)
+    soft = (p * (p / q).log()).sum(-1).mean()
+    return (1 - alpha) * F.cross_entropy(student, targets) + alpha * soft
 
 
 def loss_all_softened(
     student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float
 ) -> Tensor:
-    student, teacher = student / temperature, teacher / temperature
+    student = student / temperature
+    teacher = teacher / temperature
     soft = F.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
     )
@@ -221,7 +236,7 @@ def loss_all_softened(
 
 
 class StraightThrough(torch.autograd.Function):
-    """The mask of the moment, and a gradient for all."""
+    """Masks in the forward pass, with a gradient for all weights."""
 
     @staticmethod
     def forward(ctx: object, w: Tensor) -> Tensor:
