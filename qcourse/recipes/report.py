@@ -165,10 +165,10 @@ def _totals(report: ModelReport) -> list[str]:
     before = report.bytes_before
     after = report.bytes_after
     return [
-        f"{len(report.layers)} layers quantized to {report.bits_per_weight:.3f} bits a weight,"
+        f"{len(report.layers)} layers quantized to {report.bits_per_weight:.3f} bits per weight,"
         f" {len(report.kept)} kept",
         f"whole model: {before:,} bytes -> {after:,} ({before / after:.2f} times smaller),"
-        f" {report.bits_per_parameter:.3f} bits a parameter;"
+        f" {report.bits_per_parameter:.3f} bits per parameter;"
         f" {report.bytes_unquantized:,} bytes unquantized",
     ]
 

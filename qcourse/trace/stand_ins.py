@@ -46,7 +46,7 @@ class Placeholder(Tensor):
         return f"Placeholder({self.dtype} of shape {tuple(self.shape)})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Compute the shape of an operation's result; NoChain where values matter."""
