@@ -1,4 +1,4 @@
-"""AWQ: enlarge the columns of the weight that meet large activations, and shrink these instead.
+"""AWQ: enlarge the weight columns that meet large activations, and divide the activations.
 
 The idea: w x = (w s)(x / s) for any scale s of the inputs. Multiplying column j by s_j divides its
 rounding error by s_j, at no cost while the largest value of its group does not grow. Columns that

@@ -63,7 +63,7 @@ class FittedOnTheWay:
         self.nearest = _for_one_column(quantizer, w.shape).nearest
         self._fits = list[Any]()
 
-        # Fit any row: the shapes of the parameters tell which of them all groups share.
+        # Fit a row of zeros: the shapes of the parameters tell which of them all groups share.
         self._example = quantizer.fit(torch.zeros_like(w[:1]))
 
     def at(self, j: int, columns: Tensor) -> Any:
