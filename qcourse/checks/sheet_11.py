@@ -124,7 +124,7 @@ PACK = Exercise(
             " are left?",
         ),
         Mistake(
-            "neighbours in one byte, not in the two halves of the word",
+            "neighbors in one byte, not in the two halves of the word",
             _with(_order_in_bytes),
             "How many bits apart are nibble i and nibble i + 4? How many bits apart are h = 0 and"
             " h = 1 in yours?",

@@ -311,7 +311,7 @@ MISTAKES = [
     ),
     (
         "11.1",
-        "neighbours in one byte, not in the two halves of the word",
+        "neighbors in one byte, not in the two halves of the word",
         pack_reshaped((-1, 4, 16, 2), PLANE_THEN_HALF, (2, 4)),
     ),
     (
