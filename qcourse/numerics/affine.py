@@ -166,8 +166,9 @@ def fake_quantize(
     if x_hat.dtype == x.dtype:
         return x_hat
     # A value that rounds beyond the largest one of a narrow dtype saturates.
-    limits = [torch.finfo(dtype).max for dtype in (x.dtype, x_hat.dtype)]
-    limit = min(limits)
+    x_limit = torch.finfo(x.dtype).max
+    x_hat_limit = torch.finfo(x_hat.dtype).max
+    limit = min(x_limit, x_hat_limit)
     return x_hat.clamp(-limit, limit).to(x.dtype)
 
 

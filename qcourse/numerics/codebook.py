@@ -1,8 +1,8 @@
 """Codebooks: any list of levels as a grid, with NF4 among them, and the best list for given data.
 
 The idea: a code is an index into a list of levels, and x becomes the nearest level times a scale.
-NF4 has a level at every quantile of normal data, so codes are used about equally often. Lloyd's
-iteration finds the levels with the least squared error. A codebook saves memory, and no arithmetic.
+NF4 has a level at every quantile of normal data, so codes are used about equally often; Lloyd's
+iteration lowers the squared error instead. A codebook saves memory, and no arithmetic.
 Source: Dettmers et al., "QLoRA" (NeurIPS 2023), section 3; Lloyd (1957/1982); Max (1960).
 How it differs from `affine.py` and `float_quantizer.py`: their grids are rules, this one is a list.
 """

@@ -4,7 +4,7 @@ The idea: few values share a scale, so it has to be small. MX: 32 values, a powe
 (E8M0). NVFP4: 16 values and a scale with a mantissa, in E4M3, which does not reach from the
 smallest block to the largest; so there is one float32 scale for the tensor, too.
 Source: OCP MX 1.0 (2023); NVIDIA on NVFP4 (2025), in the arithmetic of torchao's `nvfp4_quantize`.
-How it differs from `float_quantizer.py`: these are its combinations that have names.
+How it differs from `float_quantizer.py`: that takes any format and scale; these are standards.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class NVFP4Quantizer(RowQuantizer):
     """
 
     per_tensor: bool = True
-    granularity: Granularity = PerGroup(16)
+    granularity: Granularity = PerGroup(16)  # replaced by methods that go column by column
     bits: ClassVar[int] = 4
     code_dtype: ClassVar[torch.dtype] = torch.uint8
 
@@ -106,11 +106,11 @@ class NVFP4Quantizer(RowQuantizer):
 
     def _encode_rows(self, rows: Tensor, parameters: BlockScales) -> Tensor:
         codes = torch.empty(rows.shape, dtype=self.code_dtype, device=rows.device)
+        dtype = wide(rows.dtype)
         # torchao multiplies by 1 / tensor_scale / scale instead of dividing by their product.
         factors = 1 / parameters.tensor_scale / parameters.scale.float()
         for part, codes_part, factor in chunks(rows, codes, factors.reshape(-1, 1)):
-            steps = part.to(wide(rows.dtype)) * factor
-            codes_part.copy_(encode_finite(steps, E2M1))
+            codes_part.copy_(encode_finite(part.to(dtype) * factor, E2M1))
         return codes
 
     def _decode_rows(self, codes: Tensor, parameters: BlockScales) -> Tensor:

@@ -1,8 +1,8 @@
-"""Numbers to the codes of small floats: to nearest, or up and down at random.
+"""Encode numbers as small floats: round to nearest, or at random so that the mean is right.
 
-The idea: codes of one sign are in the order of their values. So a code is a count: the steps in x,
-each as wide as those of x's own power of two, and the steps of all the powers of two below.
-How it differs from `affine.py`: the steps there are all equal; here they grow with the number.
+The idea: codes of one sign are in the order of their values, so a code counts the numbers below its
+own: the steps within its power of two, and all steps of the smaller powers of two.
+How it differs from `affine.py`: all steps there are equal; here they grow with the number.
 """
 
 import torch
@@ -61,8 +61,7 @@ def encode_finite(x: Float[Tensor, "*shape"], format: FloatFormat) -> Integer[Te
 def _encode_part(
     x: Tensor, format: FloatFormat, saturate: bool, stochastic: torch.Generator | None
 ) -> Tensor:
-    size = x.abs().nan_to_num_(0, posinf=torch.inf)
-    codes = _count(size, format, stochastic)
+    codes = _count(x.abs().nan_to_num_(0, posinf=torch.inf), format, stochastic)
     if not saturate and format.specials == "none":
         _check_within(codes, format)
     # The code after the largest number is infinity, or else NaN.

@@ -47,10 +47,7 @@ def pack(codes: Shaped[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"]
     words = flat.numel() // 8
     out = torch.empty(words, bits, dtype=torch.uint8, device=codes.device)
     for part, out_part in zip(flat.split(CHUNK), out.split(CHUNK // 8), strict=True):
-        # Eight codes become one 64-bit word whose first `bits` bytes hold all their bits.
-        folded = _fold(part.view(torch.int64), bits)
-        word_bytes = folded.view(torch.uint8).reshape(-1, 8)
-        out_part.copy_(word_bytes[:, :bits])
+        out_part.copy_(_pack_bytes(part, bits))
     return out.reshape(-1)[: packed_nbytes(codes.numel(), bits)]
 
 
@@ -68,10 +65,7 @@ def unpack(
     padded = pad(packed, (0, missing)).reshape(words, bits)
     out = torch.empty(words, dtype=torch.int64, device=packed.device)
     for part, out_part in zip(padded.split(CHUNK // 8), out.split(CHUNK // 8), strict=True):
-        # Fill each word up from `bits` bytes to 8, then give each code a byte.
-        word_bytes = pad(part, (0, 8 - bits))
-        folded = word_bytes.view(torch.int64).reshape(-1)
-        out_part.copy_(_unfold(folded, bits))
+        out_part.copy_(_unpack_words(part, bits))
     codes = out.view(torch.uint8)[:count]
     if not signed:
         return codes
@@ -162,6 +156,20 @@ def _check_codes(codes: Tensor, bits: int, *, signed: bool = False) -> None:
         raise ValueError(
             f"codes run from {low} to {high}; bits={bits} holds [{-half}, {half - 1}]{unsigned}"
         )
+
+
+def _pack_bytes(codes: Tensor, bits: int) -> Tensor:
+    """Return (words, bits) bytes for codes with a byte each."""
+    # Eight codes become one 64-bit word whose first `bits` bytes hold all their bits.
+    words = _fold(codes.view(torch.int64), bits)
+    return words.view(torch.uint8).reshape(-1, 8)[:, :bits]
+
+
+def _unpack_words(packed: Tensor, bits: int) -> Tensor:
+    """Return 64-bit words with eight codes each for packed bytes (words, bits)."""
+    # Fill each word up from `bits` bytes to 8, then give each code a byte.
+    word_bytes = pad(packed, (0, 8 - bits))
+    return _unfold(word_bytes.view(torch.int64).reshape(-1), bits)
 
 
 def _lanes(width: int, every: int) -> int:

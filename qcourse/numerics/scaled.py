@@ -121,8 +121,8 @@ class ScaledQuantizer(RowQuantizer):
         dtype = torch.promote_types(wide(rows.dtype), scale_dtype)
         columns = _columns(parameters)
         for part, codes_part, scale, zero_point in chunks(rows, codes, *columns):
-            steps = torch.div(part.to(dtype), scale.to(dtype))
-            codes_part.copy_(self._to_codes(steps, zero_point))
+            # Nested, so that the quotient is freed before that of the next piece is made.
+            codes_part.copy_(self._to_codes(part.to(dtype) / scale.to(dtype), zero_point))
         return codes
 
     def _decode_rows(self, codes: Tensor, parameters: Parameters) -> Tensor:
@@ -130,8 +130,7 @@ class ScaledQuantizer(RowQuantizer):
         x_hat = torch.empty(codes.shape, dtype=dtype, device=codes.device)
         columns = _columns(parameters)
         for part, x_hat_part, scale, zero_point in chunks(codes, x_hat, *columns):
-            steps = self._from_codes(part, zero_point, dtype)
-            torch.mul(steps, scale.to(dtype), out=x_hat_part)
+            torch.mul(self._from_codes(part, zero_point, dtype), scale.to(dtype), out=x_hat_part)
         return x_hat
 
     def _least_squares_shrink(

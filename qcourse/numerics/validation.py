@@ -13,7 +13,7 @@ from torch import Tensor
 from qcourse.numerics.chunks import range_of_rows
 from qcourse.numerics.quantized import Parameters, Quantizer
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_floating(x: Tensor, name: str = "x") -> None:
@@ -23,7 +23,7 @@ def check_floating(x: Tensor, name: str = "x") -> None:
         raise TypeError(
             f"{name} is a {kind}; quantization takes a torch.Tensor (use torch.as_tensor)"
         )
-    if x.dtype not in FLOATS:
+    if x.dtype not in _FLOATS:
         raise TypeError(
             f"{name} has dtype {x.dtype};"
             f" quantization takes floats of 16, 32 or 64 bits (use {name}.float())"
