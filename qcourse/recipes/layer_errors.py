@@ -59,18 +59,8 @@ def output_errors(
 
     def compare(name: str, layer: QuantizedLinear, x: Tensor) -> None:
         check_input(x, name)
-        x = x.to(wide(x.dtype))  # at least float32, in whatever dtype the model computes
-        w = weights[name].to(x.dtype)
-        w_hat = layer.weight.to(x.dtype)
-        # (x / s) (w s)^T = x w^T, so the original weight is scaled like the input of the layer.
-        if name in divided:
-            w = w * divided[name].to(x.dtype)
-        # Undo the division of the rows, which belongs to the next layer.
-        if name in took:
-            w_hat = w_hat * took[name].to(x.dtype)[:, None]
+        y, y_hat = _outputs(x, weights[name], layer, divided.get(name), took.get(name))
         # Sums of squares over all batches; the root is taken at the end.
-        y = x @ w.T
-        y_hat = layer.rounded(x) @ w_hat.T
         lost[name] += sum_of_squares(y_hat - y)  # type: ignore[assignment]
         size[name] += sum_of_squares(y)  # type: ignore[assignment]
 
@@ -82,6 +72,22 @@ def output_errors(
         for number in range(len(batches)):
             run_batch(run, model, batches, number)
     return {name: _relative(lost[name], size[name]) for name in weights if name in size}
+
+
+def _outputs(
+    x: Tensor, w: Tensor, layer: QuantizedLinear, divided: Tensor | None, took: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """x w^T and x_hat w_hat^T, in at least float32, whatever the dtype of the model."""
+    x = x.to(wide(x.dtype))
+    w = w.to(x.dtype)
+    w_hat = layer.weight.to(x.dtype)
+    # (x / s) (w s)^T = x w^T, so the original weight is scaled like the input of the layer.
+    if divided is not None:
+        w = w * divided.to(x.dtype)
+    # Undo the division of the rows, which belongs to the next layer.
+    if took is not None:
+        w_hat = w_hat * took.to(x.dtype)[:, None]
+    return x @ w.T, layer.rounded(x) @ w_hat.T
 
 
 def _relative(lost: float, size: float) -> float:

@@ -8,7 +8,7 @@ model pruned so far. Layers stay ``nn.Linear``: the zeros are stored, for
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -109,24 +109,34 @@ def prune_model(
     chosen, _ = choose(model, layers, PerGroup(method.pattern.m), "refuse")
     batches = check_batches(calibration, required=method.calibrated)
     work = ModelCopy(model, chosen)
-    masks: dict[str, Tensor] = {}
-    errors: dict[str, float] = {}
-
-    def prune(names: Group, seen: Any) -> dict[str, nn.Linear]:
-        new = {}
-        for name in names:
-            # An error of the method names the layer.
-            with in_layer(name):
-                pruned = method.prune(chosen[name].weight.detach(), seen)
-            masks[name] = pruned.mask
-            errors[name] = pruned.error
-            new[name] = _linear(pruned.weight, chosen[name].bias)
-        return new
-
+    pruner = _GroupPruner(method, chosen)
     # Each group is pruned by its inputs in the model pruned so far.
     walk = Walk("pruning", batches, run, progress=progress)
-    walk.replace_layers(work, method, prune)
-    return PrunedModel(work.model.requires_grad_(False), masks, errors)
+    walk.replace_layers(work, method, pruner.prune)
+    return PrunedModel(work.model.requires_grad_(False), pruner.masks, pruner.errors)
+
+
+@dataclass
+class _GroupPruner:
+    """Prunes the chosen layers, group by group, and gathers masks and errors."""
+
+    method: PruningMethod
+    chosen: Mapping[str, nn.Linear]
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def prune(self, names: Group, seen: Any) -> dict[str, nn.Linear]:
+        """Return the new layers of a group, given what the method observed of its input."""
+        new = {}
+        for name in names:
+            old = self.chosen[name]
+            # An error of the method names the layer.
+            with in_layer(name):
+                pruned = self.method.prune(old.weight.detach(), seen)
+            self.masks[name] = pruned.mask
+            self.errors[name] = pruned.error
+            new[name] = _linear(pruned.weight, old.bias)
+        return new
 
 
 def hold_zeros(model: nn.Module, masks: Mapping[str, Shaped[Tensor, "..."]]) -> nn.Module:

@@ -83,16 +83,14 @@ def quantize_model(
     chosen, kept = choose(model, layers, method.quantizer.granularity, on_indivisible)
     batches = check_batches(calibration, required=method.calibrated)
 
-    # Layer by layer, codes replace floats in the copy.
-    copy = ModelCopy(model, chosen)
-    quantizer = GroupQuantizer(copy, chosen, method, fold)
+    # Group by group, codes replace floats in a copy.
+    quantizer = GroupQuantizer(ModelCopy(model, chosen), chosen, method, fold)
     walk = Walk("quantizing", batches, run, sequential=sequential, progress=progress)
-    unreached = walk.replace_layers(copy, method, quantizer.quantize)
-    new = copy.model.requires_grad_(False)
+    unreached = walk.replace_layers(quantizer.copy, method, quantizer.quantize)
+    new = quantizer.copy.model.requires_grad_(False)
 
     # The report: errors of the outputs need one more run of the new model.
     rows = quantizer.rows_with_output_errors(batches if output_error else [], run)
-    # Chosen layers that nothing reached could not be calibrated.
     kept += [kept_row(name, chosen[name], "no calibration batch reaches it") for name in unreached]
     report = _report(model, new, rows, kept)
     return QuantizedModel(with_int4_kernels(new) if kernel else new, report)

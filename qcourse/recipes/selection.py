@@ -46,9 +46,9 @@ def choose(
         )
 
     reasons = _reasons_against(model, found, layers)
-    # Only layers that would otherwise be chosen can be refused for their width.
     misfits = {}
     for name, layer in found.items():
+        # Only a layer that would otherwise be chosen can be refused for its width.
         misfit = "" if name in reasons else _misfit(layer, granularity)
         if misfit:
             misfits[name] = misfit
@@ -62,8 +62,8 @@ def choose(
     chosen = {name: layer for name, layer in found.items() if name not in reasons}
     kept = [kept_row(name, found[name], reasons[name]) for name in found if name in reasons]
     if not chosen:
-        reasons_in_order = {each.name: each.why for each in kept}
-        raise ValueError("no layer is left to quantize:\n" + _listed(reasons_in_order))
+        in_order = {each.name: each.why for each in kept}
+        raise ValueError("no layer is left to quantize:\n" + _listed(in_order))
     return chosen, kept
 
 
