@@ -1,1 +1,1 @@
-"""Products of codes: integer and packed kernels, each next to the exact arithmetic it must match."""
+"""Products of codes: integer and packed kernels, next to the exact arithmetic they must match."""

@@ -17,6 +17,7 @@ from qcourse.kernels.int4_weight import ROWS, Int4Weight
 
 STRIP = 2**21  # weights decoded at once on a CPU, about what its caches hold
 STRIP_GPU = 2**26
+KERNEL_DTYPES = (torch.float16, torch.bfloat16)  # of the decoding kernel
 
 
 def multiply(x: Float[Tensor, "M K"], w: Int4Weight) -> Float[Tensor, "M N"]:
@@ -27,13 +28,14 @@ def multiply(x: Float[Tensor, "M K"], w: Int4Weight) -> Float[Tensor, "M N"]:
     y = x.new_empty(len(x), outputs)
     for start in range(0, outputs, rows):
         w_hat = _decoded(w, start, start + rows, x.dtype)  # (rows, in)
-        y[:, start : start + len(w_hat)] = F.linear(x, w_hat)
+        stop = start + len(w_hat)
+        y[:, start:stop] = F.linear(x, w_hat)
     return y
 
 
 def _decoded(w: Int4Weight, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """The rows from start to stop as floats, by our decoding kernel where it can run."""
-    kernel_takes = w.packed.is_cuda and dtype in (torch.float16, torch.bfloat16)
+    kernel_takes = w.packed.is_cuda and dtype in KERNEL_DTYPES
     if not kernel_takes or triton_available.unavailable_reason():
         return w.decoded(start, stop, dtype)
     _, inputs = w.shape

@@ -1,10 +1,10 @@
 """The batch size from which decoding a 4-bit weight first is faster, measured once per machine.
 
-The idea: torch's INT4 product decodes the weight again for every token, so it takes a (tokens).
-Decoding first takes d once, and then a dense product of c (tokens). The two are equal at
-d / (a - c) tokens. All three times grow with the size of the weight, so one matrix stands for the others, and
-measuring takes a few milliseconds. The result is cached in the user's cache folder, by processor,
-threads and version of torch: the same call always takes the same path.
+The idea: torch's INT4 product decodes the weight for every token, which takes a (tokens). Decoding
+first takes d, and then a dense product c (tokens). The two are equal at d / (a - c) tokens. All
+three grow with the size of the weight, so one matrix stands for the others. The result is stored in
+the user's cache folder, by processor, threads and version of torch, so that the same call always
+takes the same path.
 
 How it differs from ``cost/roofline.py``: that predicts from data sheets, which do not list the cost
 of decoding.

@@ -1,17 +1,11 @@
 """FP8 by FP8: activations and weights as small floats, multiplied as they are, scaled at the end.
 
-The idea: as for integers (``int8_matmul.py``), one scale per token and one per output come out of
-the sum, so
+The idea: one scale per token and one per output come out of the sum, y = s_x s_w sum q_x q_w.
+Tensor cores multiply FP8 numbers and add the products in float32; the oracle here adds them in
+float64. A product of two E4M3 numbers is a multiple of 2^-18 and at most 448^2, so float64 holds
+every partial sum of 131,072 of them exactly, in any order. Only the last step, to float32, rounds.
 
-    y = s_x s_w sum q_x q_w
-
-and the sum is one of products of FP8 numbers. Tensor cores form such products from bytes and add
-them in float32. The oracle here adds them in float64. A product of two E4M3 numbers is a multiple
-of 2^-18 and at most 448^2, so float64 holds every partial sum of 131,072 of them exactly, in any
-order. Only the last step, to float32, rounds.
-
-Source: Micikevicius et al., "FP8 formats for deep learning" (2022), section 3; PyTorch's
-``torch._scaled_mm``.
+Source: Micikevicius et al., "FP8 formats for deep learning" (2022), section 3.
 
 How it differs from ``int8_matmul.py``: int32 sums are exact; hardware's sums of FP8 are not.
 """
@@ -39,16 +33,14 @@ def fp8_matmul(
         x: (M, K) by a FloatQuantizer of E4M3 or E5M2, PerTensor or with one scale per token
             (``PerChannel(0)``).
         w: (N, K), PerTensor or with one scale per output (``PerChannel(0)``).
-        backend: "exact" adds the products in float64. "torch" calls torch._scaled_mm, which uses
-            the hardware's FP8 product and adds in float32 or less. None takes "torch" on a GPU of
-            compute capability 8.9 or above, and "exact" elsewhere.
+        backend: "exact" adds in float64; "torch" calls torch._scaled_mm, which adds in float32 or
+            less. None takes "torch" on a GPU of compute capability 8.9 or above, else "exact".
 
     Raises:
         TypeError: x or w is not in FP8.
-        ValueError: x or w is not a matrix, or the two differ in K; a scale that changes along K; an
-            unknown backend; for "torch", K or N that is not a multiple of 16.
+        ValueError: shapes that do not match, or that "torch" does not take (K and N must be
+            multiples of 16); a scale that changes along K; an unknown backend.
 
-    >>> from qcourse.numerics.float_quantizer import FloatQuantizer
     >>> q = FloatQuantizer(E4M3)
     >>> x = q(torch.tensor([[448.0, 1.0]]))
     >>> fp8_matmul(x, q(torch.tensor([[448.0, 2.0], [0.0, -448.0]]))).tolist()
@@ -71,8 +63,9 @@ def _exact(x: QuantizedTensor, w: QuantizedTensor) -> Tensor:
     x_values = decode(x.codes, _format(x)).double()
     w_values = decode(w.codes, _format(w)).double()
     sums = x_values @ w_values.T  # (M, N)
-    scaled = sums * x.scale.double().reshape(-1, 1) * w.scale.double().reshape(1, -1)
-    return scaled.float()
+    x_scale = x.scale.double().reshape(-1, 1)
+    w_scale = w.scale.double().reshape(1, -1)
+    return (sums * x_scale * w_scale).float()
 
 
 def _by_torch(x: QuantizedTensor, w: QuantizedTensor) -> Tensor:
@@ -83,8 +76,8 @@ def _by_torch(x: QuantizedTensor, w: QuantizedTensor) -> Tensor:
             "torch's FP8 product needs K and N to be multiples of 16,"
             f" got K={inputs}, N={outputs}; use 'exact'"
         )
-    x_codes = x.codes.contiguous().view(DTYPES[_format(x)])
-    w_codes = w.codes.contiguous().view(DTYPES[_format(w)])
+    x_codes = _as_float8(x)
+    w_codes = _as_float8(w)
     x_scale = x.scale.float()
     w_scale = w.scale.float()
     dtype = torch.float32
@@ -101,6 +94,12 @@ def _multiplies_fp8(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def _as_float8(q: QuantizedTensor) -> Tensor:
+    """The bytes of the codes as torch's FP8 numbers."""
+    dtype = DTYPES[_format(q)]
+    return q.codes.contiguous().view(dtype)
 
 
 def _format(q: QuantizedTensor) -> FloatFormat:

@@ -1,9 +1,7 @@
 """What ``int4_matmul`` asks of a backend.
 
-The idea: a backend is a value with one function that multiplies and a few that say where it can.
-Each lives in a file of its own and takes one line in the table of ``int4_matmul.py``.
-
-How it differs from ``int4_layouts.py``: a layout says how codes lie in memory; a backend computes.
+The idea: a backend has one function that multiplies and a few that say where it can. Each has its
+own file and takes one line in the table of ``int4_matmul.py``.
 """
 
 from collections.abc import Callable
@@ -29,16 +27,13 @@ def _never_first(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Int4Backend:
-    """One way to compute x w_hat^T; the defaults describe one that works on any machine.
+    """One way to compute x w_hat^T; the defaults describe one that works on any machine."""
 
-    Args:
-        multiply: x (tokens, in) and w (out, in) to (tokens, out), in x's dtype.
-        operands_reason: why it cannot multiply this x and w, or None.
-        machine_reason: why it cannot run on this machine, or None.
-        is_first_choice_on: whether it is tried first for tensors on a device.
-    """
-
+    # x (tokens, in) and w (out, in) to (tokens, out), in x's dtype.
     multiply: Callable[[Tensor, Int4Weight], Tensor]
+    # Why it cannot multiply this x and w, or None.
     operands_reason: Callable[[Tensor, Int4Weight], str | None] = _takes_any_operands
+    # Why it cannot run on this machine, or None.
     machine_reason: Callable[[], str | None] = _runs_anywhere
+    # Whether it is tried first for tensors on a device.
     is_first_choice_on: Callable[[torch.device], bool] = _never_first

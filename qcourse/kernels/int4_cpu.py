@@ -1,12 +1,10 @@
 """The order of 4-bit codes that torch's INT4 product on a CPU reads, and that product.
 
-The idea: torch multiplies by a block of 64 outputs at once (32 or 16 on processors with shorter
-registers). The codes of a block lie together, input by input, and a byte holds two outputs of one
-input. The processor decides which two, and how many outputs a block has. `_lanes` finds out by
-packing known codes, so that codes can be read back exactly.
-
-The product takes bfloat16: torch's loops for other dtypes are slower than decoding the weight
-first. It rounds scales and weights to bfloat16 and sums in float32.
+The idea: torch multiplies by a block of outputs at once. The codes of a block lie together, input
+by input, and a byte holds two outputs of one input. Which two, and whether a block is 64, 32 or 16
+outputs, depends on the processor: `_lanes` finds out by packing known codes. The product takes
+bfloat16, rounds scales and weights to it and sums in float32. For other dtypes it is slower than
+decoding the weight first.
 
 Source: torch's ``aten::_weight_int4pack_mm_for_cpu``: w = (code - 8) scale + zero.
 
@@ -74,7 +72,8 @@ def scale_and_zero(
     size = native_group(group_size, inputs)
     if size != group_size:  # a row is one group, which becomes several
         both = both.repeat_interleave(-(-inputs // size), dim=1)
-    both = F.pad(both, (0, 0, 0, 0, 0, -len(scale) % BLOCK))
+    missing_outputs = -len(scale) % BLOCK
+    both = F.pad(both, (0, 0, 0, 0, 0, missing_outputs))
     return both.transpose(0, 1).contiguous().bfloat16()  # (groups, outputs, 2)
 
 
@@ -87,18 +86,15 @@ def native_group(group_size: int, inputs: int) -> int:
 
 
 def multiply(x: Tensor, packed: Tensor, scales: Tensor, *, group_size: int, outputs: int) -> Tensor:
-    """Return x (M, K) w^T (M, N) in bfloat16 by torch's product.
+    """Return x w^T (M, N) for bfloat16 x (M, K) by torch's product, in bfloat16.
 
     Args:
-        x: bfloat16.
-        packed: from ``pack_blocks``.
-        scales: from ``scale_and_zero``.
-        group_size: from ``native_group``.
-        outputs: N.
+        packed: from ``pack_blocks``; scales: from ``scale_and_zero``.
+        group_size: from ``native_group``; outputs: N.
     """
-    padded_inputs = 2 * packed.shape[1]
-    x = F.pad(x, (0, padded_inputs - x.shape[1])).contiguous()
-    y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group_size, scales)
+    missing = 2 * packed.shape[1] - x.shape[1]
+    padded = F.pad(x, (0, missing)).contiguous()
+    y = torch.ops.aten._weight_int4pack_mm_for_cpu(padded, packed, group_size, scales)
     return y[:, :outputs]
 
 
@@ -106,7 +102,8 @@ def multiply(x: Tensor, packed: Tensor, scales: Tensor, *, group_size: int, outp
 def _lanes() -> Lanes | None:
     """(outputs per block, those in the low nibbles, those in the high nibbles), or None."""
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(0, 16, (2 * BLOCK, 2 * MULTIPLE), generator=generator).byte()
+    shape = (2 * BLOCK, 2 * MULTIPLE)
+    codes = torch.randint(0, 16, shape, generator=generator).byte()
     try:
         packed = pack_blocks(codes)
     except (AttributeError, RuntimeError):

@@ -12,32 +12,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qcourse.kernels import int4_cpu, int4_planes
+from qcourse.kernels import int4_cpu
+from qcourse.kernels.int4_cpu import pack_blocks, unpack_blocks
+from qcourse.kernels.int4_planes import pack_planes, scale_and_zero_rows, unpack_planes
 
 
 @dataclass(frozen=True)
 class Int4Layout:
-    """How one kernel wants a 4-bit weight in memory.
+    """How one kernel wants a 4-bit weight in memory."""
 
-    Args:
-        pack: codes (N, K), uint8 in 0..15, to the packed tensor.
-        unpack: whole blocks of 64 packed rows, and K, to codes; padded rows come out at the end.
-        extras: scale (N, K / G), zero_point (N, K / G) or None, G and K to the tensors that the
-            kernel reads besides the codes.
-        unavailable_reason: why a weight on this device cannot have the layout, or None.
-    """
-
+    # Codes (N, K), uint8 in 0..15, to the packed tensor.
     pack: Callable[[Tensor], Tensor]
+    # Whole blocks of 64 packed rows, and K, to codes; padded rows come out at the end.
     unpack: Callable[[Tensor, int], Tensor]
+    # Scale (N, K / G), zero_point (N, K / G) or None, G and K to the kernel's other tensors.
     extras: Callable[[Tensor, Tensor | None, int, int], tuple[Tensor, ...]]
+    # Why a weight on this device cannot have the layout, or None.
     unavailable_reason: Callable[[torch.device], str | None]
 
 
 def default_layout(device: torch.device) -> str:
     """Return the first layout of the table that a weight on this device can have."""
-    return next(
-        name for name, layout in LAYOUTS.items() if layout.unavailable_reason(device) is None
-    )
+    # The table ends with a layout that every device can have.
+    return next(name for name in LAYOUTS if not LAYOUTS[name].unavailable_reason(device))
 
 
 def _cpu_extras(
@@ -49,9 +46,7 @@ def _cpu_extras(
 def _planes_extras(
     scale: Tensor, zero_point: Tensor | None, group_size: int, inputs: int
 ) -> tuple[Tensor, ...]:
-    scale_rows, zero_rows = int4_planes.scale_and_zero_rows(
-        scale, zero_point, group_size=group_size
-    )
+    scale_rows, zero_rows = scale_and_zero_rows(scale, zero_point, group_size=group_size)
     return (scale_rows,) if zero_rows is None else (scale_rows, zero_rows)
 
 
@@ -68,8 +63,6 @@ def _no_reason(device: torch.device) -> None:
 
 # A weight gets the first layout that its device allows, unless the caller names another one.
 LAYOUTS = {
-    "cpu": Int4Layout(int4_cpu.pack_blocks, int4_cpu.unpack_blocks, _cpu_extras, _cpu_reason),
-    "planes": Int4Layout(
-        int4_planes.pack_planes, int4_planes.unpack_planes, _planes_extras, _no_reason
-    ),
+    "cpu": Int4Layout(pack_blocks, unpack_blocks, _cpu_extras, _cpu_reason),
+    "planes": Int4Layout(pack_planes, unpack_planes, _planes_extras, _no_reason),
 }

@@ -1,12 +1,9 @@
 """x w^T where w is stored in 4 bits: one function, several backends.
 
-The idea: a product of few tokens is memory-bound, so a quarter of the bytes takes a quarter of the
-time, if a kernel reads packed codes and decodes them while it waits for memory. A product of many
-tokens is compute-bound. Then it is faster to decode a strip of the weight once and multiply it as
-floats. The crossover between the two is measured: on a CPU by ``crossover.py``, on a GPU by
-``benchmarks/tune_int4.py``.
-
-Source: published benchmarks of INT4 kernels show the crossover too (gemlite, batches up to 256).
+The idea: a product of few tokens is memory-bound. A quarter of the bytes takes a quarter of the
+time, if a kernel decodes packed codes while it waits for memory. A product of many tokens is
+compute-bound, and decoding a strip of the weight once is faster. The crossover is measured, on a
+CPU by ``crossover.py`` and on a GPU by ``benchmarks/tune_int4.py``.
 
 How it differs from ``int8_matmul.py``: there both sides are codes; here x is floats.
 """
@@ -40,15 +37,14 @@ def int4_matmul(
     Args:
         x: (..., in), float16, bfloat16 or float32, on w's device.
         w: (out, in).
-        backend: "triton", "cpu", "dense" or "reference". None takes the fastest one for the device,
-            the dtype and the number of tokens, and warns once if a GPU's kernel is unavailable.
+        backend: "triton", "cpu", "dense" or "reference". None takes the fastest one, and warns once
+            if a GPU's kernel is unavailable.
 
     Returns:
         (..., out) in x's dtype, the same bits at each call. NaN or infinity stays in its own row.
 
     Raises:
-        TypeError: x has another dtype; w is not an Int4Weight.
-        ValueError: x and w differ in inputs or device; an unknown backend.
+        TypeError, ValueError: x, w or backend is not as above, or x and w do not match.
         RuntimeError: the backend cannot run here, or not on this x.
 
     >>> from qcourse import PerGroup, quantize
@@ -66,7 +62,8 @@ def int4_matmul(
     if reason:
         raise RuntimeError(f"backend={name!r} cannot run here: {reason}")
     y = BACKENDS[name].multiply(tokens, w)
-    return y.reshape(*x.shape[:-1], w.shape[0])  # (..., out)
+    outputs, _ = w.shape
+    return y.reshape(*x.shape[:-1], outputs)  # (..., out)
 
 
 def int4_unavailable_reason(backend: str) -> str | None:

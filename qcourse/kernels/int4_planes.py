@@ -1,17 +1,16 @@
 """The order of 4-bit codes that our GPU kernel reads: blocks of 128 codes, in four planes of 32.
 
-The idea: a tensor core takes fp16 numbers in pairs, two neighbors along K per register. A row's
-block of 128 codes is stored as 16 words of 32 bits. Nibble i + 4 h of word j holds the code of
+The idea: a tensor core takes fp16 numbers in pairs, two neighbors along K per register. A block of
+128 codes is stored as 16 words of 32 bits. Nibble i + 4 h of word j holds the code of
 
     k = 32 i + 2 j + h,      i in 0..3 (the plane), h in 0..1 (the half)
 
 (w >> 4 i) & 0x000F000F is then two neighbors of plane i, one at the bottom of each half. OR'd with
-0x64006400, the halves read as the fp16 numbers 1024 + code, because 0x6400 is 1024 and its last
-bit counts 1: one subtraction is left, and no conversion. Groups of 32, 64 and 128 are whole planes.
-Rows are padded to whole blocks with code 0; a kernel must read x as 0 there.
+0x64006400, the halves read as the fp16 numbers 1024 + code: one subtraction is left, and no
+conversion. Rows are padded with code 0 to whole blocks; a kernel must read x as 0 there.
 
-Source: the magic number is from Kim et al., "Who Says Elephants Can't Run" (2022), section 3;
-Frantar et al., "MARLIN" (2024), reorder nibbles for the same reason, in another order.
+Source: Kim et al., "Who Says Elephants Can't Run" (2022), section 3, for the magic number; Frantar
+et al., "MARLIN" (2024), for reordered nibbles.
 
 How it differs from ``numerics/packing.py``: that is a dense stream for storage, in reading order.
 """
@@ -33,17 +32,10 @@ if sys.byteorder != "little":  # words below are views of bytes
 
 
 def pack_planes(codes: Shaped[Tensor, "..."]) -> Int32[Tensor, "N words"]:
-    """Pack eight codes per word: nibble i + 4 h of word j is code 32 i + 2 j + h of its block.
-
-    Args:
-        codes: (N, K) uint8 in 0..15.
-
-    Returns:
-        (N, 16 ceil(K / 128)) int32 on the codes' device; codes past K are 0.
+    """Return the words (N, 16 ceil(K / 128)) of codes (N, K), uint8 in 0..15.
 
     Raises:
-        TypeError: codes are not uint8.
-        ValueError: codes are not a matrix, or empty; a code is above 15.
+        TypeError, ValueError: codes are not such a matrix.
 
     >>> codes = torch.zeros(1, 128, dtype=torch.uint8)
     >>> codes[0, [0, 1, 32, 33]] = torch.tensor([1, 2, 3, 4], dtype=torch.uint8)
@@ -61,21 +53,18 @@ def pack_planes(codes: Shaped[Tensor, "..."]) -> Int32[Tensor, "N words"]:
     # A word is four bytes: planes 0 and 1 of its first code, planes 2 and 3 of it, then the same of
     # its second code. In a byte the odd plane is the high nibble, so it counts 16.
     packed = codes.new_empty(len(codes), blocks, PLANE, 2)  # (N, blocks, 32, 2) bytes
-    torch.add(planes[:, :, 0], planes[:, :, 1], alpha=16, out=packed[..., 0])
-    torch.add(planes[:, :, 2], planes[:, :, 3], alpha=16, out=packed[..., 1])
+    first, second, third, fourth = planes.unbind(2)  # four of (N, blocks, 32)
+    low_byte, high_byte = packed.unbind(-1)
+    torch.add(first, second, alpha=16, out=low_byte)
+    torch.add(third, fourth, alpha=16, out=high_byte)
     return packed.reshape(len(codes), -1).view(torch.int32)  # (N, 16 blocks)
 
 
 def unpack_planes(words: Shaped[Tensor, "..."], inputs: int) -> UInt8[Tensor, "N K"]:
-    """Return the codes (N, K) that ``pack_planes`` packed.
-
-    Args:
-        words: (N, 16 ceil(K / 128)) int32.
-        inputs: K, the codes per row.
+    """Return the codes (N, K) that ``pack_planes`` packed; inputs is K.
 
     Raises:
-        TypeError: words are not int32.
-        ValueError: words are not a matrix, or empty; words of another length than K needs.
+        TypeError, ValueError: words are not (N, 16 ceil(K / 128)) int32.
 
     >>> codes = torch.arange(14, dtype=torch.uint8).reshape(2, 7)
     >>> torch.equal(unpack_planes(pack_planes(codes), inputs=7), codes)
@@ -88,7 +77,8 @@ def unpack_planes(words: Shaped[Tensor, "..."], inputs: int) -> UInt8[Tensor, "N
     packed = words.contiguous().view(torch.uint8)
     pairs = packed.reshape(len(words), -1, PLANE, 2)  # (N, blocks, 32, 2) bytes
     low, high = pairs.unbind(-1)
-    planes = torch.stack((low & 15, low >> 4, high & 15, high >> 4), dim=2)  # (N, blocks, 4, 32)
+    four = (low & 15, low >> 4, high & 15, high >> 4)
+    planes = torch.stack(four, dim=2)  # (N, blocks, 4, 32)
     return planes.reshape(len(words), -1)[:, :inputs]  # (N, K)
 
 
@@ -96,8 +86,6 @@ def supports_group_size(group_size: int, inputs: int) -> bool:
     """Return whether the kernels take the group size: 32, 64, 128 n, or the whole row.
 
     >>> supports_group_size(128, 4096), supports_group_size(48, 96)
-    (True, False)
-    >>> supports_group_size(77, 77), supports_group_size(64, 96)
     (True, False)
     """
     if group_size == inputs:

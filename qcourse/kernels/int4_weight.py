@@ -30,25 +30,15 @@ ROWS = 64  # every layout packs rows in blocks that divide this
 
 @dataclass(frozen=True, eq=False)
 class Int4Weight:
-    """Weights (out, in) of 4 bits; made by ``Int4Weight.from_quantized``.
+    """Weights (out, in) of 4 bits; made by ``Int4Weight.from_quantized``."""
 
-    Args:
-        packed: the codes, in the order of the layout.
-        scale: (out, in / group_size), in the dtype it was given in.
-        zero_point: uint8 in 0..15, of scale's shape; None where all are 8.
-        extras: what the kernel of the layout reads besides the codes.
-        quantizer: made the codes.
-        shape: (out, in).
-        layout: "cpu", or "planes" for a GPU and for Triton's interpreter.
-    """
-
-    packed: Shaped[Tensor, "..."]
-    scale: Float[Tensor, "out groups"]
-    zero_point: UInt8[Tensor, "out groups"] | None
-    extras: tuple[Tensor, ...]
-    quantizer: IntQuantizer
-    shape: tuple[int, int]
-    layout: str
+    packed: Shaped[Tensor, "..."]  # the codes, in the order of the layout
+    scale: Float[Tensor, "out groups"]  # in the dtype it was given in
+    zero_point: UInt8[Tensor, "out groups"] | None  # in 0..15; None where all are 8
+    extras: tuple[Tensor, ...]  # what the kernel of the layout reads besides the codes
+    quantizer: IntQuantizer  # made the codes
+    shape: tuple[int, int]  # (out, in)
+    layout: str  # "cpu", or "planes" for a GPU and for Triton's interpreter
 
     @classmethod
     def from_quantized(cls, q: QuantizedTensor, *, layout: str | None = None) -> "Int4Weight":
@@ -76,13 +66,9 @@ class Int4Weight:
         zero_point = _stored(q.zero_point, quantizer).reshape(rows, -1)
         # The kernels subtract 8 where a weight has no zero points.
         only_eights = bool((zero_point == OFFSET).all())
-        return cls.from_codes(
-            _stored(q.codes, quantizer),
-            scale,
-            None if only_eights else zero_point,
-            quantizer,
-            layout=layout,
-        )
+        codes = _stored(q.codes, quantizer)
+        zeros = None if only_eights else zero_point
+        return cls.from_codes(codes, scale, zeros, quantizer, layout=layout)
 
     @classmethod
     def from_codes(
@@ -94,11 +80,7 @@ class Int4Weight:
         *,
         layout: str | None = None,
     ) -> "Int4Weight":
-        """Pack codes that are already stored as 0..15; the arguments are as for the class.
-
-        Raises:
-            ValueError: a layout that is unknown or unavailable.
-        """
+        """Pack codes that are already stored as 0..15; ValueError for a layout without a kernel."""
         device = codes.device
         name = layout or default_layout(device)
         if name not in LAYOUTS:
@@ -117,9 +99,8 @@ class Int4Weight:
         """Return the same weight in another layout; ValueError if it is unknown or unavailable."""
         if layout == self.layout:
             return self
-        return self.from_codes(
-            self.codes(), self.scale, self.zero_point, self.quantizer, layout=layout
-        )
+        codes = self.codes()
+        return self.from_codes(codes, self.scale, self.zero_point, self.quantizer, layout=layout)
 
     def to(self, device: torch.device | str) -> "Int4Weight":
         """Return the same weight on another device, in the default layout of that device."""
@@ -146,7 +127,8 @@ class Int4Weight:
     def codes(self) -> UInt8[Tensor, "out in"]:
         """Return all codes as stored, 0 to 15."""
         outputs, inputs = self.shape
-        return LAYOUTS[self.layout].unpack(self.packed, inputs)[:outputs]
+        padded = LAYOUTS[self.layout].unpack(self.packed, inputs)
+        return padded[:outputs]
 
     def quantized(self) -> QuantizedTensor:
         """Return the codes, scales and zero points that ``from_quantized`` was given."""
@@ -167,7 +149,8 @@ class Int4Weight:
         stop = min(stop, outputs)
         # A layout can only be read in whole blocks of rows.
         blocks = self.packed[start : stop + -stop % ROWS]
-        codes = LAYOUTS[self.layout].unpack(blocks, inputs)[: stop - start]
+        padded = LAYOUTS[self.layout].unpack(blocks, inputs)
+        codes = padded[: stop - start]
         groups = codes.reshape(len(codes), -1, self.group_size)  # (rows, groups, inputs per group)
         scale = self.scale[start:stop, :, None].to(dtype)
         zero_point: int | Tensor = OFFSET

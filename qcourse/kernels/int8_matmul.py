@@ -4,15 +4,12 @@ The idea: with x = s_x (q_x - z_x) per token and w = s_w (q_w - z_w) per output,
 
     y = s_x s_w (sum q_x q_w - z_x sum q_w - z_w sum q_x + K z_x z_w)
 
-The first sum is one of bytes in an int32, which hardware computes several times as fast as one of
-floats. The others are sums of a row, and vanish where zero points are 0. A scale comes out of the
-sum only if it does not change along it: one per tensor or one per row (a token of x, an output of
-w), but not one per input channel.
+The first sum is one of bytes in int32, which hardware computes several times as fast as floats. The
+others vanish where zero points are 0. A scale comes out of the sum only if it does not change along
+it: one per tensor or per row, but not one per input channel. An int32 holds |q_x| |q_w| K up to
+2^31 - 1: for codes in [-127, 127] that is K = 133,144.
 
-An int32 holds |q_x| |q_w| K up to 2^31 - 1: for codes in [-127, 127] that is K = 133,144.
-
-Source: Jacob et al., "Quantization and training of neural networks for efficient
-integer-arithmetic-only inference" (CVPR 2018), sections 2.2 and 2.3.
+Source: Jacob et al., "Quantization and training of neural networks..." (CVPR 2018), section 2.
 
 How it differs from ``methods``: those choose codes; this multiplies them.
 """
@@ -38,9 +35,8 @@ def int8_matmul(x: Shaped[Tensor, "..."], w: Shaped[Tensor, "..."]) -> Int32[Ten
         w: codes (N, K), int8 or uint8.
 
     Raises:
-        TypeError: x or w holds no bytes.
-        ValueError: x or w is not a matrix, or empty, or the two differ in K; K so large that a sum
-            could exceed int32.
+        TypeError: another dtype.
+        ValueError: shapes that do not match, or K so large that a sum could exceed int32.
 
     >>> x, w = torch.tensor([[[100, -128]], [[127, 127]]], dtype=torch.int8)
     >>> int8_matmul(x, w).tolist()
@@ -71,10 +67,10 @@ def quantized_matmul(x: QuantizedTensor, w: QuantizedTensor) -> Float[Tensor, "M
     Raises:
         TypeError, ValueError: as `int8_matmul`; a scale that changes along K.
 
-    >>> from qcourse import PerChannel, quantize
-    >>> x, w = torch.tensor([[0.5, 2.0]]), torch.tensor([[1.0, -1.0], [2.0, 0.0]])
-    >>> y = quantized_matmul(quantize(x, 8), quantize(w, 8, granularity=PerChannel(0)))
-    >>> [round(value, 2) for value in y[0].tolist()]
+    >>> from qcourse import quantize
+    >>> x = quantize(torch.tensor([[0.5, 2.0]]), 8)
+    >>> w = quantize(torch.tensor([[1.0, -1.0], [2.0, 0.0]]), 8, granularity=PerChannel(0))
+    >>> [round(value, 2) for value in quantized_matmul(x, w)[0].tolist()]
     [-1.5, 1.01]
     """
     _check_granularity("x", x)
@@ -106,7 +102,8 @@ def _with_zero_points(
     x_sums = x.sum(dim=1, dtype=sums.dtype)[:, None]  # (M, 1)
     w_sums = w.sum(dim=1, dtype=sums.dtype)[None]  # (1, N)
     inputs = x.shape[1]
-    return sums - x_zero * w_sums - w_zero * x_sums + inputs * x_zero * w_zero
+    corrected = sums - x_zero * w_sums - w_zero * x_sums
+    return corrected + inputs * x_zero * w_zero
 
 
 def _product(x: Tensor, w: Tensor) -> Tensor:
@@ -121,12 +118,9 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
 
 @cache
 def _sums_are_exact(device: str) -> bool:
-    """Whether torch's product of bytes sums in int32 on this device, tested on the largest codes.
-
-    On a processor without VNNI (AVX2, the first with AVX-512) oneDNN uses instructions that add two
-    products in int16. 2 x 127 x 127 fits, but oneDNN first makes one factor unsigned, and
-    2 x 255 x 127 saturates.
-    """
+    """Whether torch's product of bytes sums in int32 on this device, tested on large codes."""
+    # On a processor without VNNI (AVX2, the first with AVX-512) oneDNN adds two products in int16.
+    # 2 x 127 x 127 fits, but oneDNN first makes one factor unsigned, and 2 x 255 x 127 saturates.
     codes = torch.full((32, 64), 127, dtype=torch.int8, device=device)
     try:
         sums = torch._int_mm(codes, codes.T)
@@ -136,7 +130,8 @@ def _sums_are_exact(device: str) -> bool:
 
 
 def _product_of_floats(x: Tensor, w: Tensor) -> Tensor:
-    """The same in float32, which holds every integer up to 2^24: as many inputs at a time as fit."""
+    """int8 by int8 in int32, by products of floats."""
+    # float32 holds every integer up to 2^24, so add up as many inputs at a time as stay below.
     total = torch.zeros(len(x), len(w), dtype=torch.int32, device=x.device)
     x_parts = x.split(EXACT_K, dim=1)
     w_parts = w.split(EXACT_K, dim=1)
@@ -180,6 +175,5 @@ def _check_inputs(x: Tensor, w: Tensor) -> None:
 
 def _largest(codes: Tensor) -> int:
     """The largest magnitude in the product; 128 at least for uint8, which is computed as int8."""
-    smallest, largest = (int(code) for code in torch.aminmax(codes))
     at_least = 128 if codes.dtype == torch.uint8 else 0
-    return max(-smallest, largest, at_least)
+    return max(-int(codes.min()), int(codes.max()), at_least)

@@ -1,8 +1,7 @@
 """The exact oracle of INT4 products: float64 throughout, rounded once.
 
-The idea: a kernel may treat nibbles and registers as it likes, but its result must be that of
-decoding the weight and multiplying. This does both in float64 and rounds to x's dtype at the end.
-Every backend is tested against it.
+The idea: the result of every kernel must be that of decoding the weight and multiplying. This does
+both in float64 and rounds to x's dtype at the end. Every backend is tested against it.
 
 How it differs from ``backend_dense.py``: that computes in x's dtype, as a model would.
 """

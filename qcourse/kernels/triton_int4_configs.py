@@ -1,9 +1,9 @@
 """The tile of the INT4 kernel for a shape and a batch: stored in a file, else found by a rule.
 
 The idea: the fastest tile depends on the matrix, the batch and the GPU, and finding it takes
-minutes. ``benchmarks/tune_int4.py`` finds it once and stores it in triton_int4_configs.json, so
-nothing is tuned at run time. A batch takes the entry of the next size in BATCHES. `tile_by_rule`
-covers matrices that the file does not list and GPUs with another number of multiprocessors.
+minutes. ``benchmarks/tune_int4.py`` finds it once and stores it in triton_int4_configs.json. A
+batch takes the entry of the next size in BATCHES. `tile_by_rule` covers other matrices, and GPUs
+with another number of multiprocessors.
 
 How it differs from ``triton_int4_launch.py``: that launches the kernel with the tile chosen here.
 """
@@ -26,21 +26,13 @@ LEAST_SHARED_NBYTES = 65_536  # where torch does not report the shared memory pe
 
 @dataclass(frozen=True)
 class TileConfig:
-    """The tile of one program of the GPU, and the resources it uses.
+    """The tile of one program of the GPU, and the resources it uses."""
 
-    Args:
-        block_n: rows of W per tile, a power of 2.
-        block_m: rows of x per tile, a power of 2 from 8.
-        splits: programs that share the K of one tile.
-        warps: groups of 32 threads per program.
-        stages: blocks of 128 along K that are loaded ahead.
-    """
-
-    block_n: int
-    block_m: int
-    splits: int
-    warps: int
-    stages: int
+    block_n: int  # rows of W per tile, a power of 2
+    block_m: int  # rows of x per tile, a power of 2 from 8
+    splits: int  # programs that share the K of one tile
+    warps: int  # groups of 32 threads per program
+    stages: int  # blocks of 128 along K that are loaded ahead
 
     @property
     def shared_nbytes(self) -> int:
@@ -82,12 +74,10 @@ def stored_config(M: int, N: int, K: int) -> TileConfig | None:
 
 
 def tile_widths(device: torch.device) -> tuple[int, int]:
-    """Return the narrowest and the widest tile of a GPU, in tokens.
-
-    AMD's matrix units take at least 16. On Blackwell, tiles of four warps and more use a separate
-    memory for tensor cores, where this kernel takes twice as many instructions, and triton 3.7
-    compiles tiles of eight warps into a trap. Tiles up to 32 tokens have two warps.
-    """
+    """Return the narrowest and the widest tile of a GPU, in tokens."""
+    # AMD's matrix units take at least 16. On Blackwell, tiles of four warps and more use a separate
+    # memory for tensor cores, where this kernel takes twice as many instructions, and triton 3.7
+    # compiles tiles of eight warps into a trap. Tiles up to 32 tokens have two warps.
     if torch.version.hip is not None:
         return 16, 128
     major, _ = torch.cuda.get_device_capability(device)
@@ -135,10 +125,7 @@ def most_kernel_tokens() -> int:
 
 @functools.cache
 def load_table() -> dict:
-    """Return the file: "source", "multiprocessors", "crossover" and, by "NxK" and batch, "configs".
-
-    A configuration is stored as a list: block_n, block_m, splits, warps, stages.
-    """
+    """Return the file; its "configs" list the fields of TileConfig by "NxK" and batch."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
@@ -149,13 +136,9 @@ def save_table(
     multiprocessors: int,
     crossover: int | None = None,
 ) -> None:
-    """Replace the file, one line per matrix.
+    """Replace the file: configurations by "NxK" and batch, one line per matrix.
 
-    Args:
-        configs: by "NxK" and batch.
-        source: how and where they were found.
-        multiprocessors: of the GPU that they are for.
-        crossover: the largest batch for which the kernel beats decoding first; None if unknown.
+    The crossover is the largest batch for which the kernel beats decoding first; None if unknown.
     """
     lines = []
     for shape, entries in configs.items():

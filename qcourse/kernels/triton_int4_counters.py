@@ -1,15 +1,10 @@
 """Counters for products whose K is split between programs, kept at 0 from call to call.
 
-The idea: the last program to arrive adds up the sums of all programs of its tile, and a counter
-tells it that it is the last. The kernel sets the counter back to 0, so the same counters serve
-every call; clearing new ones would be a second launch, as long as a small product. Each stream has
-its own counters, because products on two streams may run at the same time.
+The idea: a counter tells the last program of a tile that it is the last and adds up the sums. The
+kernel sets the counter back to 0, so the next call needs no second launch to clear it. Each stream
+has its own counters, because products on two streams may run at the same time.
 
-No memory may be kept while a graph is captured. A product before the capture (a warm-up) makes the
-counters; without one, the graph clears its own at each replay. Graphs captured on one stream share
-counters, so they must not be replayed at the same time.
-
-How it differs from ``triton_int4_launch.py``: that is one call; this is what outlives it.
+How it differs from ``triton_int4_launch.py``: that is one call; this outlives it.
 """
 
 import threading
@@ -33,6 +28,9 @@ def zero_counters(device: torch.device) -> Int32[Tensor, " counters"]:
     0
     """
     if device.type == "cuda":
+        # No memory may be kept while a graph is captured. A product before the capture (a warm-up)
+        # makes the counters; without one, the graph clears its own at each replay. Graphs captured
+        # on one stream share counters, so they must not be replayed at the same time.
         if device not in _kept and not torch.cuda.is_current_stream_capturing():
             _kept[device] = torch.zeros(STREAMS, COUNTERS, dtype=torch.int32, device=device)
             torch.cuda.synchronize(device)  # another stream may be the next to use them

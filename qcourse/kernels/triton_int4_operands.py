@@ -1,9 +1,9 @@
 """The operands of the Triton kernels, by name, and the checks that a caller's tensors pass first.
 
-The idea: a kernel has some twenty arguments. Most describe the weight and are the same for every
-kernel, so they are named once, here, and passed by name.
+The idea: a kernel has some twenty arguments. Most are the same for every kernel, so they are named
+once, here, and passed by name.
 
-How it differs from ``triton_int4_launch.py``: that adds x, y and a tile, and starts a kernel.
+How it differs from ``triton_int4_launch.py``: that chooses a tile and starts a kernel.
 """
 
 from dataclasses import dataclass
@@ -20,27 +20,20 @@ from qcourse.kernels.int4_planes import (
     supports_group_size,
 )
 from qcourse.kernels.triton_available import interpreted
+from qcourse.kernels.triton_int4_configs import TileConfig
 
 VERSIONS = ("naive", "planes", "tuned")
 
 
 @dataclass(frozen=True)
 class KernelWeight:
-    """W (N, K) as the kernels read it.
+    """W (N, K) as the kernels read it."""
 
-    Args:
-        words: (N, 16 ceil(K / 128)) int32, from ``pack_planes``.
-        scale: (rows, N), from ``scale_and_zero_rows``.
-        zero_point: as scale, uint8; None where each is 8.
-        group_size: G.
-        inputs: K.
-    """
-
-    words: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
+    words: Tensor  # (N, 16 ceil(K / 128)) int32, from pack_planes
+    scale: Tensor  # (rows, N), from scale_and_zero_rows
+    zero_point: Tensor | None  # (rows, N) uint8; None where each is 8
     group_size: int
-    inputs: int
+    inputs: int  # K
 
     @property
     def parameter_rows(self) -> int:
@@ -80,6 +73,26 @@ class KernelWeight:
         return self.planes_arguments() | {"words_ptr": halves, "stride_wn": halves.stride(0)}
 
 
+@dataclass(frozen=True)
+class Product:
+    """One product y = x w_hat^T, and its tile."""
+
+    x: Tensor  # (M, K)
+    w: KernelWeight
+    y: Tensor  # (M, N)
+    config: TileConfig
+
+    def x_and_y_arguments(self) -> dict[str, object]:
+        """The arguments of every kernel besides the weight's and the tile's."""
+        stride = self.x.stride(0)
+        return {"x_ptr": self.x, "y_ptr": self.y, "M": len(self.x), "stride_xm": stride}
+
+    def grid(self, block_m: int, block_n: int) -> tuple[int, int]:
+        """The tiles along M and along N, one program each."""
+        tokens, outputs = self.y.shape
+        return ceil_div(tokens, block_m), ceil_div(outputs, block_n)
+
+
 def check_x(x: Tensor, version: str) -> None:
     """Raise where a version of the kernel is unknown or does not take x's dtype."""
     if version not in VERSIONS:
@@ -102,8 +115,9 @@ def check_weight(w: KernelWeight, device: torch.device) -> None:
             " divides K, or K"
         )
     outputs = len(w.words)
+    words_shape = (outputs, row_words(w.inputs))
     parameter_shape = (w.parameter_rows, outputs)
-    _check_tensor("words", w.words, (outputs, row_words(w.inputs)), w, device)
+    _check_tensor("words", w.words, words_shape, w, device)
     _check_tensor("scale", w.scale, parameter_shape, w, device)
     if w.zero_point is not None:
         _check_tensor("zero_point", w.zero_point, parameter_shape, w, device)
@@ -114,7 +128,6 @@ def _check_tensor(
 ) -> None:
     if tensor.shape == shape and tensor.device == device and tensor.is_contiguous():
         return
-    raise ValueError(
-        f"{name} of shape {tuple(tensor.shape)} on {tensor.device} must be of shape {shape},"
-        f" contiguous and on {device} for K={w.inputs} and group_size={w.group_size}"
-    )
+    given = f"{name} of shape {tuple(tensor.shape)} on {tensor.device}"
+    expected = f"must be of shape {shape}, contiguous and on {device}"
+    raise ValueError(f"{given} {expected} for K={w.inputs} and group_size={w.group_size}")

@@ -1,4 +1,4 @@
-"""Turn quantized layers into layers that multiply packed codes: the same codes, in a kernel's order.
+"""Turn quantized layers into layers that multiply packed codes: the same codes, in another order.
 
 The idea: a method chooses codes once, on any machine. The machine that multiplies decides how they
 lie in memory. So a model is saved with ``QuantizedLinear`` layers and converted after loading.
@@ -15,12 +15,12 @@ from qcourse.numerics.validation import in_layer
 
 
 def with_int4_kernels(model: nn.Module) -> nn.Module:
-    """Replace each ``QuantizedLinear`` of the model in place by an ``Int4Linear``; return the model.
+    """Replace each ``QuantizedLinear`` of the model in place by an ``Int4Linear``; return it.
 
     Raises:
         TypeError: a layer's codes are not integers.
-        ValueError: the model has no quantized layer; a layer has bits or groups that the kernels do
-            not take, or rounds its inputs. In that case no layer has been changed.
+        ValueError: no layer is quantized, or one has bits or groups that the kernels do not take,
+            or rounds its inputs; then no layer has been changed.
 
     >>> from qcourse import IntQuantizer, PerGroup, quantize_model
     >>> int4 = IntQuantizer(4, granularity=PerGroup(32))

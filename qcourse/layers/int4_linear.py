@@ -1,12 +1,10 @@
 """A linear layer whose weight is multiplied in 4 bits.
 
 The idea: the layer holds a packed weight as buffers, so the weight moves with its model and is
-packed again on each device. The packing depends on the processor, so a state dict stores the codes
-in the plain order of ``numerics.packing`` and loading packs them. model.bfloat16() changes neither
-codes nor scales.
+packed again on each device. A state dict stores the codes in the plain order of
+``numerics.packing``, because the packing depends on the processor.
 
-How it differs from ``layers/quantized_linear.py``: that takes any quantizer and decodes the weight
-before each product.
+How it differs from ``quantized_linear.py``: that takes any quantizer and decodes the weight first.
 """
 
 from collections.abc import Callable
@@ -27,11 +25,10 @@ class Int4Linear(nn.Module):
         weight: (out, in).
         bias: (out,), or None.
         input_scale: (in,), or None; AWQ's scale where no earlier operation could absorb it.
-        input_order: (in,), or None; GPTQ's order of columns: column j of the weight multiplies
-            input ``input_order[j]``.
+        input_order: (in,), or None; GPTQ's order: column j multiplies input ``input_order[j]``.
 
     Raises:
-        ValueError: one of them has the wrong length.
+        ValueError: bias, input_scale or input_order has the wrong length.
 
     >>> import torch
     >>> from qcourse import PerGroup, quantize
@@ -87,7 +84,9 @@ class Int4Linear(nn.Module):
         if self.input_order is not None:
             x = x[..., self.input_order]
         y = int4_matmul(x, self.weight)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        if self.bias is None:
+            return y
+        return y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         """Describe the layer for ``print(model)``."""
@@ -102,20 +101,19 @@ class Int4Linear(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Pack loaded codes, with the scales loaded before them, for this machine's kernel."""
         count = self.out_features * self.in_features
-        codes = unpack(state, BITS, count, signed=False).reshape(self.out_features, -1)
+        flat = unpack(state, BITS, count, signed=False).to(self.scale.device)
+        codes = flat.reshape(self.out_features, self.in_features)
+        quantizer = self._fixed["quantizer"]
         weight = Int4Weight.from_codes(
-            codes.to(self.scale.device),
-            self.scale,
-            self.zero_point,
-            self._fixed["quantizer"],
-            layout=self.layout,
+            codes, self.scale, self.zero_point, quantizer, layout=self.layout
         )
         self._hold(weight)
 
     def _register(self, name: str, value: Tensor | None, *, length: int) -> None:
         if value is not None and value.shape != (length,):
             raise ValueError(f"{name} must have the shape {(length,)}, got {tuple(value.shape)}")
-        self.register_buffer(name, None if value is None else value.detach().clone())
+        own = None if value is None else value.detach().clone()
+        self.register_buffer(name, own)
 
     def _hold(self, weight: Int4Weight) -> None:
         """Replace the buffers of the weight by those of another one."""
@@ -135,8 +133,10 @@ class Int4Linear(nn.Module):
             self.register_buffer(name, extra, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
-        # Follow the model to another device, packed again for it, but never to another dtype.
-        self._hold(self.weight.to(fn(self.scale.new_empty(0)).device))
+        # Follow the model to another device, packed again for it, but never to another dtype:
+        # model.bfloat16() changes neither codes nor scales.
+        device = fn(self.scale.new_empty(0)).device
+        self._hold(self.weight.to(device))
 
         def moved(buffer: Tensor) -> Tensor:
             return buffer.to(fn(buffer.new_empty(0)).device)

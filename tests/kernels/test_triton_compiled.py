@@ -218,10 +218,10 @@ def computed(
 
 @pytest.mark.parametrize(("dtype", "base"), [(torch.float16, 1024), (torch.bfloat16, 128)])
 def test_the_assembly_decodes_every_word(dtype: torch.dtype, base: int) -> None:
-    from qcourse.kernels import triton_int4
+    from qcourse.kernels import triton_int4_decoding
 
     is_fp16 = dtype == torch.float16
-    assembly = triton_int4._FP16_PLANES if is_fp16 else triton_int4._BF16_PLANES
+    assembly = triton_int4_decoding.FP16_PLANES if is_fp16 else triton_int4_decoding.BF16_PLANES
     low = torch.arange(1 << 16)
     high = low.flip(0)  # another number in the other half, so that a leak would show
     for zero in (0, 1, 7, 8, 15):
