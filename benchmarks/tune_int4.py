@@ -13,22 +13,20 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, astuple
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from _gpu import GROUP_SIZE, SHAPES, capture, copies, gpu_stamp, int4_weight, times_us
+from _int4_tiles import candidates
 from _stamp import RESULTS, stamp
 from torch import Tensor
 
-from qcourse.kernels.int4_planes import BLOCK, ceil_div
 from qcourse.kernels.triton_available import unavailable_reason
 from qcourse.kernels.triton_int4_configs import (
     BATCHES,
-    LEAST_BLOCKS,
-    MOST_SPLITS,
     TileConfig,
     choose_config,
     save_table,
@@ -39,57 +37,8 @@ from qcourse.kernels.triton_int4_launch import decode, int4_mm
 
 COVERS = {1: (1, 2, 4)}  # a tuned batch whose result is used for others too
 TUNED = (1, 8, 16, 32, 64, 128, 256)
-TILES = {  # block_m: pairs of block_n and warps
-    8: [(64, 2), (128, 4), (32, 1), (64, 4)],
-    16: [(64, 2), (128, 4), (32, 1)],
-    32: [(64, 2), (128, 4)],
-    64: [(128, 4), (256, 8), (64, 4)],
-    128: [(128, 8), (256, 8), (128, 4)],
-    256: [(128, 8)],
-}
-STAGES = {8: (4, 6), 16: (4, 6), 32: (3, 4), 64: (3, 4), 128: (3, 4), 256: (2, 3)}
-SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 FILE = RESULTS / "int4_tuning_gpu.json"
 Weights = list[tuple[Tensor, Tensor]]
-
-
-def candidates(M: int, N: int, K: int) -> Iterator[TileConfig]:
-    """Yield the grid, without tiles that leave most of the GPU idle or do not fit on it."""
-    properties = torch.cuda.get_device_properties(0)
-    _, widest = tile_widths(torch.device("cuda", 0))
-    for block_m in candidate_widths(M):
-        for block_n, warps in TILES[block_m]:
-            if widest < 64 and warps > 2:
-                continue
-            tiles = ceil_div(N, block_n) * ceil_div(M, block_m)
-            for splits in candidate_splits(K, tiles, block_m, warps):
-                for stages in STAGES[block_m]:
-                    config = TileConfig(block_n, block_m, splits, warps, stages)
-                    if config.shared_nbytes <= properties.shared_memory_per_block_optin:
-                        yield config
-
-
-def candidate_widths(M: int) -> list[int]:
-    """Return the widths of a tile, in tokens, to try for a batch."""
-    narrowest, widest = tile_widths(torch.device("cuda", 0))
-    most = widest if widest < 128 else 256
-    next_power_of_2 = max(8, 1 << (M - 1).bit_length())
-    tried = {128: (64, 128), 256: (128, 256)}.get(next_power_of_2, (next_power_of_2,))
-    allowed = {max(narrowest, min(width, most)) for width in tried}
-    return sorted(allowed)
-
-
-def candidate_splits(K: int, tiles: int, block_m: int, warps: int) -> list[int]:
-    """Return the splits of K that fill the GPU within a factor of 3."""
-    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
-    warps_at_once = 16 if block_m < 64 else 8  # per multiprocessor, to hide the latency of memory
-    wanted = warps_at_once * multiprocessors / warps / tiles
-    most = min(MOST_SPLITS, ceil_div(K, BLOCK) // LEAST_BLOCKS)
-    chosen = [1]
-    for splits in SPLITS[1:]:
-        if splits <= most and wanted / 3 <= splits <= 3 * wanted:
-            chosen.append(splits)
-    return chosen
 
 
 def weights(N: int, K: int) -> Weights:
@@ -115,7 +64,8 @@ def best(M: int, K: int, packed: Weights, grid: list[TileConfig]) -> tuple[TileC
         except Exception as error:  # the compiler or the driver refuses this tile
             print(f"    {name}: {type(error).__name__}: {str(error)[:120]}", flush=True)
             continue
-        first[name] = statistics.median(times_us({name: graphs[name]}, repeats=3)[name])
+        times = times_us({name: graphs[name]}, repeats=3)
+        first[name] = statistics.median(times[name])
 
     # Time the best four again, in turn.
     leaders = sorted(first, key=first.__getitem__)[:4]
