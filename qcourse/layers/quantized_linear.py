@@ -39,6 +39,7 @@ class BufferLayout:
     @classmethod
     def of(cls, q: QuantizedTensor) -> "BufferLayout":
         """Return the layout that stores q; ValueError unless q is a matrix of q.bits-bit codes."""
+        # Packing keeps the lowest bits of each code, so signed codes become two's complement.
         signed = q.codes.dtype == torch.int8
         if q.codes.ndim != 2 or not q.codes.numel():
             raise ValueError(
@@ -78,6 +79,7 @@ class BufferLayout:
     def _zero_point(self, packed: Tensor | None, scale: Tensor) -> Tensor:
         if packed is not None:
             return self._unpack(packed, scale.shape)
+        # Zero points are codes, so they have the dtype of the codes.
         return torch.zeros_like(scale, dtype=torch.int8 if self.signed else torch.uint8)
 
     def _unpack(self, packed: Any, shape: torch.Size) -> Tensor:

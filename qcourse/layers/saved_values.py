@@ -152,6 +152,7 @@ def _dtype_of(name: str) -> torch.dtype:
 
 
 def _name_of(kind: type) -> str:
+    # A class without a name could not be read back, so it cannot be saved.
     for name, registered in _CLASSES.items():
         if registered is kind:
             return name
@@ -162,6 +163,7 @@ def _name_of(kind: type) -> str:
 
 
 def _class_of(name: str) -> Any:
+    # Only registered classes are made, whatever the file names.
     name = _ALIASES.get(name, name)
     if name not in _CLASSES:
         raise ValueError(f"the metadata name {name!r}, which is no registered class of qcourse")

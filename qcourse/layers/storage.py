@@ -61,6 +61,7 @@ def save_quantized(model: nn.Module, path: str | Path) -> None:
         "inputs": {name: describe(value) for name, value in inputs.items()},
         "tied": tied,
     }
+    # A full disk shows as one of two errors; the old file is still there.
     path = Path(path)
     try:
         with written_aside(path) as aside:
@@ -142,6 +143,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is cut short, or no safetensors file: {error}") from error
+    # Metadata of safetensors are text, so the description is JSON.
     try:
         about = json.loads(text)
     except json.JSONDecodeError as error:

@@ -46,7 +46,6 @@ class GroupQuantizer:
         errors = {name: weight_error(weights[name], layers[name].weight) for name in names}
         scaled = [name for name in names if layers[name].input_scale is not None]
         is_folded = bool(scaled) and self._fold_scale(layers)
-
         scale_note = "input scale folded" if is_folded else "input scale at run time"
 
         for name, layer in layers.items():

@@ -96,8 +96,8 @@ def _places_of(layers: Iterable[nn.Module], root: nn.Module) -> dict[nn.Module, 
 def _users_of(
     weights: Iterable[Tensor], holder: nn.Module
 ) -> dict[Tensor, list[tuple[str, Place]]]:
-    """For each weight the parameters that are this weight: their name in the model, their place."""
     users: dict[Tensor, list[tuple[str, Place]]] = {weight: [] for weight in weights}
+    # Their names within the model, and their places, so that they can be replaced.
     for path, module in holder.named_modules():
         for key, parameter in module._parameters.items():
             if parameter in users:

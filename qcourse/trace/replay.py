@@ -84,7 +84,7 @@ class Replay:
                 yield tuple(group), observed
 
     def _trace(self) -> None:
-        """Run all batches once; count the calls, find the groups, and see whether it is a chain."""
+        # The first pass counts the calls, finds the groups, and shows whether it is a chain of blocks.
         is_chain = True
         for number in range(len(self.batches)):
             trace = CallTrace(self.layers, self.blocks, self.groups)
@@ -122,7 +122,7 @@ class Replay:
         return self._run_until_seen(number, module, hook)
 
     def _run_until_seen(self, number: int, module: nn.Module, hook: Any) -> list[Any]:
-        """Run one batch until the last call of a module; NoChain if an earlier block reaches it."""
+        # The pass ends with the last call of the module; what comes after it has no use.
         found: list[Any] = []
         calls = self._calls[number][module]
         if not calls:
