@@ -84,7 +84,7 @@ class Replay:
                 yield tuple(group), observed
 
     def _trace(self) -> None:
-        # The first pass counts the calls, finds the groups, and shows whether it is a chain of blocks.
+        # The first pass counts the calls, finds the groups, and shows whether there is a chain.
         is_chain = True
         for number in range(len(self.batches)):
             trace = CallTrace(self.layers, self.blocks, self.groups)
