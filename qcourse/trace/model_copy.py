@@ -17,8 +17,8 @@ Place = tuple[nn.Module, str]  # a parent module, and the key of a child or para
 class ModelCopy:
     """A copy of a model; it is complete once each layer was given to ``replace`` or ``own``.
 
-    `pending` has the copy's layers that are not yet, by name; `untied` has, per layer, the names of
-    other parameters that were its weight.
+    `pending` has the copy's layers that remain, by name. `untied` has, per layer, the names of the
+    other parameters that shared its weight.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
