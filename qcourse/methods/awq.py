@@ -128,7 +128,7 @@ def _search(weights: Mapping[str, Tensor], seen: SecondMoment, method: Awq) -> d
     unit = max(float(w.abs().max()) for w in weights.values()) or 1.0
 
     # Try each alpha on all weights.
-    scales = _scales(seen.magnitude, method.grid, moments.stored.dtype)
+    scales = _scales(seen.sum_of_abs, method.grid, moments.stored.dtype)
     trials = []
     totals = []
     for s in scales:
@@ -172,11 +172,11 @@ def _quantized(
     return quantized, shrink.reshape(shape), float(losses.sum())
 
 
-def _scales(magnitude: Tensor, grid: int, dtype: torch.dtype) -> list[Float[Tensor, " in"]]:
+def _scales(sum_of_abs: Tensor, grid: int, dtype: torch.dtype) -> list[Float[Tensor, " in"]]:
     """s = mean|x|^alpha / sqrt(max s * min s) for alpha = 0, 1/grid, ..., 1."""
-    # The unit of the magnitude cancels in s, so the sum of |x| serves as the mean.
-    largest = magnitude.max().clamp(min=torch.finfo(magnitude.dtype).tiny)
-    share = (magnitude / largest).clamp(min=LEAST)
+    # A factor of the sum cancels in s, so the sum of |x| serves as the mean.
+    largest = sum_of_abs.max().clamp(min=torch.finfo(sum_of_abs.dtype).tiny)
+    share = (sum_of_abs / largest).clamp(min=LEAST)
     scales = []
     for i in range(grid + 1):
         s = share ** (i / grid)

@@ -79,7 +79,7 @@ class Calibrator:
         # NaN and infinity reach the extremes, so looking at these finds them.
         rows = granularity.rows(x.detach())
         low, high = range_of_rows(rows)
-        check_finite(x, low, high, name)
+        check_finite(x, name, ends=(low, high))
 
         # All checks passed: only now change anything.
         self._seen = self.rule.observe(self._seen, rows, low, high)

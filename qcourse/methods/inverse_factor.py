@@ -59,48 +59,45 @@ def inverse_factor(
         TypeError, ValueError: hessian cannot be a second moment; damp is not positive and finite.
     """
     check_damp(damp)
-    matrix = _checked_matrix(hessian)
+    matrix, input_factor, tokens = _opened(hessian)
     diagonal = matrix.diagonal().double()
     dead = diagonal == 0
-    unit = float(diagonal[~dead].mean())
+    mean = float(diagonal[~dead].mean())
     order = torch.arange(len(dead), device=dead.device)
     if act_order:
         order = diagonal.argsort(descending=True, stable=True)
 
     # Damp and factor H / unit. Then free both copies: each is as large as a triangle below.
-    h = _normalized(matrix, order, dead, unit, dtype)
+    h = _normalized(matrix, order, dead, mean, dtype)
     lower, used_damp = _damped_cholesky(h, damp)
     del matrix, h
 
     # With J the reversal of the order, J H J = L L^T. So H^-1 = U^T U with U = J L^-1 J, upper.
     upper = invert_triangle(lower).flip(0, 1)
-
-    # A `SecondMoment` gave power_of_two^2 H, so its unit is too large by that square.
-    tokens = None
-    if isinstance(hessian, SecondMoment):
-        tokens = hessian.count
-        unit = unit / hessian.power_of_two / hessian.power_of_two
+    # Divide twice, because the square of the factor may overflow.
+    unit = mean / input_factor / input_factor
     return InverseFactor(upper, order, dead, unit, used_damp, _note(damp, used_damp, dead, tokens))
 
 
-def _checked_matrix(hessian: SecondMoment | Tensor) -> Tensor:
-    """H up to a factor; ValueError if it cannot be a second moment."""
+def _opened(hessian: SecondMoment | Tensor) -> tuple[Tensor, float, int | None]:
+    """input_factor^2 H, input_factor, and the tokens if known; ValueError if H is none."""
     if isinstance(hessian, SecondMoment):
         matrix = hessian.scaled_matrix
-        check_hessian(matrix, symmetric=True)
-        return matrix
+        # x^T x is symmetric as it was computed.
+        check_hessian(matrix, check_entries=False)
+        return matrix, hessian.input_factor, hessian.count
     check_hessian(hessian)
-    return hessian
+    return hessian, 1.0, None
 
 
 def _normalized(
-    matrix: Tensor, order: Tensor, dead: Tensor, unit: float, dtype: torch.dtype
+    matrix: Tensor, order: Tensor, dead: Tensor, mean: float, dtype: torch.dtype
 ) -> Tensor:
-    """A copy of H / unit in the reverse of `order`, with 1 on the diagonal of dead inputs."""
+    """A copy of matrix / mean in the reverse of `order`, with 1 on the diagonal of dead inputs."""
     reverse = order.flip(0)
     keeps_order = bool((order.diff() > 0).all())
     h = matrix.flip(0, 1) if keeps_order else matrix[reverse][:, reverse]
-    h = h.to(torch.promote_types(dtype, wide(h.dtype))).div_(unit)
+    h = h.to(torch.promote_types(dtype, wide(h.dtype))).div_(mean)
 
     # H has nothing about an input that was always 0. It counts as an average input of its own.
     h.diagonal().masked_fill_(dead[reverse], 1)

@@ -38,7 +38,7 @@ def outlier_columns(x: Shaped[Tensor, "..."], threshold: float = 6.0) -> Bool[Te
     amax = x.detach().abs()
     if x.ndim > 1:
         amax = amax.flatten(0, -2).amax(0)  # (in,)
-    check_finite(x, amax, amax)
+    check_finite(x, ends=(amax,))
     return amax > threshold
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from qcourse.methods.group_moments import GroupMoments
-from qcourse.numerics.chunks import range_of_rows, wide
+from qcourse.numerics.chunks import wide
 from qcourse.numerics.validation import check_finite, check_floating
 
 
@@ -25,19 +25,19 @@ class SecondMoment:
     >>> seen = SecondMoment().add(torch.tensor([[1.0, 2.0]])).add(torch.tensor([[3.0, 0.0]]))
     >>> seen.matrix.tolist(), seen.count
     ([[5.0, 1.0], [1.0, 2.0]], 2)
-    >>> (seen.magnitude / seen.power_of_two).tolist()
+    >>> (seen.sum_of_abs / seen.input_factor).tolist()
     [4.0, 2.0]
     """
 
     def __init__(self) -> None:
         # The number of tokens seen.
         self.count = 0
-        # The factor applied to x before anything is stored, so that all |x| < 1.
-        self.power_of_two = 1.0
-        # The sum of |power_of_two x| over the tokens, (in,).
-        self.magnitude: Tensor = torch.zeros(0, dtype=torch.float64)
-        # The smaller matrix of these two: power_of_two x of each batch while count < in, then
-        # (power_of_two x)^T (power_of_two x), (in, in).
+        # What x is multiplied by before anything is stored, so that all |x| < 1; a power of two.
+        self.input_factor = 1.0
+        # The sum of |input_factor x| over the tokens, (in,).
+        self.sum_of_abs: Tensor = torch.zeros(0, dtype=torch.float64)
+        # The smaller matrix of these two: input_factor x of each batch while count < in, then
+        # (input_factor x)^T (input_factor x), (in, in).
         self.batches: list[Tensor] = []
         self.gram: Tensor | None = None
         self._largest = 0.0
@@ -52,12 +52,12 @@ class SecondMoment:
         x = x.detach()
         if self.count == 0:
             self._dtype = wide(x.dtype)
-            self.magnitude = self.magnitude.new_zeros(x.shape[1], device=x.device)
+            self.sum_of_abs = self.sum_of_abs.new_zeros(x.shape[1], device=x.device)
         self._rescale(largest)
-        x = (x.to(wide(x.dtype)) * self.power_of_two).to(self._dtype)
+        x = (x.to(wide(x.dtype)) * self.input_factor).to(self._dtype)
 
         # Sum a batch in its own dtype and the batches in float64: ten times as fast as all float64.
-        self.magnitude += x.abs().sum(0).double()
+        self.sum_of_abs += x.abs().sum(0).double()
         self.count += len(x)
 
         # Store x itself until x^T x, (in, in), is no larger than all inputs together.
@@ -74,21 +74,21 @@ class SecondMoment:
     def matrix(self) -> Float[Tensor, "in in"]:
         """Return a copy of H, in float64 if its values may leave the range of float32."""
         h = self.scaled_matrix
-        if not 2.0**-40 < self.power_of_two < 2.0**40:
+        if not 2.0**-40 < self.input_factor < 2.0**40:
             h = h.double()
         # Divide twice, because the square of the factor may overflow.
-        return h.div_(self.power_of_two).div_(self.power_of_two)
+        return h.div_(self.input_factor).div_(self.input_factor)
 
     @property
     def scaled_matrix(self) -> Float[Tensor, "in in"]:
-        """Return a copy of power_of_two^2 H, whose entries are at most 1 in magnitude."""
+        """Return a copy of input_factor^2 H, whose entries are at most 1 in magnitude."""
         self._check_not_empty()
         if self.gram is None:
             return self._gram_of_batches().div_(self.count)
         return self.gram / self.count
 
     def as_one_group(self) -> GroupMoments:
-        """Return the moments of power_of_two x, not divided by count; shares memory with self."""
+        """Return the moments of input_factor x, not divided by count; shares memory with self."""
         self._check_not_empty()
         if self.gram is None:
             return GroupMoments(torch.cat(self.batches)[None], is_gram=False)
@@ -97,11 +97,11 @@ class SecondMoment:
     def _checked_largest(self, x: Tensor) -> float:
         """The largest |x| of a batch that passes all checks."""
         check_floating(x)
-        if x.ndim != 2 or (self.count and x.shape[1] != len(self.magnitude)):
-            width = len(self.magnitude) if self.count else "in"
+        if x.ndim != 2 or (self.count and x.shape[1] != len(self.sum_of_abs)):
+            width = len(self.sum_of_abs) if self.count else "in"
             raise ValueError(f"x of shape {tuple(x.shape)} must have the shape (tokens, {width})")
-        low, high = range_of_rows(x.detach().reshape(1, -1))
-        check_finite(x, low, high)
+        low, high = torch.aminmax(x.detach())
+        check_finite(x, ends=(low, high))
         return max(-float(low), float(high))
 
     def _rescale(self, largest: float) -> None:
@@ -110,20 +110,20 @@ class SecondMoment:
         # frexp: largest < 2^exponent. The power 2^-exponent must be a float of this dtype too.
         exponent = math.frexp(self._largest)[1]
         lowest_exponent = -1000 if self._dtype == torch.float64 else -100
-        power_of_two = 2.0 ** -max(exponent, lowest_exponent)
-        if power_of_two == self.power_of_two:
+        input_factor = 2.0 ** -max(exponent, lowest_exponent)
+        if input_factor == self.input_factor:
             return
 
-        ratio = power_of_two / self.power_of_two
-        self.power_of_two = power_of_two
-        self.magnitude *= ratio
+        ratio = input_factor / self.input_factor
+        self.input_factor = input_factor
+        self.sum_of_abs *= ratio
         self.batches = [x * ratio for x in self.batches]
         if self.gram is not None:
             self.gram.mul_(ratio).mul_(ratio)
 
     def _gram_of_batches(self) -> Tensor:
-        size = len(self.magnitude)
-        total = torch.zeros(size, size, dtype=self._dtype, device=self.magnitude.device)
+        size = len(self.sum_of_abs)
+        total = torch.zeros(size, size, dtype=self._dtype, device=self.sum_of_abs.device)
         for x in self.batches:
             total.addmm_(x.T, x)
         return total

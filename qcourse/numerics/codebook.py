@@ -115,7 +115,7 @@ def lloyd_max(x: Shaped[Tensor, "..."], count: int, *, steps: int = 100) -> tupl
     """
     check_floating(x)
     values = x.detach().double().flatten().sort().values
-    check_finite(x, values[0], values[-1])
+    check_finite(x, ends=(values[0], values[-1]))
     different = values.unique_consecutive()
     if type(count) is not int or not 2 <= count <= min(256, len(different)):
         raise ValueError(

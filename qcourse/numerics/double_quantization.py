@@ -45,7 +45,7 @@ def double_quantize(scale: Shaped[Tensor, "..."], group_size: int = 256) -> Doub
     """
     check_floating(scale, "scale")
     quantizer = FloatQuantizer(E4M3, PerGroup(group_size))
-    check_finite(scale, scale, scale, "scale")
+    check_finite(scale, "scale")
     # Scales are all positive; less their mean they use both signs of the codes.
     flat = scale.detach().float().flatten()
     mean = flat.mean()

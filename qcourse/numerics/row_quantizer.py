@@ -66,7 +66,7 @@ class RowQuantizer(ABC):
         """Return the codes of the grid points nearest to finite x; values beyond get the ends."""
         check_floating(x)
         self._check_parameters(parameters, self.granularity.scale_shape(x.shape))
-        check_finite(x, *range_of_rows(x.detach().reshape(1, -1)))
+        check_finite(x)
         return self._encode(x, parameters)
 
     def decode(self, codes: Integer[Tensor, "*shape"], parameters: Any) -> Float[Tensor, "*shape"]:
@@ -97,5 +97,5 @@ class RowQuantizer(ABC):
         self.granularity.scale_shape(x.shape)  # raises ValueError if the shape does not suit
         rows = self.granularity.rows(x.detach())
         low, high = range_of_rows(rows)
-        check_finite(x, low, high)
+        check_finite(x, ends=(low, high))
         return rows, low, high

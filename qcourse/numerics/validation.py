@@ -4,13 +4,12 @@ The idea: NaN in and a plausible number out is the worst a quantizer can do. So 
 error that names the argument, its value and the rule.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from qcourse.numerics.chunks import range_of_rows
 from qcourse.numerics.quantized import Parameters, Quantizer
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,10 +32,18 @@ def check_floating(x: Tensor, name: str = "x") -> None:
         raise ValueError(f"{name} is empty (shape {shape}); a range needs at least one value")
 
 
-def check_finite(x: Tensor, low: Tensor, high: Tensor, name: str = "x") -> None:
-    """Raise ValueError if x has NaN or infinity; low and high are its smallest and largest."""
+def check_finite(x: Tensor, name: str = "x", *, ends: Sequence[Tensor] | None = None) -> None:
+    """Raise ValueError if x has NaN or infinity; pass the smallest and largest values if known.
+
+    >>> check_finite(torch.tensor([1.0, torch.nan]), "scale")
+    Traceback (most recent call last):
+    ValueError: scale has 1 NaN or infinite values of 2, the first at flat index 1; quantization \
+takes finite values
+    """
     # NaN passes through minimum and maximum, so the ends tell about all values.
-    if torch.isfinite(low).all() and torch.isfinite(high).all():
+    if ends is None:
+        ends = torch.aminmax(x.detach())
+    if all(torch.isfinite(end).all() for end in ends):
         return
     bad = ~torch.isfinite(x).reshape(-1)
     count = int(bad.sum())
@@ -57,8 +64,7 @@ def check_matrix(x: Tensor, name: str, axes: str = "(out, in)") -> None:
     check_floating(x, name)
     if x.ndim != 2:
         raise ValueError(f"{name} of shape {tuple(x.shape)} must be a matrix {axes}")
-    low, high = range_of_rows(x.detach())
-    check_finite(x, low, high, name)
+    check_finite(x, name)
 
 
 def check_quantizer(quantizer: object, name: str = "quantizer") -> None:

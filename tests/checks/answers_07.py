@@ -19,7 +19,7 @@ from qcourse.recipes.fold import fold
 
 
 def keep_of_package(w: Tensor, w_hat: Tensor, x: Tensor, count: int) -> Tensor:
-    salient = SecondMoment().add(x).magnitude.argsort(descending=True)[:count]
+    salient = SecondMoment().add(x).sum_of_abs.argsort(descending=True)[:count]
     return torch.where(torch.isin(torch.arange(w.shape[1]), salient), w, w_hat)
 
 

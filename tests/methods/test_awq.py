@@ -394,7 +394,7 @@ def test_what_is_kept_of_the_inputs_stays_small() -> None:
     assert seen is not None
     x = normal(500, 32)
     torch.testing.assert_close(
-        seen.as_one_group().stored[0] / seen.power_of_two**2, x.T @ x, rtol=1e-4, atol=1e-3
+        seen.as_one_group().stored[0] / seen.input_factor**2, x.T @ x, rtol=1e-4, atol=1e-3
     )
     first = seen.as_one_group().stored.clone()
     assert torch.equal(seen.as_one_group().stored, first)  # to ask changes nothing

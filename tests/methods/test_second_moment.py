@@ -87,13 +87,13 @@ def test_inputs_are_kept_as_they_are_while_they_are_few() -> None:
         assert form.is_gram == (not few)
         expected = seen.T @ seen if form.is_gram else seen
         torch.testing.assert_close(
-            form.stored[0] / hessian.power_of_two ** (1 + form.is_gram), expected
+            form.stored[0] / hessian.input_factor ** (1 + form.is_gram), expected
         )
         torch.testing.assert_close(hessian.matrix, moment(seen))
         torch.testing.assert_close(
-            hessian.magnitude / hessian.power_of_two, seen.double().abs().sum(0), rtol=1e-6, atol=0
+            hessian.sum_of_abs / hessian.input_factor, seen.double().abs().sum(0), rtol=1e-6, atol=0
         )
-    assert hessian.magnitude.dtype == DOUBLE
+    assert hessian.sum_of_abs.dtype == DOUBLE
 
 
 def test_once_there_is_a_square_it_is_added_to_in_place() -> None:
@@ -120,7 +120,7 @@ def test_batches_of_very_different_sizes(units: tuple[float, ...], tokens: int) 
     assert hessian.matrix.dtype == DOUBLE  # no square of these is a float32
     torch.testing.assert_close(hessian.matrix, exact, rtol=1e-5, atol=1e-6 * float(exact.max()))
     total = torch.cat(batches).double().abs().sum(0)
-    torch.testing.assert_close(hessian.magnitude / hessian.power_of_two, total, rtol=1e-6, atol=0)
+    torch.testing.assert_close(hessian.sum_of_abs / hessian.input_factor, total, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("tokens", [3, 40], ids=["by x", "by x^T x"])
@@ -128,13 +128,13 @@ def test_batches_that_grow_count_as_what_they_are(tokens: int) -> None:
     batches = [unit * normal(tokens, 16, seed=unit, dtype=torch.float32) for unit in (1, 3, 10, 2)]
     hessian = gathered(*batches)
     assert (hessian.gram is None) == (tokens == 3)
-    assert hessian.power_of_two in (
+    assert hessian.input_factor in (
         2.0**-5,
         2.0**-6,
     )  # of the third batch, whose largest are about 30
     torch.testing.assert_close(hessian.matrix, moment(torch.cat(batches)), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(
-        hessian.magnitude / hessian.power_of_two,
+        hessian.sum_of_abs / hessian.input_factor,
         torch.cat(batches).double().abs().sum(0),
         rtol=1e-6,
         atol=0,
@@ -151,7 +151,7 @@ def test_a_power_of_two_changes_no_bit(power: int) -> None:
     )
     assert torch.equal(other.matrix, one.matrix.double() * 2.0**power * 2.0**power)
     assert torch.equal(
-        other.magnitude / other.power_of_two, one.magnitude / one.power_of_two * 2.0**power
+        other.sum_of_abs / other.input_factor, one.sum_of_abs / one.input_factor * 2.0**power
     )
 
 
@@ -201,12 +201,12 @@ def test_a_batch_that_is_refused_leaves_no_trace(
     add: Any, tokens: int, x: Tensor, error: type[Exception], words: str
 ) -> None:
     hessian = add(None, normal(tokens, 3))
-    before = hessian.matrix, hessian.magnitude.clone(), hessian.power_of_two
+    before = hessian.matrix, hessian.sum_of_abs.clone(), hessian.input_factor
     with pytest.raises(error, match=re.escape(words)):
         add(hessian, x)
     assert torch.equal(hessian.matrix, before[0])
-    assert torch.equal(hessian.magnitude, before[1])
-    assert (hessian.count, hessian.power_of_two) == (tokens, before[2])
+    assert torch.equal(hessian.sum_of_abs, before[1])
+    assert (hessian.count, hessian.input_factor) == (tokens, before[2])
 
 
 @pytest.mark.parametrize("add", WAYS, ids=["SecondMoment", "Gptq", "Awq"])

@@ -14,7 +14,8 @@ from qcourse.numerics.validation import (
 def test_what_passes() -> None:
     x = torch.tensor([0.0, 1.0])
     check_floating(x)
-    check_finite(x, x.amin(), x.amax())
+    check_finite(x)
+    check_finite(x, ends=(x.amin(), x.amax()))
     check_scale(torch.tensor([1e-30, 1.0]))
     check_stored_scale(torch.tensor([1.0]), torch.tensor([1.0 + 1 / 257], dtype=torch.float64))
 
@@ -23,9 +24,10 @@ def test_the_name_is_the_callers() -> None:
     with pytest.raises(ValueError, match="hessian is empty"):
         check_floating(torch.empty(0), "hessian")
     with pytest.raises(ValueError, match="hessian has 1 NaN"):
-        check_finite(
-            torch.tensor([torch.nan]), torch.tensor(torch.nan), torch.tensor(torch.nan), "hessian"
-        )
+        check_finite(torch.tensor([torch.nan]), "hessian")
+    x = torch.tensor([[0.0, -torch.inf]])
+    with pytest.raises(ValueError, match="x has 1 NaN or infinite values of 2, .* index 1"):
+        check_finite(x, ends=(x.amin(dim=1), x.amax(dim=1)))
 
 
 def test_scales_that_are_wrong_are_counted() -> None:
