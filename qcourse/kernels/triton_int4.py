@@ -83,7 +83,7 @@ def naive(
 @triton.jit(do_not_specialize=["M"])
 @no_type_check
 def planes(
-    x_ptr, words_ptr, scale_ptr, zero_ptr, y_ptr, M, N, K, blocks_a_group, stride_xm, stride_wn,
+    x_ptr, words_ptr, scale_ptr, zero_ptr, y_ptr, M, N, K, blocks_per_group, stride_xm, stride_wn,
     GROUPS: tl.constexpr, HAS_ZERO: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +103,7 @@ def planes(
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for block in tl.range(0, tl.cdiv(K, 128), num_stages=STAGES):
         words = tl.load(word_ptrs + block * 16)  # (BLOCK_N, 16): 128 codes per row
-        group = block * GROUPS // blocks_a_group * N + row
+        group = block * GROUPS // blocks_per_group * N + row
         part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for i in tl.static_range(4):
             # Plane i: 32 columns of x and of W, without the scale.
@@ -135,11 +135,11 @@ def planes(
     tl.store(y_ptrs, y, inside_y)
 
 
-@triton.jit(do_not_specialize=["M", "blocks_a_split"])
+@triton.jit(do_not_specialize=["M", "blocks_per_split"])
 @no_type_check
 def tuned(
-    x_ptr, words_ptr, scale_ptr, zero_ptr, y_ptr, sums_ptr, arrived_ptr, M, N, K, blocks_a_group,
-    stride_xm, stride_wn, blocks_a_split,
+    x_ptr, words_ptr, scale_ptr, zero_ptr, y_ptr, sums_ptr, arrived_ptr, M, N, K, blocks_per_group,
+    stride_xm, stride_wn, blocks_per_split,
     GROUPS: tl.constexpr, HAS_ZERO: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
     PACKED: tl.constexpr, SCALE_FIRST: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STAGES: tl.constexpr,
@@ -153,8 +153,8 @@ def tuned(
     row = tl.minimum(n, N - 1)
     k = tl.arange(0, 32)[:, None]
     blocks = tl.cdiv(K, 128)
-    first = tl.program_id(2) * blocks_a_split
-    last = tl.minimum(first + blocks_a_split, blocks)
+    first = tl.program_id(2) * blocks_per_split
+    last = tl.minimum(first + blocks_per_split, blocks)
     word_rows = words_ptr + row[:, None] * stride_wn
     word_columns = word_rows + tl.arange(0, 32)[None, :]
     word_ptrs = word_columns + first * 32
@@ -162,15 +162,15 @@ def tuned(
     x_ptrs = x_rows + k + first * 128
 
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    scales = four_rows(scale_ptr + row, first, blocks_a_group, N, GROUPS)
-    zeros = four_rows(zero_ptr + row, first, blocks_a_group, N, ZERO_GROUPS)
+    scales = four_rows(scale_ptr + row, first, blocks_per_group, N, GROUPS)
+    zeros = four_rows(zero_ptr + row, first, blocks_per_group, N, ZERO_GROUPS)
     for block in tl.range(first, last, num_stages=STAGES):
         words = tl.load(word_ptrs, eviction_policy="evict_first")  # (BLOCK_N, 32) int16
 
         # Load the scales of the next block now, so that the product need not wait for them.
         ahead = tl.minimum(block + 1, blocks - 1)
-        next_scales = four_rows(scale_ptr + row, ahead, blocks_a_group, N, GROUPS)
-        next_zeros = four_rows(zero_ptr + row, ahead, blocks_a_group, N, ZERO_GROUPS)
+        next_scales = four_rows(scale_ptr + row, ahead, blocks_per_group, N, GROUPS)
+        next_zeros = four_rows(zero_ptr + row, ahead, blocks_per_group, N, ZERO_GROUPS)
 
         # Decode all four planes, then multiply plane by plane.
         w = four_planes(words, zeros, dtype, HAS_ZERO, PACKED)  # four of (BLOCK_N, 32)

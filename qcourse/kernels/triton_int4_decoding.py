@@ -57,7 +57,7 @@ REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r,r,r,r")
 @triton.jit(do_not_specialize=["first", "last"])
 @no_type_check
 def decode(
-    words_ptr, scale_ptr, zero_ptr, w_ptr, first, last, N, K, blocks_a_group, stride_wn,
+    words_ptr, scale_ptr, zero_ptr, w_ptr, first, last, N, K, blocks_per_group, stride_wn,
     GROUPS: tl.constexpr, HAS_ZERO: tl.constexpr, EVEN_K: tl.constexpr, PACKED: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -74,8 +74,8 @@ def decode(
     word_blocks = word_rows + block * 32
     word_ptrs = word_blocks + tl.arange(0, 32)[None, :]
     words = tl.load(word_ptrs)  # (BLOCK_N, 32) int16
-    scales = four_rows(scale_ptr + row, block, blocks_a_group, N, GROUPS)
-    zeros = four_rows(zero_ptr + row, block, blocks_a_group, N, ZERO_GROUPS)
+    scales = four_rows(scale_ptr + row, block, blocks_per_group, N, GROUPS)
+    zeros = four_rows(zero_ptr + row, block, blocks_per_group, N, ZERO_GROUPS)
     w = four_planes(words, zeros, dtype, HAS_ZERO, PACKED)  # four of (BLOCK_N, 32)
 
     # Multiply in float32 and round once.

@@ -44,7 +44,7 @@ class SplitK:
         return {
             "sums_ptr": self.sums,
             "arrived_ptr": self.arrived,
-            "blocks_a_split": self.blocks_per_split,
+            "blocks_per_split": self.blocks_per_split,
             "SPLIT": self.splits > 1,
         }
 

@@ -62,7 +62,7 @@ class KernelWeight:
         """The arguments of the kernels that read whole planes of int32 words."""
         groups_per_block, blocks_per_group = groups_and_blocks(self.group_size)
         return self.pointers_and_sizes() | {
-            "blocks_a_group": blocks_per_group,
+            "blocks_per_group": blocks_per_group,
             "GROUPS": groups_per_block,
             "EVEN_K": self.inputs % BLOCK == 0,
         }

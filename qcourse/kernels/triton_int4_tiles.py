@@ -37,9 +37,9 @@ def x_plane(ptrs, inside_m, inside_k, EVEN_K: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def four_rows(ptr, block, blocks_a_group, N, GROUPS: tl.constexpr):
+def four_rows(ptr, block, blocks_per_group, N, GROUPS: tl.constexpr):
     """The rows of scales or zero points of a block's four planes; GROUPS 0 loads none."""
-    at = ptr + block * GROUPS // blocks_a_group * N
+    at = ptr + block * GROUPS // blocks_per_group * N
     first = tl.load(at) if GROUPS else 0
     second = tl.load(at + N) if GROUPS == 4 else first
     third = tl.load(at + GROUPS // 2 * N) if GROUPS > 1 else first

@@ -35,7 +35,7 @@ FIXED = {
     "BLOCK_N": BLOCK_N,
     "BLOCK_M": BLOCK_M,
     "GROUPS": 1,
-    "blocks_a_group": 1,
+    "blocks_per_group": 1,
     "HAS_ZERO": False,
     "EVEN_K": True,
     "STAGES": 4,

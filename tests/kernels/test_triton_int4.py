@@ -86,7 +86,7 @@ def product(
     """The product by a kernel, moved to the CPU."""
     group_size = codes.shape[1] // scale.shape[1]
     weight_tensors = packed(codes, scale, zero_point)
-    y = int4_mm(x.to(DEVICE), *weight_tensors, group_size=group_size, **options)  # type: ignore[arg-type]
+    y = int4_mm(x.to(DEVICE), *weight_tensors, group_size=group_size, **options)
     return y.cpu()
 
 
@@ -195,7 +195,7 @@ def test_w_hat_written_out(shape: tuple[int, int, int], zeros: bool) -> None:
     options = {"group_size": group_size, "inputs": K, "dtype": torch.float16}
     exact = dequantized(*w).half()  # codes times fp16 scales are exact in float32
     for start, stop in ((0, None), (1, N - 1), (N // 2, N + 64), (N, None)):
-        w_hat = decode(*packed(*w), start=start, stop=stop, **options)  # type: ignore[arg-type]
+        w_hat = decode(*packed(*w), start=start, stop=stop, **options)
         assert torch.equal(w_hat.cpu(), exact[start:stop])
 
 
