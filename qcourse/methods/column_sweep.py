@@ -9,7 +9,7 @@ How it differs from `gptq.py`: this module knows columns, a triangle and a grid,
 """
 
 from dataclasses import fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -27,8 +27,11 @@ class Grid(Protocol):
 
     span: int
 
-    def at(self, j: int, columns: Tensor) -> Any:
-        """Return the parameters of column j, given the columns as updated at its turn."""
+    def fit(self, start: int, run: Tensor) -> None:
+        """Fit the next `span` columns to their values (span, out); called in order, once each."""
+
+    def at(self, j: int) -> Any:
+        """Return the parameters of column j, whose run has been fitted."""
 
     def nearest(self, column: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
         """Return the codes of a column (out, 1), and the values they stand for."""
@@ -50,7 +53,10 @@ class FittedBefore:
         self._groups = (order // size).tolist()
         self._fits = [_group(self.parameters, k, count) for k in range(count)]
 
-    def at(self, j: int, columns: Tensor) -> Any:
+    def fit(self, start: int, run: Tensor) -> None:
+        """Fit nothing: all parameters are known."""
+
+    def at(self, j: int) -> Any:
         return self._fits[self._groups[j]]
 
 
@@ -66,12 +72,11 @@ class FittedOnTheWay:
         # Fit a row of zeros: the shapes of the parameters tell which of them all groups share.
         self._example = quantizer.fit(torch.zeros_like(w[:1]))
 
-    def at(self, j: int, columns: Tensor) -> Any:
-        # The first column of a group fits the parameters of all.
-        if j % self.span == 0:
-            group = columns[j : j + self.span].T  # (out, span)
-            self._fits.append(self.quantizer.fit(group))
-        return self._fits[-1]
+    def fit(self, start: int, run: Tensor) -> None:
+        self._fits.append(self.quantizer.fit(run.T))
+
+    def at(self, j: int) -> Any:
+        return self._fits[j // self.span]
 
     @property
     def parameters(self) -> Any:
@@ -91,20 +96,28 @@ class FittedOnTheWay:
         return replace(self._example, **joined)
 
 
+class Swept(NamedTuple):
+    """The result of a sweep, in its order of the columns."""
+
+    codes: Shaped[Tensor, "in out"]
+    # e_j = (w_j - w_hat_j) / U_jj, w_j as updated at its turn.
+    errors: Float[Tensor, "in out"]
+
+
 def round_columns(
     columns: Float[Tensor, "in out"],
     upper: Float[Tensor, "in in"],
     grid: Grid,
     block_size: int = 128,
-) -> Shaped[Tensor, "in out"]:
-    """Return the codes of w^T, given as `columns`; these become the errors e.
+) -> Swept:
+    """Return the codes of w^T, given as `columns`, and the errors, in the memory of `columns`.
 
     >>> from qcourse import IntQuantizer
     >>> columns = torch.tensor([[0.4], [0.4], [7.0]])
     >>> upper = torch.eye(3)
     >>> upper[0, 1] = -0.9  # inputs 0 and 1 correlate: column 1 compensates the error of column 0
     >>> grid = FittedBefore(IntQuantizer(4), columns.T, torch.arange(3))
-    >>> round_columns(columns, upper, grid).tolist()
+    >>> round_columns(columns, upper, grid).codes.tolist()
     [[0], [1], [7]]
     """
     nearest = grid.nearest
@@ -125,13 +138,15 @@ def round_columns(
                 continue
 
             # A single column: round it, and leave its error e in its place.
+            if first % grid.span == 0:
+                grid.fit(first, columns[first : first + grid.span])
             column = columns[first]
-            column_codes, w_hat = nearest(column[:, None], grid.at(first, columns))
+            column_codes, w_hat = nearest(column[:, None], grid.at(first))
             codes.append(column_codes[:, 0])
             column.sub_(w_hat[:, 0]).div_(diagonal[first])
 
     round_run(0, len(columns), _widths(grid.span, block_size))
-    return torch.stack(codes)
+    return Swept(codes=torch.stack(codes), errors=columns)
 
 
 def _widths(span: int, block_size: int) -> list[int]:

@@ -101,9 +101,9 @@ def sweep(
     on_the_way = not static_groups and group_size(quantizer.granularity, w.shape) < len(order)
     grid = FittedOnTheWay(quantizer, live) if on_the_way else FittedBefore(quantizer, live, order)
 
-    # Round column after column. The sweep replaces each column by its error (w - w_hat) / U_jj.
+    # Round column after column of a copy, whose memory then holds the errors.
     columns = live.T.contiguous()[order]
-    codes = round_columns(columns, factor.upper, grid, block_size)
+    codes, e = round_columns(columns, factor.upper, grid, block_size)
 
     # Groups that follow the sweep keep its order. All other codes return to that of the inputs.
     if not on_the_way:
@@ -112,7 +112,7 @@ def sweep(
     moved = bool((order.diff() < 0).any())
     q = QuantizedTensor(codes.T.contiguous(), grid.parameters, quantizer)
     d = q.dequantize().sub_(live[:, order] if moved else live)
-    error = _error(columns, d, factor.dead[order], factor)
+    error = _error(e, d, factor.dead[order], factor)
     return GPTQResult(q, error, factor.damp, order if moved else None, factor.note)
 
 

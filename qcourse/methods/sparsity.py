@@ -116,12 +116,12 @@ def sparsegpt(
     factor = inverse_factor(hessian, damp=damp, dtype=wide(w.dtype))
     _check_fits(w, factor.upper)
 
-    # GPTQ's sweep with another rounding: to 0, or not at all. It overwrites its columns.
+    # GPTQ's sweep with another rounding: to 0, or not at all. It overwrites its copy of w^T.
     grid = _PruningGrid(pattern, factor)
     columns = w.detach().to(factor.upper.dtype).T
     columns = columns.clone(memory_format=torch.contiguous_format)
     swept = round_columns(columns, factor.upper, grid, block_size)
-    weight = swept.T.contiguous()  # (out, in)
+    weight = swept.codes.T.contiguous()  # (out, in)
     mask = torch.stack(grid.kept).T.contiguous()  # (out, in)
 
     # Inputs that are always 0 need no weight.
@@ -130,24 +130,26 @@ def sparsegpt(
 
 
 class _PruningGrid:
-    """Grid of the sweep: a column's weights, or 0, decided for m columns at the first of them."""
+    """Grid of the sweep: a column's weights, or 0, decided for runs of m columns."""
 
     def __init__(self, pattern: NM, factor: InverseFactor) -> None:
         self.pattern = pattern
         self.diagonal = factor.upper.diagonal()
         self.span = pattern.m
+        # Which outputs keep each column, (in, out).
         self.kept: list[Tensor] = []
         # Raises ValueError now if m does not divide the inputs.
         pattern.mask(self.diagonal[None])
 
-    def at(self, j: int, columns: Tensor) -> Tensor:
+    def fit(self, start: int, run: Tensor) -> None:
+        """Decide which outputs keep the columns of a run."""
+        # U_jj^2 is [H^-1]_jj of the inputs not yet swept, so this is w_j^2 / [H^-1]_jj.
+        scaled = run / self.diagonal[start : start + self.span, None]
+        score = scaled.square().T  # (out, m)
+        self.kept += self.pattern.mask(score).T.unbind()
+
+    def at(self, j: int) -> Tensor:
         """Return which outputs keep column j."""
-        if j % self.span == 0:
-            run = slice(j, j + self.span)
-            # U_jj^2 is [H^-1]_jj of the inputs not yet swept, so this is w_j^2 / [H^-1]_jj.
-            scaled = columns[run] / self.diagonal[run, None]
-            score = scaled.square().T  # (out, m)
-            self.kept += self.pattern.mask(score).T.unbind()
         return self.kept[j]
 
     def nearest(self, column: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
