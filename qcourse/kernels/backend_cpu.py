@@ -25,7 +25,7 @@ def multiply(x: Tensor, w: Int4Weight) -> Tensor:
     return int4_cpu.multiply(x, w.packed, *w.extras, group_size=group_size, outputs=outputs)
 
 
-def operands_reason(x: Tensor, w: Int4Weight) -> str | None:
+def why_not_these(x: Tensor, w: Int4Weight) -> str | None:
     """Return why x and w cannot be multiplied here, or None."""
     if x.device.type != "cpu":
         return f"x is on {x.device}"
@@ -40,4 +40,4 @@ def is_cpu(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-BACKEND = Int4Backend(multiply, operands_reason, int4_cpu.unavailable_reason, is_cpu)
+BACKEND = Int4Backend(multiply, why_not_these, int4_cpu.unavailable_reason, is_cpu)

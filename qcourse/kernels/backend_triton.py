@@ -22,7 +22,7 @@ def multiply(x: Tensor, w: Int4Weight) -> Tensor:
     return triton_int4_launch.int4_mm(x, w.packed, *w.extras, group_size=w.group_size)
 
 
-def operands_reason(x: Tensor, w: Int4Weight) -> str | None:
+def why_not_these(x: Tensor, w: Int4Weight) -> str | None:
     """Return why x and w cannot be multiplied here, or None."""
     interpreted = triton_available.interpreted()
     if w.layout != "planes":
@@ -42,5 +42,5 @@ def is_accelerator(device: torch.device) -> bool:
 
 
 BACKEND = Int4Backend(
-    multiply, operands_reason, triton_available.unavailable_reason, is_accelerator
+    multiply, why_not_these, triton_available.unavailable_reason, is_accelerator
 )

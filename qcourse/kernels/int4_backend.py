@@ -13,11 +13,11 @@ from torch import Tensor
 from qcourse.kernels.int4_weight import Int4Weight
 
 
-def _takes_any_operands(x: Tensor, w: Int4Weight) -> None:
+def _no_objection_to(x: Tensor, w: Int4Weight) -> None:
     return None
 
 
-def _runs_anywhere() -> None:
+def _no_objection() -> None:
     return None
 
 
@@ -32,8 +32,8 @@ class Int4Backend:
     # x (tokens, in) and w (out, in) to (tokens, out), in x's dtype.
     multiply: Callable[[Tensor, Int4Weight], Tensor]
     # Why it cannot multiply this x and w, or None.
-    operands_reason: Callable[[Tensor, Int4Weight], str | None] = _takes_any_operands
+    why_not_these: Callable[[Tensor, Int4Weight], str | None] = _no_objection_to
     # Why it cannot run on this machine, or None.
-    machine_reason: Callable[[], str | None] = _runs_anywhere
+    why_not_here: Callable[[], str | None] = _no_objection
     # Whether it is tried first for tensors on a device.
     is_first_choice_on: Callable[[torch.device], bool] = _never_first

@@ -58,7 +58,7 @@ def int4_matmul(
     name = backend or _fastest(tokens, w)
     if name not in BACKENDS:
         raise ValueError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}, or None")
-    reason = BACKENDS[name].operands_reason(tokens, w)
+    reason = BACKENDS[name].why_not_these(tokens, w)
     if reason:
         raise RuntimeError(f"backend={name!r} cannot run here: {reason}")
     y = BACKENDS[name].multiply(tokens, w)
@@ -77,7 +77,7 @@ def int4_unavailable_reason(backend: str) -> str | None:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}")
-    return BACKENDS[backend].machine_reason()
+    return BACKENDS[backend].why_not_here()
 
 
 def _fastest(x: Tensor, w: Int4Weight) -> str:
@@ -85,7 +85,7 @@ def _fastest(x: Tensor, w: Int4Weight) -> str:
     for name, backend in BACKENDS.items():
         if not backend.is_first_choice_on(x.device):
             continue
-        reason = backend.operands_reason(x, w)
+        reason = backend.why_not_these(x, w)
         if reason is None:
             return name
         # On a CPU, and for float32, decoding first is the normal way and needs no warning.

@@ -340,8 +340,8 @@ def test_layouts_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_backend_is_one_line_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = Int4Backend(
         multiply=lambda x, w: x.new_zeros(len(x), w.shape[0]),
-        operands_reason=lambda x, w: "one token at most" if len(x) > 1 else None,
-        machine_reason=lambda: "not on Mondays",
+        why_not_these=lambda x, w: "one token at most" if len(x) > 1 else None,
+        why_not_here=lambda: "not on Mondays",
         is_first_choice_on=lambda device: True,
     )
     monkeypatch.setitem(BACKENDS, "zeros", zeros)
