@@ -26,7 +26,7 @@ def test_the_name_is_the_callers() -> None:
     with pytest.raises(ValueError, match="hessian has 1 NaN"):
         check_finite(torch.tensor([torch.nan]), "hessian")
     x = torch.tensor([[0.0, -torch.inf]])
-    with pytest.raises(ValueError, match="x has 1 NaN or infinite values of 2, .* index 1"):
+    with pytest.raises(ValueError, match=r"x has 1 NaN or infinite values of 2, .* index 1"):
         check_finite(x, ends=(x.amin(dim=1), x.amax(dim=1)))
 
 
