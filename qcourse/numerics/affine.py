@@ -82,7 +82,6 @@ class IntQuantizer(ScaledQuantizer):
 
     @property
     def code_dtype(self) -> torch.dtype:
-        """The dtype of the codes."""
         return torch.int8 if self.symmetric else torch.uint8
 
     def parameter_nbytes(self, parameters: Parameters) -> int:

@@ -53,9 +53,6 @@ NF4 = normal_float(4)
 class CodebookQuantizer(ScaledQuantizer):
     """Quantize to the nearest of 2 to 256 ascending levels, times a scale.
 
-    The rule "amax" is amax / max |level|; "mse" searches the fraction of the range with the least
-    squared error.
-
     >>> codebook = CodebookQuantizer((-1.0, 0.0, 0.25, 1.0))
     >>> codebook(torch.tensor([-2.0, 0.3, 0.2, 1.3])).codes.tolist()
     [0, 2, 1, 3]
@@ -63,6 +60,7 @@ class CodebookQuantizer(ScaledQuantizer):
 
     levels: tuple[float, ...] = NF4
     granularity: Granularity = PerTensor()
+    # "amax" is amax / max |level|; "mse" is "amax" of the best fraction of the range.
     scale_rule: str = "amax"
     scale_dtype: torch.dtype = torch.float32
     code_dtype: ClassVar[torch.dtype] = torch.uint8

@@ -56,14 +56,12 @@ class BlockScales:
 class NVFP4Quantizer(RowQuantizer):
     """Quantize to NVFP4: E2M1 in blocks of 16 with an E4M3 scale each, and a float32 scale for all.
 
-    Without per_tensor there is no float32 scale; then no E4M3 scale fits a block with amax below
-    6/64 or above 6 * 448.
-
     >>> q = NVFP4Quantizer()(torch.tensor([[6.0, 0.5, *14 * [0.0]], [0.75, 0.25, *14 * [0.0]]]))
     >>> q.bits_per_weight, q.dequantize()[:, :2].tolist()  # 4.5, and the 32 bits of tensor_scale
     (5.5, [[6.0, 0.5], [0.75, 0.25]])
     """
 
+    # False: no float32 scale; then no E4M3 scale fits a block with amax below 6/64 or above 6 * 448.
     per_tensor: bool = True
     granularity: Granularity = PerGroup(16)  # replaced by methods that go column by column
     bits: ClassVar[int] = 4

@@ -55,12 +55,7 @@ takes finite values
 
 
 def check_matrix(x: Tensor, name: str, axes: str = "(out, in)") -> None:
-    """Raise TypeError unless x holds floats, ValueError unless it is a finite matrix.
-
-    >>> check_matrix(torch.ones(3), "w")
-    Traceback (most recent call last):
-    ValueError: w of shape (3,) must be a matrix (out, in)
-    """
+    """Raise TypeError unless x holds floats, ValueError unless it is a finite matrix."""
     check_floating(x, name)
     if x.ndim != 2:
         raise ValueError(f"{name} of shape {tuple(x.shape)} must be a matrix {axes}")
