@@ -61,7 +61,7 @@ class NVFP4Quantizer(RowQuantizer):
     (5.5, [[6.0, 0.5], [0.75, 0.25]])
     """
 
-    # False: no float32 scale; then no E4M3 scale fits a block with amax below 6/64 or above 6 * 448.
+    # False: no float32 scale; no E4M3 scale then fits a block with amax below 6/64 or over 6 * 448.
     per_tensor: bool = True
     granularity: Granularity = PerGroup(16)  # replaced by methods that go column by column
     bits: ClassVar[int] = 4
