@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from qcourse.methods.clip import Rounding, shrunk
+from qcourse.methods.clip import ClipSearch, shrunk
 from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_floating, check_matrix, check_quantizer, in_layer
@@ -132,8 +132,8 @@ def _search(weights: Mapping[str, Tensor], seen: SecondMoment, method: Awq) -> d
     trials = []
     totals = []
     for s in scales:
-        rounding = Rounding(method.quantizer, moments.divided_by(s), s, unit)
-        losses = {name: rounding.losses(w) for name, w in weights.items()}
+        search = ClipSearch(method.quantizer, moments.divided_by(s), s, unit)
+        losses = {name: search.unclipped_losses(w) for name, w in weights.items()}
         trials.append(losses)
         totals.append(sum(float(lost.sum()) for lost in losses.values()))
     best = totals.index(min(totals))  # the first of equals: alpha is 0 if nothing is gained
@@ -146,29 +146,29 @@ def _search(weights: Mapping[str, Tensor], seen: SecondMoment, method: Awq) -> d
     # The moments of the best trial are made anew: those of all trials need too much memory.
     s = scales[best]
     alpha = best / method.grid
-    rounding = Rounding(method.quantizer, moments.divided_by(s), s, unit)
+    search = ClipSearch(method.quantizer, moments.divided_by(s), s, unit)
     results = {}
     for name, w in weights.items():
-        q, shrink, lost = _quantized(w, rounding, trials[best][name], clip=method.clip)
+        q, shrink, lost = _quantized(w, search, trials[best][name], clip=method.clip)
         results[name] = AWQResult(q, s, _relative(lost, sizes[name]), alpha, curve, shrink)
     return results
 
 
 def _quantized(
-    w: Tensor, rounding: Rounding, losses: Tensor, *, clip: bool
+    w: Tensor, search: ClipSearch, losses: Tensor, *, clip: bool
 ) -> tuple[QuantizedTensor, Tensor, float]:
     """The codes of w s, the share of its range per scale, and the loss; `losses` is unclipped."""
-    quantizer = rounding.quantizer
-    shape = quantizer.granularity.scale_shape(w.shape)
-    shrink = w.new_ones(shape or (1, 1))
+    quantizer = search.quantizer
+    shrink = w.new_ones(search.scale_shape(w))
     if clip:
-        shrink, losses = rounding.clipped(w, losses)
+        shrink, losses = search.best_shrinks(w, losses)
 
     # Fit the grid on the shrunk weights, but encode the weights themselves: that clips them.
-    ws = w * rounding.s
+    ws = w * search.s
     parameters = quantizer.fit(shrunk(ws, shrink))
     codes = quantizer.encode(ws, parameters)
     quantized = QuantizedTensor(codes, parameters, quantizer)
+    shape = quantizer.granularity.scale_shape(w.shape)
     return quantized, shrink.reshape(shape), float(losses.sum())
 
 

@@ -8,7 +8,7 @@ Source: Lin et al., "AWQ" (MLSys 2024); the shares 1, 0.95, ..., 0.55 are those 
 How it differs from ``scale_rule="mse"``: that rule minimizes the error of the weights.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from jaxtyping import Float, Float64
@@ -16,22 +16,23 @@ from torch import Tensor
 
 from qcourse.methods.group_moments import GroupMoments
 from qcourse.numerics.quantized import Quantizer
+from qcourse.numerics.shrinks import best_shrink
 
 SHRINKS = tuple(1 - i / 20 for i in range(10))
 STRIP = 1 << 20  # weights that are rounded at a time, so that a trial stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
-class Rounding:
-    """Rounding w s to the nearest codes for inputs x / s, and the squared output error it causes.
+class ClipSearch:
+    """The squared output error of rounding w s for inputs x / s, and the clips that reduce it.
 
     >>> from qcourse import IntQuantizer, PerGroup
     >>> quantizer = IntQuantizer(2, granularity=PerGroup(4))
     >>> moments = GroupMoments(torch.eye(4)[None], is_gram=True)
-    >>> rounding = Rounding(quantizer, moments, torch.ones(4), unit=1.0)
+    >>> search = ClipSearch(quantizer, moments, torch.ones(4), unit=1.0)
     >>> w = torch.tensor([[1.0, -0.6, 0.6, -0.6]])  # the codes are -2, -1, 0, 1
-    >>> unclipped = rounding.losses(w)  # 3 x 0.4^2
-    >>> shrink, lost = rounding.clipped(w, unclipped)  # 0.3^2 + 3 x 0.1^2
+    >>> unclipped = search.unclipped_losses(w)  # 3 x 0.4^2
+    >>> shrink, lost = search.best_shrinks(w, unclipped)  # 0.3^2 + 3 x 0.1^2
     >>> [round(each.item(), 4) for each in (unclipped, shrink, lost)]
     [0.48, 0.7, 0.12]
     """
@@ -43,44 +44,49 @@ class Rounding:
     s: Float[Tensor, " in"]
     # About the size of w: losses are in units of unit^2, so that they stay within float32.
     unit: float
+    # Whether each row has parameters of its own, so that it can be rounded without the others.
+    rows_are_alone: bool = field(init=False)
 
-    def losses(self, w: Float[Tensor, "out in"]) -> Float64[Tensor, "out 1"]:
-        """Return the loss of each row; infinite if the quantizer rejects w s."""
-        parts = [self._losses(strip) for strip in self._strips(w)]
+    def __post_init__(self) -> None:
+        alone = _rows_are_alone(self.quantizer, len(self.s))
+        object.__setattr__(self, "rows_are_alone", alone)
+
+    def unclipped_losses(self, w: Float[Tensor, "out in"]) -> Float64[Tensor, "out 1"]:
+        """Return the loss of each row without a clip; infinite if the quantizer rejects w s."""
+        parts = [self._strip_losses(strip) for strip in self._strips(w)]
         return torch.cat(parts)
 
-    def clipped(
+    def best_shrinks(
         self, w: Float[Tensor, "out in"], unclipped: Float64[Tensor, "out 1"]
     ) -> tuple[Float[Tensor, "rows groups"], Float64[Tensor, "out 1"]]:
         """Return the best share of SHRINKS for each scale, and the loss of each row."""
-        groups = self._scale_shape(w)[1]
+        groups = self.scale_shape(w)[1]
         by_group = replace(self, moments=self.moments.split(groups))
         shrinks = []
         losses = []
         for strip, before in zip(self._strips(w), self._strips(unclipped), strict=True):
             shrink = by_group._best_shrink(strip)
-            lost = self._losses(strip, shrink)
+            lost = self._strip_losses(strip, shrink)
 
             # The best shares of all groups may not be best for their row, where errors of groups
             # cancel. Such a row stays unclipped; rows that share parameters stay so together.
-            better = lost < before if self._rows_are_alone else lost.sum() < before.sum()
+            better = lost < before if self.rows_are_alone else lost.sum() < before.sum()
             shrinks.append(torch.where(better, shrink, 1.0))
             losses.append(torch.where(better, lost, before))
         return torch.cat(shrinks), torch.cat(losses)
 
     def _best_shrink(self, w: Tensor) -> Tensor:
         """For each scale the share with which its own values lose least; the largest of equals."""
-        best = w.new_ones(self._scale_shape(w))
-        least = torch.full_like(best, torch.inf, dtype=torch.float64)
-        for share in SHRINKS:
-            lost = self._losses(w, torch.full_like(best, share))
-            if len(best) < len(lost):
-                lost = lost.sum(0, keepdim=True)  # all rows share the scale
-            best = torch.where(lost < least, share, best)
-            least = torch.minimum(lost, least)
-        return best
+        shape = self.scale_shape(w)
 
-    def _losses(self, w: Tensor, shrink: Tensor | None = None) -> Tensor:
+        def loss(share: float) -> Tensor:
+            lost = self._strip_losses(w, w.new_full(shape, share))
+            rows_share = shape[0] < len(lost)
+            return lost.sum(0, keepdim=True) if rows_share else lost
+
+        return best_shrink(SHRINKS, loss).to(w.dtype)
+
+    def _strip_losses(self, w: Tensor, shrink: Tensor | None = None) -> Tensor:
         """The loss of each row and group of the moments, with the grid of the shrunk weights."""
         ws = w * self.s
         fitted_on = ws if shrink is None else shrunk(ws, shrink)
@@ -95,24 +101,25 @@ class Rounding:
         d.div_(self.unit)
         return self.moments.losses(d)
 
-    def _scale_shape(self, w: Tensor) -> tuple[int, ...]:
-        return self.quantizer.granularity.scale_shape(w.shape) or (1, 1)  # (rows, groups)
+    def scale_shape(self, w: Float[Tensor, "out in"]) -> tuple[int, ...]:
+        """Return the rows and groups of the scales of w; (1, 1) for one scale."""
+        return self.quantizer.granularity.scale_shape(w.shape) or (1, 1)
 
     def _strips(self, rows: Tensor) -> tuple[Tensor, ...]:
-        if not self._rows_are_alone:
+        if not self.rows_are_alone:
             return (rows,)
         count = max(1, STRIP // len(self.s))
         return rows.split(count)
 
-    @property
-    def _rows_are_alone(self) -> bool:
-        # Fit two rows and look whether all parameters have two rows too.
-        parameters = self.quantizer.fit(torch.zeros(2, len(self.s)))
-        for field in fields(parameters):
-            value = getattr(parameters, field.name)
-            if value.ndim == 0 or len(value) != 2:
-                return False
-        return True
+
+def _rows_are_alone(quantizer: Quantizer, inputs: int) -> bool:
+    # Fit two rows and look whether all parameters have two rows too.
+    parameters = quantizer.fit(torch.zeros(2, inputs))
+    for each in fields(parameters):
+        value = getattr(parameters, each.name)
+        if value.ndim == 0 or len(value) != 2:
+            return False
+    return True
 
 
 def shrunk(

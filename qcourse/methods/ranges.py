@@ -17,7 +17,7 @@ from qcourse.methods.divergence import least_divergence
 from qcourse.methods.histogram import BINS, Histogram
 from qcourse.numerics.affine import IntQuantizer
 from qcourse.numerics.granularity import PerChannel
-from qcourse.numerics.scaled import MSE_SHRINKS
+from qcourse.numerics.shrinks import MSE_SHRINKS, best_shrink
 
 # The low and the high end of the range of each scale.
 Range = tuple[Float64[Tensor, " scales"], Float64[Tensor, " scales"]]
@@ -138,15 +138,13 @@ class MeanSquaredError(_OnHistogram):
         x = middles.expand(seen.counts.shape)
         counts = seen.counts.float()
 
-        least = torch.full_like(seen.low, torch.inf)
-        best = torch.ones_like(seen.low)
-        for shrink in MSE_SHRINKS:
+        def squared_error(shrink: float) -> Tensor:
             parameters = by_row.from_range(shrink * low, shrink * high)
             x_hat = by_row.decode(by_row.encode(x, parameters), parameters)
             squares = x_hat.sub_(x).square_().mul_(counts)
-            error = squares.sum(dim=1, dtype=torch.float64)
-            best = torch.where(error < least, shrink, best)
-            least = torch.minimum(least, error)
+            return squares.sum(dim=1, dtype=torch.float64)
+
+        best = best_shrink(MSE_SHRINKS, squared_error)
         return seen.low * best, seen.high * best
 
 

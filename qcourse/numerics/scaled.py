@@ -8,17 +8,15 @@ How it differs from `row_quantizer.py`: that says nothing about scales; this has
 from abc import abstractmethod
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from qcourse.numerics.chunks import chunks, wide
 from qcourse.numerics.granularity import Granularity
 from qcourse.numerics.quantized import Parameters
 from qcourse.numerics.row_quantizer import RowQuantizer
+from qcourse.numerics.shrinks import MSE_SHRINKS, best_shrink
 from qcourse.numerics.validation import check_parameters, check_stored_scale
-
-# The fractions of the full range that the rule "mse" tries: from 1 down to 0.05.
-MSE_SHRINKS = tuple(0.97**i for i in range(100))
 
 
 class ScaledQuantizer(RowQuantizer):
@@ -135,24 +133,22 @@ class ScaledQuantizer(RowQuantizer):
 
     def _least_squares_shrink(
         self, rows: Tensor, low: Tensor, high: Tensor
-    ) -> Float[Tensor, " scales"]:
+    ) -> Float64[Tensor, " scales"]:
         """Return, per row, the fraction of its range that leaves the least squared error."""
         dtype = wide(rows.dtype)
         low = low.double()[:, None]
         high = high.double()[:, None]
         # Errors are in units of the range, since 1e-25 squared is 0 in float32.
-        # A row of zeros has the error NaN, which never counts as the least.
+        # A row of zeros has the error NaN.
         unit = torch.maximum(-low, high).to(dtype)
-        best = torch.ones_like(low[:, 0])
-        least = torch.full_like(best, torch.inf)
-        for shrink in MSE_SHRINKS:
+
+        def squared_error(shrink: float) -> Tensor:
             parameters = self._parameters(shrink * low, shrink * high, dtype)
             codes = self._encode_rows(rows, parameters)
             x_hat = self._decode_rows(codes, parameters)
-            error = (x_hat - rows).div_(unit).square_().sum(dim=1)
-            best = torch.where(error < least, shrink, best)
-            least = torch.minimum(least, error)
-        return best
+            return (x_hat - rows).div_(unit).square_().sum(dim=1)
+
+        return best_shrink(MSE_SHRINKS, squared_error)
 
 
 def _columns(parameters: Parameters) -> tuple[Tensor, Tensor]:

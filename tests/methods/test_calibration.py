@@ -27,7 +27,7 @@ from qcourse.methods.calibration import (
 from qcourse.methods.divergence import divergences, least_divergence
 from qcourse.methods.histogram import BINS, Histogram
 from qcourse.numerics.metrics import relative_error
-from qcourse.numerics.scaled import MSE_SHRINKS
+from qcourse.numerics.shrinks import MSE_SHRINKS
 
 ON_HISTOGRAM = [Percentile(99), MeanSquaredError(), Entropy()]
 EVERY = [MinMax(), MovingAverage(0.9), *ON_HISTOGRAM]
