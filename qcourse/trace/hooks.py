@@ -28,10 +28,18 @@ class LayerGroups:
     blocks_before: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, first: str, blocks_before: int) -> None:
-        """Add a layer to the group of ``first``, unless it was called before."""
-        if name not in self.blocks_before:
-            self.blocks_before[name] = blocks_before
-            self.members.setdefault(first, []).append(name)
+        """Add a layer to the group of ``first``, or to one of its own, unless it was called before.
+
+        `first` may itself belong to another group, since an earlier batch. That group is replaced
+        as a whole, so a layer that joined `first` would never be observed.
+        """
+        if name in self.blocks_before:
+            return
+        self.blocks_before[name] = blocks_before
+        if first in self.members:
+            self.members[first].append(name)
+        else:
+            self.members[name] = [name]
 
 
 class CallTrace:

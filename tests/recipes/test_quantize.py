@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
-from qcourse import IntQuantizer, PerChannel, PerGroup, QuantizedTensor, fake_quantize, quantize
+from qcourse import IntQuantizer, PerChannel, PerGroup, fake_quantize, quantize
 from qcourse.layers.quantized_linear import QuantizedLinear
-from qcourse.methods.method import RoundToNearest
+from qcourse.methods.method import LayerCodes, RoundToNearest
 from qcourse.models.evaluate import perplexity
 from qcourse.models.llama import Llama, random_llama
 from qcourse.models.llama_config import LlamaConfig
@@ -53,15 +53,6 @@ class Spy:
         return {name: self.quantizer(w) for name, w in weights.items()}
 
 
-class Result(NamedTuple):
-    """What a method such as AWQ or GPTQ returns for a layer."""
-
-    quantized: QuantizedTensor
-    input_scale: Tensor | None = None
-    input_order: Tensor | None = None
-    note: str = ""
-
-
 @dataclass(frozen=True)
 class Scaled(Spy):
     """Multiplies the columns of the weights that share an input with a scale in common."""
@@ -69,7 +60,7 @@ class Scaled(Spy):
     def quantize(self, weights: Mapping[str, Tensor], seen: Tensor) -> Mapping[str, Any]:
         scale = 0.5 + seen.abs().mean(0) / seen.abs().mean()
         return {
-            name: Result(self.quantizer(w * scale), input_scale=scale, note="hi")
+            name: LayerCodes(self.quantizer(w * scale), input_scale=scale, note="hi")
             for name, w in weights.items()
         }
 
@@ -614,7 +605,7 @@ class ScaledAlone(Spy):
             for i, w in enumerate(weights.values())
         ]
         return {
-            name: Result(self.quantizer(w if s is None else w * s), input_scale=s)
+            name: LayerCodes(self.quantizer(w if s is None else w * s), input_scale=s)
             for (name, w), s in zip(weights.items(), scales, strict=True)
         }
 
@@ -640,6 +631,34 @@ def test_a_layer_that_no_batch_reaches_is_kept_and_named() -> None:
     ]
     assert memory_of(new).isdisjoint(memory_of(model))
     assert torch.equal(new["idle"].weight, model["idle"].weight)  # type: ignore[index]
+
+
+class Routes(nn.Module):
+    """Wide batches pass two layers that share an input, long ones share it with a third layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in "abc":
+            self.add_module(name, nn.Linear(32, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        names = "ab" if len(x) == 2 else "bc"
+        return sum(self.get_submodule(name)(x) for name in names)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_layer_that_joins_later_on_the_input_of_another_group_is_quantized(
+    sequential: bool,
+) -> None:
+    batches = [torch.randn(2, 32), torch.randn(3, 32)]
+    spy = Spy(INT4, [])
+    options: dict[str, Any] = {"sequential": sequential, "progress": False}
+    report = quantize_model(Routes(), spy, calibration=batches, **options).report
+    assert not report.kept
+    assert [row.name for row in report.layers] == ["a", "b", "c"]
+    assert [names for names, _ in spy.shown] == [("a", "b"), ("c",)]
+    assert torch.equal(spy.shown[0][1], batches[0])  # of a, which leads the first group
+    assert torch.equal(spy.shown[1][1], batches[1])
 
 
 # What is refused
