@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from qcourse.methods.activations import Inputs
+from qcourse.methods.method import Inputs
 from qcourse.numerics.packing import pack, unpack
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 

@@ -26,7 +26,7 @@ from qcourse.layers.restore import (
 )
 from qcourse.layers.saved_values import describe, rebuild
 from qcourse.machine import written_aside
-from qcourse.methods.activations import Inputs
+from qcourse.methods.method import Inputs
 from qcourse.trace.linears import linears
 from qcourse.trace.model_copy import ModelCopy
 

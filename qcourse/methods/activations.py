@@ -9,29 +9,17 @@ How it differs from `method.py`: that module is about the codes of the weights.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qcourse.methods.method import as_method
+from qcourse.methods.method import Inputs, LayerCodes, as_method, choose_codes
 from qcourse.numerics.chunks import wide
 from qcourse.numerics.granularity import PerChannel, PerGroup, PerTensor
-from qcourse.numerics.quantized import QuantizedTensor, Quantizer
-
-
-@runtime_checkable
-class Inputs(Protocol):
-    """What a layer does to its inputs: value(x) -> x_hat on x (tokens, in)."""
-
-    @property
-    def quantizer(self) -> Quantizer:
-        """Makes the codes that x_hat stands for."""
-
-    def __call__(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens in"]:
-        """Return x as it enters the product."""
+from qcourse.numerics.quantized import Quantizer
 
 
 @dataclass(frozen=True)
@@ -73,16 +61,6 @@ class _Seen(NamedTuple):
     inner: Any
     # The smallest and largest value of each channel, (2, in); None unless the range is fixed.
     ends: Tensor | None
-
-
-class _Result(NamedTuple):
-    """A method's result for one layer, and what the layer does to its inputs."""
-
-    quantized: QuantizedTensor
-    input_scale: Tensor | None
-    input_order: Tensor | None
-    note: str
-    inputs: Inputs
 
 
 @dataclass(frozen=True)
@@ -132,14 +110,14 @@ class WithActivations:
             ends = torch.stack(all_ends.aminmax(dim=0))
         return _Seen(inner, ends)
 
-    def quantize(self, weights: Mapping[str, Tensor], seen: _Seen | None) -> dict[str, _Result]:
+    def quantize(self, weights: Mapping[str, Tensor], seen: _Seen | None) -> dict[str, LayerCodes]:
         """Return what the method of the weights chooses, and what happens to the inputs."""
         inner = None if seen is None else seen.inner
-        chosen = as_method(self.weights).quantize(weights, inner)
-        return {name: self._with_inputs(result, seen) for name, result in chosen.items()}
+        chosen = choose_codes(as_method(self.weights), weights, inner)
+        return {name: self._with_inputs(codes, seen) for name, codes in chosen.items()}
 
-    def _with_inputs(self, result: Any, seen: _Seen | None) -> _Result:
-        input_scale = getattr(result, "input_scale", None)
+    def _with_inputs(self, codes: LayerCodes, seen: _Seen | None) -> LayerCodes:
+        input_scale = codes.input_scale
         inputs = self.inputs
         if not isinstance(inputs, Inputs):
             inputs = Dynamic(inputs)  # type: ignore[arg-type]
@@ -150,17 +128,12 @@ class WithActivations:
 
         kind = "static" if self.static else "dynamic"
         notes = [
-            getattr(result, "note", ""),
+            codes.note,
             f"inputs in {inputs.quantizer.bits} bits, {kind}",
             getattr(inputs, "note", ""),
         ]
-        return _Result(
-            quantized=getattr(result, "quantized", result),
-            input_scale=input_scale,
-            input_order=getattr(result, "input_order", None),
-            note="; ".join(note for note in notes if note),
-            inputs=inputs,
-        )
+        note = "; ".join(note for note in notes if note)
+        return replace(codes, inputs=inputs, note=note)
 
 
 def _check_inputs(inputs: object, *, static: bool) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from qcourse.methods.clip import ClipSearch, shrunk
+from qcourse.methods.method import LayerCodes
 from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_floating, check_matrix, check_quantizer, in_layer
@@ -27,19 +28,18 @@ from qcourse.numerics.validation import check_floating, check_matrix, check_quan
 LEAST = 1e-4  # the floor of mean |x|, as a share of the largest: bounds s and keeps dead channels
 
 
-@dataclass(frozen=True, eq=False)
-class AWQResult:
-    """The codes of w * input_scale: the layer is y = (x / input_scale) Q(w input_scale)^T."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AWQResult(LayerCodes):
+    """The codes of w * input_scale, in as many bytes as without AWQ.
 
-    # The codes and parameters, in as many bytes as without AWQ.
-    quantized: QuantizedTensor
-    # What x is divided by, in the layer or before it; None in a model if alpha is 0.
-    input_scale: Float[Tensor, " in"] | None
-    # ||x w^T - x w_hat^T|| / ||x w^T||.
+    The layer is y = (x / input_scale) Q(w input_scale)^T; no input_scale in a model if alpha is 0.
+    """
+
+    # Relative, not squared: ||x w^T - x w_hat^T|| / ||x w^T||.
     error: float
     # The chosen exponent, the same for all layers that read this input.
     alpha: float
-    # The error at each alpha of the grid, before clipping, over all these layers.
+    # The relative error at each alpha of the grid, before clipping, over all these layers.
     curve: Float64[Tensor, " alphas"]
     # The share of its range that each scale was made for; 1 is unclipped.
     shrink: Float[Tensor, "*scales"]
@@ -49,11 +49,6 @@ class AWQResult:
         """Return the weight in effect, Q(w input_scale) / input_scale."""
         w_hat = self.quantized.dequantize()
         return w_hat if self.input_scale is None else w_hat / self.input_scale
-
-    @property
-    def note(self) -> str:
-        clipped = float((self.shrink < 1).double().mean())
-        return f"alpha {self.alpha:.2f}, {clipped:.0%} of scales clipped"
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,11 @@ def _search(weights: Mapping[str, Tensor], seen: SecondMoment, method: Awq) -> d
     results = {}
     for name, w in weights.items():
         q, shrink, lost = _quantized(w, search, trials[best][name], clip=method.clip)
-        results[name] = AWQResult(q, s, _relative(lost, sizes[name]), alpha, curve, shrink)
+        note = _note(alpha, shrink)
+        error = _relative(lost, sizes[name])
+        results[name] = AWQResult(
+            q, s, note=note, error=error, alpha=alpha, curve=curve, shrink=shrink
+        )
     return results
 
 
@@ -183,6 +182,11 @@ def _scales(sum_of_abs: Tensor, grid: int, dtype: torch.dtype) -> list[Float[Ten
         middle = (s.max() * s.min()).sqrt()
         scales.append((s / middle).to(dtype))
     return scales
+
+
+def _note(alpha: float, shrink: Tensor) -> str:
+    clipped = float((shrink < 1).double().mean())
+    return f"alpha {alpha:.2f}, {clipped:.0%} of scales clipped"
 
 
 def _relative(lost: float, size: float) -> float:

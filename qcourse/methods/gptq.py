@@ -18,25 +18,22 @@ from torch import Tensor
 from qcourse.methods.column_sweep import FittedBefore, FittedOnTheWay, group_size, round_columns
 from qcourse.methods.hessian_checks import check_damp
 from qcourse.methods.inverse_factor import InverseFactor, inverse_factor
+from qcourse.methods.method import LayerCodes
 from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.numerics.chunks import sum_of_squares, wide
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_matrix, check_quantizer, in_layer
 
 
-@dataclass(frozen=True, eq=False)
-class GPTQResult:
-    """What ``gptq`` returns."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GPTQResult(LayerCodes):
+    """What ``gptq`` returns; the note tells of raised damping, dead inputs and few tokens."""
 
-    # The codes (out, in): column j meets input `input_order[j]`, or input j if that is None.
-    quantized: QuantizedTensor
-    # tr(d H d^T) for H as given: the mean over tokens of ||x w^T - x w_hat^T||^2.
+    # Squared and absolute: tr(d H d^T) for H as given, the mean of ||x w^T - x w_hat^T||^2 over
+    # the tokens.
     error: float
     # The damping used, a fraction of the mean of H's diagonal.
     damp: float
-    input_order: Int[Tensor, " in"] | None = None
-    # Words for a report: damping raised, dead inputs, few tokens.
-    note: str = ""
 
     @property
     def g_idx(self) -> Int[Tensor, " in"]:
@@ -110,10 +107,11 @@ def sweep(
         codes = codes[order.argsort()]
         order = order.sort().values
     moved = bool((order.diff() < 0).any())
+    input_order = order if moved else None
     q = QuantizedTensor(codes.T.contiguous(), grid.parameters, quantizer)
     d = q.dequantize().sub_(live[:, order] if moved else live)
     error = _error(e, d, factor.dead[order], factor)
-    return GPTQResult(q, error, factor.damp, order if moved else None, factor.note)
+    return GPTQResult(q, input_order=input_order, note=factor.note, error=error, damp=factor.damp)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import in_layer
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """What a layer does to its inputs: value(x) -> x_hat on x (tokens, in)."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """Makes the codes that x_hat stands for."""
+
+    def __call__(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens in"]:
+        """Return x as it enters the product."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCodes:
+    """What a method chooses for one layer: y = inputs(x / input_scale)[input_order] w_hat^T."""
+
+    # w_hat: the codes (out, in) and their parameters.
+    quantized: QuantizedTensor
+    # What x is divided by; None is 1. A scale can move into the module before only if all layers
+    # that read the same input have it.
+    input_scale: Float[Tensor, " in"] | None = None
+    # A permutation: column j of the codes meets input `input_order[j]`; None leaves the order.
+    input_order: Int[Tensor, " in"] | None = None
+    # How the divided inputs are rounded; None leaves them in floats.
+    inputs: Inputs | None = None
+    # Words for the report.
+    note: str = ""
 
 
 @runtime_checkable
@@ -52,10 +82,9 @@ class Method(Observer, Protocol):
     def quantizer(self) -> Quantizer:
         """Encodes and decodes the weights of every layer."""
 
-    # A result is a QuantizedTensor, or an object with `.quantized` and optionally `.input_scale`,
-    # `.input_order` and `.inputs` (as `QuantizedLinear` takes them) and `.note`, words for the
-    # report. An input_scale that is folded into the predecessor must be the same for all layers.
-    def quantize(self, weights: Mapping[str, Tensor], seen: Any) -> Mapping[str, Any]:
+    def quantize(
+        self, weights: Mapping[str, Tensor], seen: Any
+    ) -> Mapping[str, QuantizedTensor | LayerCodes]:
         """Return the result for each layer's name, given its weight (out, in), left unchanged."""
 
 
@@ -83,6 +112,24 @@ class RoundToNearest:
             with in_layer(name):
                 results[name] = self.quantizer(w)
         return results
+
+
+def choose_codes(method: Method, weights: Mapping[str, Tensor], seen: Any) -> dict[str, LayerCodes]:
+    """Return ``method.quantize(weights, seen)`` with each bare QuantizedTensor in a LayerCodes.
+
+    Raises TypeError if the method returns anything else.
+    """
+    results = {}
+    for name, result in method.quantize(weights, seen).items():
+        if isinstance(result, QuantizedTensor):
+            result = LayerCodes(result)
+        if not isinstance(result, LayerCodes):
+            raise TypeError(
+                f"{method!r} returned a {type(result).__name__} for layer {name!r}; quantize"
+                " returns a QuantizedTensor or a LayerCodes (qcourse.methods.method) per layer"
+            )
+        results[name] = result
+    return results
 
 
 def as_method(method: object) -> Method:

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qcourse.numerics.quantized import QuantizedTensor, Quantizer
+from qcourse.methods.method import LayerCodes
+from qcourse.numerics.quantized import Quantizer
 from qcourse.numerics.validation import (
     check_finite,
     check_floating,
@@ -51,12 +52,10 @@ def smooth(
     return _smoothed(w, s), s
 
 
-@dataclass(frozen=True, eq=False)
-class SmoothQuantResult:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SmoothQuantResult(LayerCodes):
     """The codes of w * input_scale: the layer is y = (x / input_scale) Q(w input_scale)^T."""
 
-    # The codes and parameters of the smoothed weight.
-    quantized: QuantizedTensor
     # s, the same for all layers that read this input.
     input_scale: Float[Tensor, " in"]
     alpha: float
@@ -65,11 +64,6 @@ class SmoothQuantResult:
     def w_hat(self) -> Float[Tensor, "out in"]:
         """Return the weight in effect, Q(w input_scale) / input_scale."""
         return self.quantized.dequantize() / self.input_scale
-
-    @property
-    def note(self) -> str:
-        low, high = torch.aminmax(self.input_scale)
-        return f"alpha {self.alpha:.2f}, inputs divided by {float(low):.3g} to {float(high):.3g}"
 
 
 @dataclass(frozen=True)
@@ -109,12 +103,15 @@ class SmoothQuant:
         """Return one s for all layers and the codes of each; a ValueError names the layer."""
         with in_layer(", ".join(weights)):
             s = _scale(list(weights.values()), seen, self.alpha)
+        alpha = float(self.alpha)
+        low, high = torch.aminmax(s)
+        note = f"alpha {alpha:.2f}, inputs divided by {float(low):.3g} to {float(high):.3g}"
 
         results = {}
         for name, w in weights.items():
             with in_layer(name):
-                quantized = self.quantizer(_smoothed(w, s))
-            results[name] = SmoothQuantResult(quantized, s, float(self.alpha))
+                q = self.quantizer(_smoothed(w, s))
+            results[name] = SmoothQuantResult(q, input_scale=s, note=note, alpha=alpha)
         return results
 
 

@@ -59,7 +59,8 @@ class Pruned:
 
     weight: Float[Tensor, "out in"]
     mask: Bool[Tensor, "out in"]  # True where a weight is kept, even if that weight is 0
-    error: float  # ||x (w - weight)^T|| / ||x w^T||; for `magnitude`, of the weight itself
+    # Relative, not squared: ||x (w - weight)^T|| / ||x w^T||; for `magnitude`, of the weight.
+    error: float
 
 
 def magnitude(w: Shaped[Tensor, "..."], pattern: NM) -> Pruned:

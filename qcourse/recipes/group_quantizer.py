@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcourse.layers.quantized_linear import QuantizedLinear
-from qcourse.methods.method import Method
+from qcourse.methods.method import LayerCodes, Method, choose_codes
 from qcourse.recipes.layer_errors import output_errors, weight_error
 from qcourse.recipes.report import LayerReport, quantized_row
 from qcourse.trace.batches import Run
@@ -39,7 +39,7 @@ class GroupQuantizer:
         """Return the new layers of a group, given what the method observed of its input."""
         # All layers of the group at once: the method may choose one input scale for them.
         weights = {name: self.chosen[name].weight.detach() for name in names}
-        results = self.method.quantize(weights, seen)
+        results = choose_codes(self.method, weights, seen)
         layers = {name: _layer_of(results[name], self.chosen[name].bias) for name in names}
 
         # The errors are of w_hat / input_scale, so they are computed before a scale is folded.
@@ -51,7 +51,7 @@ class GroupQuantizer:
         for name, layer in layers.items():
             notes = [scale_note] if name in scaled else []
             notes += [f"untied from {other}" for other in self.copy.untied[name]]
-            notes.append(getattr(results[name], "note", ""))
+            notes.append(results[name].note)
             row = quantized_row(name, self.chosen[name], layer, errors[name], notes)
             self.rows.append(row)
         return layers
@@ -85,11 +85,11 @@ class GroupQuantizer:
         return True
 
 
-def _layer_of(result: Any, bias: Tensor | None) -> QuantizedLinear:
+def _layer_of(codes: LayerCodes, bias: Tensor | None) -> QuantizedLinear:
     return QuantizedLinear(
-        getattr(result, "quantized", result),
+        codes.quantized,
         bias,
-        input_scale=getattr(result, "input_scale", None),
-        input_order=getattr(result, "input_order", None),
-        inputs=getattr(result, "inputs", None),
+        input_scale=codes.input_scale,
+        input_order=codes.input_order,
+        inputs=codes.inputs,
     )

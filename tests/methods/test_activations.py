@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qcourse import IntQuantizer, PerChannel, PerGroup, PerTensor, QuantizedTensor
+from qcourse import IntQuantizer, PerChannel, PerGroup, PerTensor
 from qcourse.kernels.int8_matmul import quantized_matmul
 from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.layers.storage import load_quantized, save_quantized
 from qcourse.methods.activations import Static, WithActivations
 from qcourse.methods.awq import Awq
 from qcourse.methods.gptq import Gptq
+from qcourse.methods.method import LayerCodes, choose_codes
 from qcourse.models.evaluate import agreement
 from qcourse.models.tinylm import load_tinylm
 from qcourse.recipes.fold import fold
@@ -23,14 +25,6 @@ from qcourse.trace.batches import windows
 
 BY_ROW = IntQuantizer(8, granularity=PerChannel(0))  # one scale per token of x, per output of w
 BY_TENSOR = IntQuantizer(8)
-
-
-class Scaled(NamedTuple):
-    """What a method that divides the inputs returns."""
-
-    quantized: QuantizedTensor
-    input_scale: Tensor
-    note: str = "as told"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +38,13 @@ class Dividing:
     def observe(self, seen: None, x: Tensor) -> None:
         raise AssertionError("not calibrated")
 
-    def quantize(self, weights: Any, seen: None) -> dict[str, Scaled]:
+    def quantize(self, weights: Any, seen: None) -> dict[str, LayerCodes]:
         assert seen is None
-        return {
-            name: Scaled(self.quantizer(w * self.scale), self.scale) for name, w in weights.items()
-        }
+        results = {}
+        for name, w in weights.items():
+            q = self.quantizer(w * self.scale)
+            results[name] = LayerCodes(q, input_scale=self.scale, note="as told")
+        return results
 
 
 def linear(outputs: int = 6, inputs: int = 16) -> nn.Linear:
@@ -283,3 +279,46 @@ def test_a_static_range_needs_calibration() -> None:
         ValueError, match="calibration=None, but the method chooses codes by a layer's inputs"
     ):
         quantize_model(linear(), WithActivations(BY_ROW, BY_TENSOR, True), progress=False)
+
+
+@dataclass(frozen=True)
+class Returning:
+    """Returns one result for every layer."""
+
+    result: object
+    quantizer: IntQuantizer = BY_TENSOR
+    calibrated: bool = False
+
+    def observe(self, seen: None, x: Tensor) -> None:
+        raise AssertionError("not calibrated")
+
+    def quantize(self, weights: Any, seen: None) -> dict[str, Any]:
+        return dict.fromkeys(weights, self.result)
+
+
+def test_a_bare_quantized_tensor_becomes_layer_codes() -> None:
+    q = BY_TENSOR(torch.ones(2, 4))
+    codes = choose_codes(Returning(q), {"a": q.codes}, None)["a"]
+    assert type(codes) is LayerCodes
+    assert codes.quantized is q
+    assert (codes.input_scale, codes.input_order, codes.inputs, codes.note) == (None,) * 3 + ("",)
+    # Codes pass through as they are, with the fields of a subclass.
+    assert choose_codes(Returning(codes), {"a": q.codes}, None)["a"] is codes
+
+
+@pytest.mark.parametrize("result", [None, torch.ones(2, 4), SimpleNamespace(quantized=None)])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_result_of_another_type_is_refused(result: object, wrap: bool) -> None:
+    method: Any = Returning(result)
+    words = f"returned a {type(result).__name__} for layer '0'; .* LayerCodes"
+    with pytest.raises(TypeError, match=words):
+        quantize_model(
+            nn.Sequential(linear()),
+            WithActivations(method, BY_ROW) if wrap else method,
+            progress=False,
+        )
+
+
+def test_a_misspelled_field_is_refused() -> None:
+    with pytest.raises(TypeError, match="input_scales"):
+        LayerCodes(BY_TENSOR(torch.ones(2, 4)), input_scales=torch.ones(4))  # type: ignore[call-arg]
