@@ -20,6 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from qcourse.grading import dask_cluster, intake, jobs, processes
 from qcourse.grading.book.gradebook import default_url, open_gradebook
 from qcourse.grading.book.results import Results, private_files
+from qcourse.grading.book.sheets import enter_sheets
 from qcourse.grading.grades import BUBBLEWRAP, NONE, Limits
 from qcourse.grading.recorder import Recorder
 from qcourse.grading.summary import RunSummary, Totals, totals, totals_of
@@ -62,7 +63,9 @@ def grade_class(settings: Settings) -> RunSummary:
             results.run(regrade=settings.regrade) as run,
             open_gradebook(url) as book,
         ):
-            recorder = Recorder(results, run, book, settings.backend, settings.limits)
+            masters = enter_sheets(results.folder, book, _sheets(found, problems))
+            backend = settings.backend
+            recorder = Recorder(results, run, book, masters, backend, settings.limits)
             held = _grade_and_record(recorder, found, problems, settings)
     except OSError as error:
         if recorder is None or not recorder.graded:
@@ -79,13 +82,10 @@ def _grade_and_record(
     problems: list[intake.Problem],
     settings: Settings,
 ) -> Totals:
-    """Do every step of a run with an open gradebook; return what the gradebook then holds."""
-    graded_sheets = {one.sheet for one in found}
-    problem_sheets = {one.sheet for one in problems if one.sheet}
-    recorder.open(graded_sheets | problem_sheets)
-
+    """Do what follows once the sheets are entered; return what the gradebook then holds."""
+    new, standing = recorder.sort(found)
+    recorder.keep_standing(standing)
     # A sandbox that does not start is found here, before any submission gets 0 points for it.
-    new = recorder.sort(found)
     if new and not settings.scheduler:
         jobs.check_sandbox(settings.backend)
 
@@ -93,6 +93,13 @@ def _grade_and_record(
         recorder.refuse(problem, problem.reason)
     _grade(recorder, new, settings)
     return totals(recorder.explain())
+
+
+def _sheets(found: list[intake.Found], problems: list[intake.Problem]) -> set[str]:
+    """Return the sheets of a run; the sheet of a problem may be unknown."""
+    graded_sheets = {one.sheet for one in found}
+    problem_sheets = {one.sheet for one in problems if one.sheet}
+    return graded_sheets | problem_sheets
 
 
 def _grade(recorder: Recorder, new: list[intake.Found], settings: Settings) -> None:

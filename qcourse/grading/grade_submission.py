@@ -24,7 +24,14 @@ from qcourse.checks.exercise import Case, Exercise
 from qcourse.checks.judge import NOT_WRITTEN, PASSED, judge
 from qcourse.checks.registry import load_sheet
 from qcourse.course_files import grader_version
-from qcourse.grading.grades import BUBBLEWRAP, ExerciseGrade, Limits, Submission, SubmissionGrade
+from qcourse.grading.grades import (
+    BUBBLEWRAP,
+    ExerciseGrade,
+    Limits,
+    Submission,
+    SubmissionGrade,
+    sheet_number,
+)
 from qcourse.grading.intake import given_cells
 from qcourse.grading.sandbox.attempt import Attempt
 from qcourse.grading.sandbox.host import Sandbox
@@ -52,7 +59,7 @@ def grade_submission(
     limits = limits or Limits()
     # One generator for all exercises, in the sheet's order.
     generator = torch.Generator().manual_seed(seed)
-    sheet = load_sheet(submission.sheet[:2])
+    sheet = load_sheet(sheet_number(submission.sheet))
     cases = {exercise: exercise.cases(generator) for exercise in sheet.exercises}
     # The sandbox answers one request at a time, so threads take turns.
     with _one_at_a_time:
@@ -151,7 +158,7 @@ def _outputs_of_one_try(
     submission: Submission, cases: Mapping[Exercise, Sequence[Case]], limits: Limits, backend: str
 ) -> dict[str, list[Any]]:
     start_worker = partial(_sandbox(backend).worker, limits)
-    given = given_cells(submission.sheet[:2])
+    given = given_cells(sheet_number(submission.sheet))
     attempt = Attempt(start_worker, given, submission.cells, limits)
     return attempt.outputs(cases)
 

@@ -43,12 +43,18 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Submission:
+class HandedIn:
+    """A file or folder that was handed in, whatever is in it."""
+
+    student: str  # the folder's name in Unicode's composed form; file systems differ
+    sheet: str  # "01_quantizer", the name of the sheet's file; "" if unknown
+    path: Path
+
+
+@dataclass(frozen=True)
+class Submission(HandedIn):
     """One student's answers to one sheet."""
 
-    student: str  # the name of the folder it came in
-    sheet: str  # "01_quantizer", the name of the sheet's file
-    path: Path
     cells: Mapping[str, str]  # exercise id -> source of its solution cell, if there is one
     sha256: str  # of the file's bytes
 
@@ -126,3 +132,12 @@ class SubmissionGrade:
             return cls(**{**found, "exercises": exercises})
         except (KeyError, TypeError) as error:
             raise ValueError(f"found={str(found)[:80]} is not a grade: {error}") from error
+
+
+def sheet_number(sheet: str) -> str:
+    """Return the number of a sheet, which its checks and its master are found by.
+
+    >>> sheet_number("01_quantizer")
+    '01'
+    """
+    return sheet[:2]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qcourse.checks.registry import known_id, load_sheet, sheet_ids
 from qcourse.course_files import master
-from qcourse.grading.grades import Submission
+from qcourse.grading.grades import HandedIn, Submission, sheet_number
 from qcourse.grading.student_names import name_problem, printable
 from qcourse.grading.submitted_notebook import IntakeError, code_cells, read_file, solution_of
 
@@ -25,21 +25,14 @@ MOST_NAMES = 5  # of files, in a sentence
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(HandedIn):
     """A file that may be a submission; nothing in it has been read."""
-
-    student: str  # the folder's name in Unicode's composed form; file systems differ
-    sheet: str  # "01_quantizer"
-    path: Path
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(HandedIn):
     """A file or folder that cannot be graded."""
 
-    student: str
-    sheet: str  # "" if unknown
-    path: Path
     reason: str  # one sentence, which goes on from the path
 
     @property
@@ -91,7 +84,7 @@ def read_submission(found: Found) -> Submission:
     data = read_file(found.path)
     cells = code_cells(data)
     sources: dict[str, str] = {}
-    for exercise in load_sheet(found.sheet[:2]).exercises:
+    for exercise in load_sheet(sheet_number(found.sheet)).exercises:
         source = solution_of(exercise, cells)
         if source is not None:
             sources[exercise.id] = source

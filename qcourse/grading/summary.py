@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qcourse.grading.book.scores import Score
-from qcourse.grading.grades import SubmissionGrade
+from qcourse.grading.grades import SubmissionGrade, sheet_number
 from qcourse.grading.intake import Problem
 from qcourse.grading.student_names import printable
 
@@ -134,8 +134,8 @@ def _table(held: Totals) -> list[str]:
         means.append(f"{mean:.2f}")
         worths.append(str(worth))
 
-    # The column of a sheet is headed by its number, "01".
-    lines = [_row("student", [sheet[:2] for sheet in sheets], width)]
+    numbers = [sheet_number(sheet) for sheet in sheets]
+    lines = [_row("student", numbers, width)]
     for student in students:
         cells = [str(held.get((student, sheet), NOTHING)) for sheet in sheets]
         lines.append(_row(student, cells, width))

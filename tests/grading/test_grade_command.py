@@ -22,7 +22,7 @@ from qcourse import cli
 from qcourse.grading import jobs, processes, recorder
 from qcourse.grading.book.gradebook import default_url, open_gradebook
 from qcourse.grading.book.scores import Score, scores
-from qcourse.grading.grades import Limits, Submission
+from qcourse.grading.grades import Limits, SubmissionGrade
 from qcourse.grading.jobs import Done, Job, Work
 
 FILE = f"{SHEET}.ipynb"
@@ -145,10 +145,10 @@ def test_whatever_keeping_one_grade_raises_the_others_are_kept(
 ) -> None:
     write_marked = recorder.write_marked
 
-    def fails(into: Path, submission: Submission, *rest: Any) -> None:
-        if submission.student == "ada":
+    def fails(into: Path, marked: SubmissionGrade, *rest: Any) -> None:
+        if marked.student == "ada":
             raise error
-        write_marked(into, submission, *rest)
+        write_marked(into, marked, *rest)
 
     monkeypatch.setattr(recorder, "write_marked", fails)
     assert grade(folder) == 1

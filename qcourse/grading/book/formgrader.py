@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcourse.grading.book.results import write
-from qcourse.grading.grades import Submission, SubmissionGrade
+from qcourse.grading.grades import SubmissionGrade
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -53,13 +53,17 @@ def write_course(folder: Path, masters: Mapping[str, "NotebookNode"]) -> None:
 
 
 def write_marked(
-    folder: Path, submission: Submission, grade: SubmissionGrade, master: "NotebookNode"
+    folder: Path, grade: SubmissionGrade, cells: Mapping[str, str], master: "NotebookNode"
 ) -> None:
-    """Write autograded/STUDENT/SHEET/SHEET.ipynb."""
+    """Write autograded/STUDENT/SHEET/SHEET.ipynb.
+
+    Args:
+        cells: the source of each solution cell that was handed in, by exercise.
+    """
     import nbformat
 
     path = folder / "autograded" / grade.student / grade.sheet / f"{grade.sheet}.ipynb"
-    notebook = _marked(submission, grade, master)
+    notebook = _marked(grade, cells, master)
     write(path, nbformat.writes(notebook))
 
 
@@ -112,14 +116,14 @@ def _beside(path: Path, name: str) -> str:
 
 
 def _marked(
-    submission: Submission, grade: SubmissionGrade, master: "NotebookNode"
+    grade: SubmissionGrade, cells: Mapping[str, str], master: "NotebookNode"
 ) -> "NotebookNode":
     """Return the master with the student's solution cells, and each reason under its check."""
     from nbformat.v4 import new_output
 
     # A cell's grade_id is "01-2-solution" or "01-2-check"; an exercise's id is "01.2".
     reasons = {one.exercise.replace(".", "-"): one.reason for one in grade.exercises}
-    sources = {exercise.replace(".", "-"): text for exercise, text in submission.cells.items()}
+    sources = {exercise.replace(".", "-"): text for exercise, text in cells.items()}
     # The cells that are neither stay as the master has them.
     notebook = deepcopy(master)
     for cell in notebook.cells:

@@ -21,7 +21,6 @@ from qcourse.grading.sandbox.mounts import LOST, SandboxError
 
 START_S = 120.0  # the first start of a warm Python, which imports torch
 WORKER_S = 30.0  # a copy of it starts, or ends, in far less
-HANGUP = "hangup"  # the report about a worker that did not end by itself
 HANGUP_S = 2.0  # how long a worker may take to end by itself
 KILLED = ("-9", "-24")  # by the kernel: out of memory, or out of processor time
 
@@ -99,7 +98,7 @@ class Worker:
     def _gone(self) -> Exception:
         """Return the error that says why the worker hung up."""
         status = self.close(HANGUP_S)
-        if status == HANGUP:
+        if status == wire.HANGUP:
             return WorkerGoneError("closed the connection that its answers go through")
         if not status.lstrip("-").isdigit():
             return SandboxError(f"no sandbox: {status or LOST}")

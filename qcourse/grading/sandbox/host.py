@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import asdict
 
 from qcourse.course_files import sandbox_sources
-from qcourse.grading.grades import BACKENDS, NONE, Limits
+from qcourse.grading.grades import BACKENDS, BUBBLEWRAP, NONE, Limits
 from qcourse.grading.sandbox import wire
 from qcourse.grading.sandbox.dialogue import START_S, WORKER_S, Worker, line_of
 from qcourse.grading.sandbox.mounts import (
@@ -39,6 +39,12 @@ PACKAGES = (
     "qcourse.lab",
 )
 END_S = 2.0  # a warm Python that has nothing to wait for ends in far less
+# What is missing if a start fails, and what to do then.
+MISSING = {BUBBLEWRAP: "no sandbox", NONE: "no process to run submissions in"}
+ADVICE = {
+    BUBBLEWRAP: INSTALL,
+    NONE: "check that Python can import torch, and run this again when the machine is idle",
+}
 START = "import sys; exec(sys.stdin.read())"  # Python reads its program from standard input
 
 
@@ -58,6 +64,7 @@ class Sandbox:
             raise ValueError(
                 f"backend={backend!r} is unknown; the backends are {', '.join(BACKENDS)}"
             )
+        self._backend = backend
         command = _command(backend)
         self._control, inner = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
@@ -74,7 +81,8 @@ class Sandbox:
                 cwd=tempfile.gettempdir(),
             )
         if not _says_ready(self._control, START_S):
-            raise SandboxError(self._why())
+            said = self.close()
+            raise SandboxError(_why_not_started(backend, said))
 
     def worker(self, limits: Limits) -> Worker:
         """Return a fresh worker; close it before asking for the same student's next.
@@ -97,7 +105,8 @@ class Sandbox:
         # The copy says "ready" when it is confined, before it runs anything of the student.
         worker = Worker(channel, life, limits)
         if not _says_ready(channel, WORKER_S):
-            raise SandboxError(f"no sandbox: {worker.close() or LOST}; {INSTALL}")
+            how = worker.close() or LOST
+            raise SandboxError(f"{MISSING[self._backend]}: {how}; {ADVICE[self._backend]}")
         return worker
 
     def close(self) -> str:
@@ -113,12 +122,14 @@ class Sandbox:
             self._stderr.seek(0)
             return self._stderr.read().decode(errors="replace").strip()
 
-    def _why(self) -> str:
-        last_line = self.close().splitlines()[-1:] or ["it did not start"]
-        return (
-            f"no sandbox: {last_line[0]}; "
-            f"this system must let bwrap make user namespaces, or {INSTALL}"
-        )
+
+def _why_not_started(backend: str, said: str) -> str:
+    """Return one sentence from what a warm Python that did not start said on stderr."""
+    last_line = said.splitlines()[-1] if said else "it did not start"
+    advice = ADVICE[backend]
+    if backend == BUBBLEWRAP:
+        advice = f"this system must let bwrap make user namespaces, or {advice}"
+    return f"{MISSING[backend]}: {last_line}; {advice}"
 
 
 def _command(backend: str) -> list[str]:

@@ -24,9 +24,8 @@ import torch  # what makes the template warm
 with contextlib.suppress(ImportError):  # and this, if it is installed
     import triton.language  # noqa: F401
 
-from qcourse.grading.sandbox import confine, worker
+from qcourse.grading.sandbox import confine, wire, worker
 
-HANGUP = "hangup"
 DESCRIPTORS = 2  # of a request: the worker's channel, and the socket that reports its end
 MESSAGE_BYTES = 4096
 
@@ -93,7 +92,7 @@ def _watch(
 
 
 def _end_of(pid: int, isolate: bool, life: socket.socket) -> int | str:
-    """Wait for the worker's end or the grader's; return the exit code, or HANGUP."""
+    """Wait for the worker's end or the grader's; return the exit code, or wire.HANGUP."""
     ended = os.pidfd_open(pid)
     ready, _, _ = select.select([ended, life.fileno()], [], [])
     if ended not in ready:
@@ -104,7 +103,7 @@ def _end_of(pid: int, isolate: bool, life: socket.socket) -> int | str:
             os.killpg(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     if ended not in ready:
-        return HANGUP
+        return wire.HANGUP
     return os.waitstatus_to_exitcode(status)
 
 

@@ -30,6 +30,7 @@ INTEGERS = range(-(1 << 63), 1 << 64)
 PARTS = {"message": 300, "line": 300, "raised_in": 100}
 NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
 DTYPES = {name: np.dtype(name) for name in NAMES.split()}
+HANGUP = "hangup"  # the template's report about a worker that did not end by itself
 
 
 class ForgedError(ValueError):

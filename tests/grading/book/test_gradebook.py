@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from standins import SHEET, WORTH, grade, submission
+from standins import SHEET, WORTH, grade
 from traitlets.config import Config
 
 from qcourse.course_files import master
@@ -208,8 +208,7 @@ def test_nbgrader_s_formgrader_sees_the_grades(url: str, tmp_path: Path) -> None
     bob = grade("bob")
     formgrader.write_course(tmp_path, {SHEET: MASTER})
     for one in (ada, bob):
-        handed_in = submission(one.student, {"01.2": "def quantize(): ..."})
-        formgrader.write_marked(tmp_path, handed_in, one, MASTER)
+        formgrader.write_marked(tmp_path, one, {"01.2": "def quantize(): ..."}, MASTER)
     entered(url, ada, bob)
     by_hand(url, "ada", "01.2", 2.0)
     config = Config()

@@ -514,6 +514,22 @@ def test_where_namespaces_are_forbidden_it_says_so(
         Sandbox(BUBBLEWRAP)
 
 
+@pytest.mark.parametrize(
+    ("backend", "advice"),
+    [
+        (BUBBLEWRAP, r"^no sandbox: .*; this system must let bwrap .* or pass --unsafe"),
+        (NONE, r"^no process to run submissions in: .*; check that Python can import torch"),
+    ],
+)
+def test_a_start_that_takes_too_long_advises_by_backend(
+    backend: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "START_S", 0)
+    with pytest.raises(SandboxError, match=advice) as caught:
+        Sandbox(backend)
+    assert ("--unsafe" in str(caught.value)) == (backend == BUBBLEWRAP)
+
+
 def test_on_another_system_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounts.sys, "platform", "darwin")
     with pytest.raises(SandboxError, match="this is not Linux"):
