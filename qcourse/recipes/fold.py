@@ -128,6 +128,9 @@ def divided_by(scale: Tensor, module: nn.Module) -> dict[str, Tensor] | None:
         return None
     if len(old) != len(scale):
         return None
+    # A scale of one byte, as in MX and NVFP4, has too few bits to hold most quotients.
+    if old.element_size() == 1:
+        return None
 
     # Divide in float64, then round once to the dtype of the tensor.
     scale = scale.double().to(old.device)

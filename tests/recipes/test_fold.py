@@ -16,6 +16,8 @@ from qcourse.methods.awq import Awq
 from qcourse.models.llama import Llama, random_llama
 from qcourse.models.llama_config import LlamaConfig
 from qcourse.models.minilm import load_minilm
+from qcourse.numerics.microscaling import NVFP4Quantizer, mx
+from qcourse.numerics.minifloat import E2M1
 from qcourse.recipes.block_probe import blocks
 from qcourse.recipes.fold import fold
 from qcourse.recipes.outliers import plant_outliers
@@ -385,6 +387,25 @@ def test_scales_that_cannot_hold_it(quantizer: IntQuantizer, scale: float) -> No
     before = {name: w.clone() for name, w in model.state_dict().items()}
     assert fold(model, ["model.layers.0.mlp.down_proj"], scale * scale_of(96)) is None
     assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
+
+
+@pytest.mark.parametrize("quantizer", [mx(E2M1), NVFP4Quantizer()], ids=["MXFP4", "NVFP4"])
+@pytest.mark.parametrize("factor", [2.0, 1.3])
+def test_scales_of_one_byte_are_left_alone_and_a_norm_before_them_is_divided(
+    quantizer: Any, factor: float
+) -> None:
+    model: Any = quantize_model(
+        llama(), quantizer, layers=lambda name, layer: "gate" not in name, progress=False
+    ).model
+    up = model.model.layers[0].mlp.up_proj
+    stored = up.scale
+    before = logits(model)
+    # E8M0 and E4M3 hold half of a scale, but not its quotient by most numbers.
+    assert fold(model, ["model.layers.0.mlp.down_proj"], torch.full((96,), factor)) is None
+    assert up.scale is stored
+    assert torch.equal(logits(model), before)
+    names = [f"model.layers.0.{name}" for name in GROUPS["post_attention_layernorm"]]
+    assert fold(model, names, scale_of(64)) == "model.layers.0.post_attention_layernorm"
 
 
 @pytest.mark.parametrize(
