@@ -12,6 +12,7 @@ before each product; this takes 4 bits, in the order of a kernel that decodes as
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -168,25 +169,34 @@ def _stored(codes: Tensor, quantizer: IntQuantizer) -> Tensor:
     return codes.to(torch.int8).view(torch.uint8) + OFFSET
 
 
+def check_quantizer(quantizer: object, width: int) -> None:
+    """Raise TypeError or ValueError unless the kernels take its codes, in rows of width codes."""
+    if not isinstance(quantizer, IntQuantizer):
+        raise TypeError(
+            f"q must hold integer codes, as IntQuantizer(4)(w) gives; got {quantizer!r:.200}"
+        )
+    if quantizer.bits != BITS:
+        raise ValueError(f"q has {quantizer.bits} bits; an INT4 weight has 4")
+    group_sizes = (*GROUPS, width)
+    allowed = [PerChannel(0), *(PerGroup(size) for size in group_sizes)]
+    if quantizer.granularity not in allowed:
+        raise ValueError(
+            f"granularity={quantizer.granularity!r} must be PerGroup of"
+            f" {', '.join(map(str, GROUPS))} or the whole row, or PerChannel(0)"
+        )
+
+
 def _checked_quantizer(q: QuantizedTensor) -> IntQuantizer:
     """The quantizer of q; raises where q is not a 4-bit matrix that the kernels take."""
-    if not isinstance(q, QuantizedTensor) or not isinstance(q.quantizer, IntQuantizer):
-        got = q.quantizer if isinstance(q, QuantizedTensor) else q
-        raise TypeError(f"q must hold integer codes, as IntQuantizer(4)(w) gives; got {got!r:.200}")
-    if q.bits != BITS:
-        raise ValueError(f"q has {q.bits} bits; an INT4 weight has 4")
+    if not isinstance(q, QuantizedTensor):
+        raise TypeError(f"q must hold integer codes, as IntQuantizer(4)(w) gives; got {q!r:.200}")
     if q.codes.ndim != 2:
         raise ValueError(f"q of shape {tuple(q.shape)} must be a matrix (out, in)")
-    group_sizes = (*GROUPS, q.shape[1])
-    allowed = [PerChannel(0), *(PerGroup(size) for size in group_sizes)]
-    if q.granularity not in allowed:
-        raise ValueError(
-            f"granularity={q.granularity!r} must be PerGroup of {', '.join(map(str, GROUPS))} or"
-            " the whole row, or PerChannel(0)"
-        )
+    check_quantizer(q.quantizer, q.shape[1])
+    quantizer: Any = q.quantizer
     smallest, largest = (int(code) for code in torch.aminmax(q.codes))
-    qmin = q.quantizer.qmin
-    qmax = q.quantizer.qmax
+    qmin = quantizer.qmin
+    qmax = quantizer.qmax
     if smallest < qmin or largest > qmax:
         raise ValueError(f"q has codes from {smallest} to {largest}; {qmin} to {qmax} are 4 bits")
-    return q.quantizer
+    return quantizer

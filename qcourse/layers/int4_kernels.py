@@ -8,7 +8,7 @@ How it differs from ``quantize.py``: that chooses codes; this only moves them.
 
 from torch import nn
 
-from qcourse.kernels.int4_weight import Int4Weight
+from qcourse.kernels.int4_weight import Int4Weight, check_quantizer
 from qcourse.layers.int4_linear import Int4Linear
 from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.numerics.validation import in_layer
@@ -49,9 +49,18 @@ def with_int4_kernels(model: nn.Module) -> nn.Module:
     return model
 
 
+def check_int4(quantizer: object, inputs: object, width: int) -> None:
+    """Raise what ``with_int4_kernels`` raises for such a layer, before there are any codes.
+
+    `width` is the number of its inputs, `inputs` what rounds them, or None.
+    """
+    if inputs is not None:
+        raise ValueError(f"inputs={inputs} are rounded; the INT4 kernels take them as floats")
+    check_quantizer(quantizer, width)
+
+
 def _int4_linear(layer: QuantizedLinear) -> Int4Linear:
-    if layer.inputs is not None:
-        raise ValueError(f"inputs={layer.inputs} are rounded; the INT4 kernels take them as floats")
+    check_int4(layer.layout.quantizer, layer.inputs, layer.in_features)
     weight = Int4Weight.from_quantized(layer.quantized)
     return Int4Linear(
         weight, layer.bias, input_scale=layer.input_scale, input_order=layer.input_order

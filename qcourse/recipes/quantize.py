@@ -5,14 +5,16 @@ et al., ICLR 2023, section 4). The new model never copies the weights that will 
 peak memory is the old model, the new one, and one layer. `method.py` chooses codes for one group.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from qcourse.layers.int4_kernels import with_int4_kernels
+from qcourse.layers.int4_kernels import check_int4, with_int4_kernels
 from qcourse.layers.quantized_linear import QuantizedLinear
+from qcourse.methods.activations import WithActivations
 from qcourse.methods.method import Method, as_method
+from qcourse.numerics.validation import in_layer
 from qcourse.recipes.group_quantizer import Fold, GroupQuantizer
 from qcourse.recipes.report import KeptLayer, LayerReport, ModelReport, kept_row, nbytes
 from qcourse.recipes.selection import Layers, choose
@@ -67,9 +69,9 @@ def quantize_model(
 
     A tied weight (the head's, tied to the embedding) is untied. Chosen layers that no batch reaches
     stay in floats; the report lists them. Raises TypeError if method, calibration or layers is none
-    of the above. Raises ValueError if there is no layer to quantize; a name, a group size or the
-    kernel does not fit; calibration is missing, empty, or reaches no chosen layer; a value is not
-    finite.
+    of the above, or the codes are no integers and the kernel needs them. Raises ValueError if there
+    is no layer to quantize; a name, a group size or the kernel does not fit; calibration is
+    missing, empty, or reaches no chosen layer; a value is not finite.
 
     >>> from qcourse import IntQuantizer
     >>> model = nn.Sequential(nn.Linear(64, 32))
@@ -79,8 +81,11 @@ def quantize_model(
     """
     # Everything that can be wrong with the arguments is refused first.
     method = as_method(method)
-    _check_kernel(kernel, method)
+    if kernel not in (None, "int4"):
+        raise ValueError(f'kernel={kernel!r} must be "int4" or None')
     chosen, kept = choose(model, layers, method.quantizer.granularity, on_indivisible)
+    if kernel:
+        _check_int4(model, chosen, method)
     batches = check_batches(calibration, required=method.calibrated)
 
     # Group by group, codes replace floats in a copy.
@@ -110,14 +115,17 @@ def _report(
     )
 
 
-def _check_kernel(kernel: str | None, method: Method) -> None:
-    if kernel not in (None, "int4"):
-        raise ValueError(f'kernel={kernel!r} must be "int4" or None')
-    # Refused here, before hours of calibration.
-    if kernel and method.quantizer.bits != 4:
-        raise ValueError(
-            f"kernel='int4' is for 4 bits; the method's quantizer has {method.quantizer.bits}"
-        )
+def _check_int4(model: nn.Module, chosen: Mapping[str, nn.Linear], method: Method) -> None:
+    """Refuse what the INT4 kernels will refuse, before hours of calibration."""
+    inputs = method.inputs if isinstance(method, WithActivations) else None
+    for name, layer in chosen.items():
+        with in_layer(name):
+            check_int4(method.quantizer, inputs, layer.in_features)
+    # Layers that an earlier call quantized move to the kernels, too.
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            with in_layer(name):
+                check_int4(module.layout.quantizer, module.inputs, module.in_features)
 
 
 def _parameters(model: nn.Module) -> int:

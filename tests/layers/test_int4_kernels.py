@@ -1,17 +1,21 @@
 """A whole model on the INT4 kernels: the same outputs as with decoded weights, the same tokens."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qcourse import IntQuantizer, PerChannel, PerGroup, load_tinylm, quantize_model
 from qcourse.layers.int4_kernels import with_int4_kernels
 from qcourse.layers.int4_linear import Int4Linear
 from qcourse.layers.storage import save_quantized
-from qcourse.methods.activations import WithActivations
+from qcourse.methods.activations import Dynamic, WithActivations
 from qcourse.methods.awq import Awq
 from qcourse.methods.gptq import Gptq
 from qcourse.models.generate import generate
+from qcourse.numerics.codebook import CodebookQuantizer
 
 INT4 = IntQuantizer(4, granularity=PerGroup(32), scale_dtype=torch.float16)
 
@@ -57,21 +61,62 @@ def test_what_cannot_be(tmp_path) -> None:
     model = small()
     with pytest.raises(ValueError, match="kernel='int2' must be \"int4\" or None"):
         quantize_model(model, INT4, kernel="int2", progress=False)
-    eight_bits = "kernel='int4' is for 4 bits; the method's quantizer has 8"
-    with pytest.raises(ValueError, match=eight_bits):
-        quantize_model(model, IntQuantizer(8), kernel="int4", progress=False)
-    small_groups = IntQuantizer(4, granularity=PerGroup(16))
-    with pytest.raises(ValueError, match=r"layer '0': granularity=PerGroup\(size=16\)"):
-        quantize_model(model, small_groups, kernel="int4", progress=False)
-    rounded_inputs = WithActivations(INT4, IntQuantizer(8, granularity=PerChannel(0)))
-    with pytest.raises(ValueError, match="layer '0': inputs="):
-        quantize_model(model, rounded_inputs, kernel="int4", progress=False)
     no_layer = "must have a QuantizedLinear layer, and this Sequential has none"
     with pytest.raises(ValueError, match=no_layer):
         with_int4_kernels(model)
     fast = quantize_model(model, INT4, kernel="int4", progress=False).model
     with pytest.raises(ValueError, match="packed for this machine"):
         save_quantized(fast, tmp_path / "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Unused(Awq):
+    """A method that must be refused before it observes anything."""
+
+    def observe(self, seen: Any, x: Tensor) -> Any:
+        raise AssertionError("the calibration ran")
+
+
+INT8 = IntQuantizer(8, granularity=PerChannel(0))
+REFUSED = [
+    (IntQuantizer(8), ValueError, "layer '0': q has 8 bits; an INT4 weight has 4"),
+    (IntQuantizer(4), ValueError, r"layer '0': granularity=PerTensor\(\) must be"),
+    (
+        IntQuantizer(4, granularity=PerGroup(16)),
+        ValueError,
+        r"layer '0': granularity=PerGroup\(size=16\) must be PerGroup of 32, 64, 128 or",
+    ),
+    (CodebookQuantizer(granularity=PerGroup(32)), TypeError, "q must hold integer codes"),
+]
+
+
+@pytest.mark.parametrize(("quantizer", "error", "words"), REFUSED)
+def test_what_the_kernels_refuse_is_refused_before_the_calibration(
+    quantizer: Any, error: type[Exception], words: str
+) -> None:
+    model = small()
+    options: dict[str, Any] = {"calibration": [torch.ones(2, 64)], "progress": False}
+    with pytest.raises(error, match=words):
+        quantize_model(model, Unused(quantizer), kernel="int4", **options)
+    # The kernels themselves say the same.
+    plain, _ = quantize_model(model, quantizer, progress=False)
+    with pytest.raises(error, match=words):
+        with_int4_kernels(plain)
+
+
+@pytest.mark.parametrize("inputs", [INT8, Dynamic(INT8)])
+def test_rounded_inputs_are_refused_before_the_calibration(inputs: Any) -> None:
+    method = WithActivations(Unused(INT4), inputs)
+    options: dict[str, Any] = {"calibration": [torch.ones(2, 64)], "progress": False}
+    with pytest.raises(ValueError, match=r"layer '0': inputs=.* are rounded; the INT4 kernels"):
+        quantize_model(small(), method, kernel="int4", **options)
+
+
+def test_layers_quantized_before_are_refused_before_the_calibration() -> None:
+    options: dict[str, Any] = {"calibration": [torch.ones(2, 64)], "progress": False}
+    half, _ = quantize_model(small(), INT8, layers=["0"], progress=False)
+    with pytest.raises(ValueError, match="layer '0': q has 8 bits"):
+        quantize_model(half, Unused(INT4), kernel="int4", **options)
 
 
 def test_nothing_changes_where_one_layer_cannot() -> None:
