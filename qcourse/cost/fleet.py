@@ -9,6 +9,8 @@ How it differs from `memory.py`: that counts bytes, this the GPUs that hold them
 import math
 from dataclasses import dataclass
 
+from qcourse.numerics.whole import check_whole
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -85,10 +87,7 @@ def _check_arguments(
     if gpus_per_node is not None:
         counts["gpus_per_node"] = gpus_per_node
     for name, count in counts.items():
-        if type(count) is not int or count < 1:
-            raise ValueError(
-                f"{name}={count!r} must be a whole number (a Python int) of at least 1"
-            )
+        check_whole(name, count, least=1)
     if cache_bytes < 0:
         raise ValueError(f"cache_bytes={cache_bytes!r} must be 0 or more")
 

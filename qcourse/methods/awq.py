@@ -24,6 +24,7 @@ from qcourse.methods.method import LayerCodes
 from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_floating, check_matrix, check_quantizer, in_layer
+from qcourse.numerics.whole import check_whole
 
 LEAST = 1e-4  # the floor of mean |x|, as a share of the largest: bounds s and keeps dead channels
 
@@ -61,10 +62,7 @@ class Awq(BySecondMoment):
 
     def __post_init__(self) -> None:
         check_quantizer(self.quantizer)
-        if type(self.grid) is not int or self.grid < 1:
-            raise ValueError(
-                f"grid={self.grid!r} must be a whole number (a Python int) of at least 1"
-            )
+        check_whole("grid", self.grid, least=1)
 
     def quantize(self, weights: Mapping[str, Tensor], seen: SecondMoment) -> dict[str, AWQResult]:
         """Return one scale for all layers and the codes of each; a ValueError names the layer."""

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from qcourse.numerics.metrics import kl_of_logs
+
 
 def distillation_loss(
     student: Shaped[Tensor, "..."],
@@ -63,11 +65,7 @@ def _mean_kl(student: Tensor, teacher: Tensor | None, temperature: float) -> Ten
     q_logits = student.float() / temperature
     log_p = p_logits.log_softmax(-1)
     log_q = q_logits.log_softmax(-1)
-
-    # sum p (log p - log q); p log p tends to 0 with p, and 0 * -inf would be NaN.
-    terms = log_p.exp() * (log_p - log_q)
-    terms = terms.masked_fill(log_p == -math.inf, 0)
-    return terms.sum(-1).mean()
+    return kl_of_logs(log_p, log_q).mean()
 
 
 def check_mixture(temperature: float, alpha: float) -> None:

@@ -23,6 +23,7 @@ from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.numerics.chunks import sum_of_squares, wide
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
 from qcourse.numerics.validation import check_matrix, check_quantizer, in_layer
+from qcourse.numerics.whole import check_whole
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -175,7 +176,4 @@ def _error(e: Tensor, d: Tensor, dead: Tensor, factor: InverseFactor) -> float:
 
 def _check_options(quantizer: object, block_size: int) -> None:
     check_quantizer(quantizer)
-    if type(block_size) is not int or block_size < 1:
-        raise ValueError(
-            f"block_size={block_size!r} must be a whole number (a Python int) of at least 1"
-        )
+    check_whole("block_size", block_size, least=1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from qcourse.methods.cached_tokens import CachedTokens
 from qcourse.numerics.granularity import PerGroup
 from qcourse.numerics.validation import check_quantizer
+from qcourse.numerics.whole import check_whole
 
 AXES = ("channel", "token")
 
@@ -114,10 +115,7 @@ class QuantizedKVCache:
 
 
 def _check_counts(residual: Any, max_tokens: Any) -> None:
-    if type(residual) is not int or residual < 0:
-        raise ValueError(
-            f"residual={residual!r} must be a whole number (a Python int) of at least 0"
-        )
+    check_whole("residual", residual, least=0)
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
         raise ValueError(
             f"max_tokens={max_tokens!r} must be a whole number (a Python int) of at least 1,"

@@ -21,6 +21,7 @@ from qcourse.numerics.packing import packed_nbytes
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
 from qcourse.numerics.scaled import ScaledQuantizer
 from qcourse.numerics.validation import check_floating, check_scale, check_stored_scale
+from qcourse.numerics.whole import check_whole
 
 
 def integer_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
@@ -59,11 +60,7 @@ class IntQuantizer(ScaledQuantizer):
     scale_rules: ClassVar[tuple[str, ...]] = ("amax", "full", "mse")
 
     def __post_init__(self) -> None:
-        # 8.0 and np.uint8(8) would pass the range check and shift wrongly.
-        if type(self.bits) is not int or self.bits not in range(2, 9):
-            raise ValueError(
-                f"bits={self.bits!r} must be a whole number (a Python int) from 2 to 8"
-            )
+        check_whole("bits", self.bits, 2, 8)
         self._check_fields()
         if self.scale_rule == "full" and not self.symmetric:
             raise ValueError(
@@ -144,6 +141,10 @@ def quantize(
                 f"zero_point={zero_point} was given without scale; give both, or neither"
             )
         return quantizer(x)
+    if scale_rule != "amax":
+        raise ValueError(
+            f"scale_rule={scale_rule!r} chooses a scale, but scale was given; give one of the two"
+        )
     check_floating(x)
     parameters = _given_parameters(x, quantizer, scale, zero_point)
     # Saturation clips what is beyond the range of the given scale.

@@ -18,6 +18,7 @@ from torch import Tensor
 from qcourse.numerics.granularity import Granularity, PerTensor
 from qcourse.numerics.scaled import ScaledQuantizer
 from qcourse.numerics.validation import check_finite, check_floating
+from qcourse.numerics.whole import check_whole
 
 
 def normal_float(bits: int) -> tuple[float, ...]:
@@ -26,8 +27,7 @@ def normal_float(bits: int) -> tuple[float, ...]:
     >>> [round(level, 4) for level in normal_float(3)]
     [-1.0, -0.535, -0.2469, 0.0, 0.1833, 0.382, 0.623, 1.0]
     """
-    if type(bits) is not int or not 2 <= bits <= 8:
-        raise ValueError(f"bits={bits!r} must be a whole number (a Python int) from 2 to 8")
+    check_whole("bits", bits, 2, 8)
     # Stop half a step short of probability 1, whose quantile is infinite. QLoRA takes the mean of
     # the steps 1 / 2^bits and 1 / (2^bits - 1).
     count = 1 << bits

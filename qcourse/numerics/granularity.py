@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from qcourse.numerics.whole import check_whole
+
 
 @runtime_checkable
 class Granularity(Protocol):
@@ -58,8 +60,7 @@ class PerChannel:
     axis: int = 0
 
     def __post_init__(self) -> None:
-        if type(self.axis) is not int:
-            raise ValueError(f"axis={self.axis!r} must be a whole number (a Python int)")
+        check_whole("axis", self.axis)
 
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
         axes = len(shape)
@@ -100,10 +101,7 @@ class PerGroup:
     size: int
 
     def __post_init__(self) -> None:
-        if type(self.size) is not int or self.size < 1:
-            raise ValueError(
-                f"group size={self.size!r} must be a whole number (a Python int) of at least 1"
-            )
+        check_whole("group size", self.size, least=1)
 
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
         if not shape:

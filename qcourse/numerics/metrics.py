@@ -62,8 +62,13 @@ def kl_divergence(
     logits, logits_hat = _comparable(logits, logits_hat)
     log_p = logits.log_softmax(dim=-1)
     log_p_hat = logits_hat.log_softmax(dim=-1)
-    terms = log_p.exp() * (log_p - log_p_hat)
-    # p log p tends to 0 with p: a masked token (logit -inf) adds nothing.
+    return kl_of_logs(log_p, log_p_hat)
+
+
+def kl_of_logs(log_p: Float[Tensor, "..."], log_q: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return sum p (log p - log q) over the last axis, with its gradient."""
+    terms = log_p.exp() * (log_p - log_q)
+    # p log p tends to 0 with p: a masked token (logit -inf) adds nothing, and 0 * -inf is NaN.
     terms = terms.masked_fill(log_p == -math.inf, 0)
     return terms.sum(dim=-1)
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from qcourse.numerics.chunks import CHUNK
+from qcourse.numerics.whole import check_whole
 
 SPECIALS = ("ieee", "nan", "none")
 
@@ -43,9 +44,7 @@ class FloatFormat:
 
     def __post_init__(self) -> None:
         for name in ("exponent_bits", "mantissa_bits", "bias"):
-            size = getattr(self, name)
-            if type(size) is not int:
-                raise ValueError(f"{name}={size!r} must be a whole number (a Python int)")
+            check_whole(name, getattr(self, name))
         if self.exponent_bits < 1 or self.mantissa_bits < 0 or not 3 <= self.bits <= 8:
             raise ValueError(
                 f"{self.name}: {self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits"

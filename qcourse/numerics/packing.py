@@ -16,6 +16,8 @@ from jaxtyping import Int8, Int32, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
+from qcourse.numerics.whole import check_whole
+
 CHUNK = 1 << 19  # codes per piece, so that intermediate values stay in the cache
 
 # The 64-bit words below are views of bytes.
@@ -122,8 +124,7 @@ def _dtype(value: object) -> object:
 
 
 def _check_bits(bits: int) -> None:
-    if type(bits) is not int or bits not in range(1, 9):
-        raise ValueError(f"bits={bits!r} must be a whole number (a Python int) from 1 to 8")
+    check_whole("bits", bits, 1, 8)
 
 
 def _check_packed(packed: Tensor, bits: int, count: int) -> None:

@@ -74,6 +74,14 @@ def test_bits(bits: object) -> None:
         IntQuantizer(bits)
 
 
+@pytest.mark.parametrize("rule", ["mse", "full"])
+def test_a_scale_rule_beside_a_scale(rule: str) -> None:
+    words = f"scale_rule='{rule}' chooses a scale, but scale was given; give one of the two"
+    with pytest.raises(ValueError, match=words):
+        quantize(torch.ones(3), scale=1.0, scale_rule=rule)
+    assert quantize(torch.ones(3), scale=1.0, scale_rule="amax").scale.item() == 1
+
+
 def test_the_range_of_no_bits() -> None:
     with pytest.raises(ValueError, match="bits=0 must be at least 1"):
         integer_range(0)
