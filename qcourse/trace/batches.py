@@ -13,6 +13,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from qcourse.numerics.validation import check_token_ids
+from qcourse.numerics.whole import check_whole
 
 Run = Callable[[nn.Module, Any], object]
 
@@ -24,15 +25,15 @@ def windows(
 
     `tokens` are the ids (tokens,) of one text, `context` the tokens per window, `count` the largest
     number of windows. Raises TypeError or ValueError for tokens that are no row of at least context
-    integers, and ValueError for numbers below 1.
+    integers, and ValueError unless the numbers are whole and at least 1.
 
     >>> import torch
     >>> [batch.tolist() for batch in windows(torch.arange(8), context=2, batch_size=2, count=3)]
     [[[0, 1], [2, 3]], [[4, 5]]]
     """
-    _check_at_least_one(context=context, batch_size=batch_size)
+    _check_numbers(context=context, batch_size=batch_size)
     if count is not None:
-        _check_at_least_one(count=count)
+        _check_numbers(count=count)
     check_token_ids(tokens, "tokens", least=context)
 
     whole = len(tokens) // context * context
@@ -49,7 +50,7 @@ def random_windows(
     >>> random_windows(torch.arange(100), context=4, count=2, batch_size=1)[1].shape
     torch.Size([1, 4])
     """
-    _check_at_least_one(context=context, batch_size=batch_size, count=count)
+    _check_numbers(context=context, batch_size=batch_size, count=count)
     check_token_ids(tokens, "tokens", least=context)
 
     generator = torch.Generator().manual_seed(seed)
@@ -60,10 +61,9 @@ def random_windows(
     return list(tokens[indices].long())
 
 
-def _check_at_least_one(**numbers: int) -> None:
+def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_whole(name, value, least=1)
 
 
 def check_batches(calibration: Iterable[Any] | None, *, required: bool) -> list[Any]:

@@ -20,7 +20,7 @@ from qcourse.models.llama_config import LlamaConfig
 from qcourse.models.minilm import load_minilm
 from qcourse.recipes.quantize import quantize_model
 from qcourse.recipes.report import nbytes
-from qcourse.trace.batches import windows
+from qcourse.trace.batches import random_windows, windows
 from qcourse.trace.linears import linears, map_weights
 
 SIZES = LlamaConfig(96, 64, 96, 3, 4, 2)
@@ -843,15 +843,21 @@ def test_calibration_data_that_are_not_finite(method: object, sequential: bool) 
         (torch.arange(0), {}, ValueError, "at least 4, got the shape"),
         (torch.arange(3), {}, ValueError, "at least 4, got the shape"),
         (torch.zeros(9), {}, TypeError, "must be integers"),
-        (torch.arange(9), {"count": 0}, ValueError, "count must be at least 1, got 0"),
-        (torch.arange(9), {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        (torch.arange(9), {"count": 0}, ValueError, "count=0 must be a whole number"),
+        (torch.arange(9), {"batch_size": 0}, ValueError, "batch_size=0 must be a whole number"),
+        (torch.arange(9), {"count": 2.0}, ValueError, "count=2.0 must be a whole number"),
+        (torch.arange(9), {"context": 2.5}, ValueError, "context=2.5 must be a whole number"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_windows_that_cannot_be(
     tokens: Tensor, options: dict, error: type[Exception], words: str
 ) -> None:
+    options = {"context": 4, **options}
     with pytest.raises(error, match=words):
-        windows(tokens, 4, **options)
+        windows(tokens, **options)
+    with pytest.raises(error, match=words):
+        random_windows(tokens, **{"count": 1, **options})
 
 
 def test_the_progress_bar(capfd: pytest.CaptureFixture[str]) -> None:
