@@ -169,7 +169,7 @@ def _stored(codes: Tensor, quantizer: IntQuantizer) -> Tensor:
     return codes.to(torch.int8).view(torch.uint8) + OFFSET
 
 
-def check_quantizer(quantizer: object, width: int) -> None:
+def check_int4_quantizer(quantizer: object, width: int) -> None:
     """Raise TypeError or ValueError unless the kernels take its codes, in rows of width codes."""
     if not isinstance(quantizer, IntQuantizer):
         raise TypeError(
@@ -192,7 +192,7 @@ def _checked_quantizer(q: QuantizedTensor) -> IntQuantizer:
         raise TypeError(f"q must hold integer codes, as IntQuantizer(4)(w) gives; got {q!r:.200}")
     if q.codes.ndim != 2:
         raise ValueError(f"q of shape {tuple(q.shape)} must be a matrix (out, in)")
-    check_quantizer(q.quantizer, q.shape[1])
+    check_int4_quantizer(q.quantizer, q.shape[1])
     quantizer: Any = q.quantizer
     smallest, largest = (int(code) for code in torch.aminmax(q.codes))
     qmin = quantizer.qmin

@@ -8,7 +8,7 @@ How it differs from ``quantize.py``: that chooses codes; this only moves them.
 
 from torch import nn
 
-from qcourse.kernels.int4_weight import Int4Weight, check_quantizer
+from qcourse.kernels.int4_weight import Int4Weight, check_int4_quantizer
 from qcourse.layers.int4_linear import Int4Linear
 from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.numerics.validation import in_layer
@@ -56,7 +56,7 @@ def check_int4(quantizer: object, inputs: object, width: int) -> None:
     """
     if inputs is not None:
         raise ValueError(f"inputs={inputs} are rounded; the INT4 kernels take them as floats")
-    check_quantizer(quantizer, width)
+    check_int4_quantizer(quantizer, width)
 
 
 def _int4_linear(layer: QuantizedLinear) -> Int4Linear:

@@ -143,16 +143,23 @@ def _check_inputs(inputs: object, *, static: bool) -> None:
         )
     quantizer = inputs if isinstance(inputs, Quantizer) else inputs.quantizer
     granularity = quantizer.granularity
+    check_input_granularity(granularity)
+    takes_range = isinstance(inputs, Quantizer) and hasattr(inputs, "from_range")
+    if static and not (takes_range and granularity == PerTensor()):
+        raise ValueError(
+            f"static=True needs one scale for all inputs of a layer, PerTensor(), got {inputs!r}"
+        )
 
+
+def check_input_granularity(granularity: object) -> None:
+    """Raise ValueError unless products of inputs (tokens, in) can use scales of this granularity.
+
+    >>> check_input_granularity(PerChannel(0))  # one scale per token
+    """
     # A scale per token or per tensor is a factor of the whole sum, one per group of a part of it.
     one_per_row = granularity in (PerTensor(), PerChannel(0))
     if not one_per_row and not isinstance(granularity, PerGroup):
         raise ValueError(
             f"inputs have the granularity {granularity}: a scale for each channel cannot leave the "
             "sum over channels; use PerTensor(), PerChannel(0) for one per token, or PerGroup(size)"
-        )
-    takes_range = isinstance(inputs, Quantizer) and hasattr(inputs, "from_range")
-    if static and not (takes_range and granularity == PerTensor()):
-        raise ValueError(
-            f"static=True needs one scale for all inputs of a layer, PerTensor(), got {inputs!r}"
         )

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qcourse.layers.quantized_linear import QuantizedLinear
-from qcourse.methods.activations import Dynamic
+from qcourse.methods.activations import Dynamic, check_input_granularity
 from qcourse.methods.qat import FakeQuantized, straight_through
 from qcourse.numerics.quantized import Quantizer
+from qcourse.numerics.validation import check_quantizer
 from qcourse.recipes.selection import Layers, choose
 
 
@@ -28,9 +29,11 @@ def prepare_qat(
 ) -> nn.Module:
     """Return a copy to train, whose linear layers multiply by fake_quantize(w).
 
-    `quantizer` is for the weights, `inputs` for the activations, per token (8 bits in BitNet). With
-    learned_scale the scales are trained too (LSQ). `layers` are those of `quantize_model`. Raises
-    TypeError or ValueError as ``FakeQuantized`` and ``selection.choose``.
+    `quantizer` is for the weights, `inputs` for the activations (tokens, in): PerChannel(0) gives
+    one scale per token (BitNet has 8 bits), PerTensor() one per batch, PerGroup one per group of a
+    token. With learned_scale the scales of the weights are trained too (LSQ). `layers` are those of
+    `quantize_model`. Raises TypeError if inputs is no quantizer, ValueError if it has a scale per
+    channel, and both as ``FakeQuantized`` and ``selection.choose``.
 
     >>> from qcourse import IntQuantizer
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -38,6 +41,9 @@ def prepare_qat(
     >>> int(student[0].weight.unique().numel()) <= 4, int(model[0].weight.unique().numel())
     (True, 8)
     """
+    if inputs is not None:
+        check_quantizer(inputs, "inputs")
+        check_input_granularity(inputs.granularity)
     chosen, _ = choose(model, layers, quantizer.granularity, "refuse")
     student = copy.deepcopy(model).requires_grad_(True).train()
     for name in chosen:
@@ -85,7 +91,7 @@ def _grid_of(layer: nn.Module) -> FakeQuantized | None:
 
 def _converted(layer: Any, grid: FakeQuantized) -> QuantizedLinear:
     q = grid.quantized(layer.parametrizations.weight.original.detach())
-    # Rounding of the inputs continues at inference, with one scale per token.
+    # The inputs are rounded at inference too, on the range that they have at each call.
     inputs = None
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, _RoundedInput):
@@ -94,13 +100,12 @@ def _converted(layer: Any, grid: FakeQuantized) -> QuantizedLinear:
 
 
 class _RoundedInput:
-    """A hook that rounds the input of a layer, token by token; gradients pass straight through."""
+    """A hook that rounds the input of a layer as (tokens, in); gradients pass straight through."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
-        # Each token has a scale of its own.
         (x,) = args
         rows = x.reshape(-1, x.shape[-1])  # (tokens, in)
         return straight_through(rows, self.quantizer).reshape(x.shape)

@@ -7,8 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qcourse import IntQuantizer, PerChannel, PerGroup, load_tinylm, perplexity, quantize_model
+from qcourse import (
+    IntQuantizer,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    load_tinylm,
+    perplexity,
+    quantize_model,
+)
 from qcourse.layers.quantized_linear import QuantizedLinear
+from qcourse.methods.activations import Dynamic
 from qcourse.methods.sparsity import NM
 from qcourse.methods.ternary import TernaryQuantizer
 from qcourse.models.llama import Llama, random_llama
@@ -23,6 +32,7 @@ from qcourse.trace.batches import random_windows
 
 SMALL = LlamaConfig(64, 32, 48, 2, 4, 2)
 INT2 = IntQuantizer(2, granularity=PerGroup(16))
+INT2_ROWS = IntQuantizer(2, granularity=PerChannel(0))
 
 
 @pytest.fixture
@@ -177,6 +187,32 @@ def test_what_cannot_be_prepared_or_converted(model: Llama) -> None:
         match="student must come from prepare_qat: this Llama has no fake-quantized layer",
     ):
         convert_qat(model)
+
+
+def test_inputs_have_a_scale_per_token_per_batch_or_per_group_but_not_per_channel() -> None:
+    layer = nn.Linear(4, 2)
+    x = torch.tensor([[[7.0, 1.0, 0.0, 0.0], [0.7, 0.1, 0.2, 0.0]]])
+    per_token = prepare_qat(layer, INT2_ROWS, inputs=IntQuantizer(4, granularity=PerChannel(0)))
+    per_batch = prepare_qat(layer, INT2_ROWS, inputs=IntQuantizer(4, granularity=PerTensor()))
+    torch.testing.assert_close(input_of(per_token, x), x)
+    rounded = torch.tensor([[[7.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]])
+    torch.testing.assert_close(input_of(per_batch, x), rounded)
+    torch.testing.assert_close(convert_qat(per_batch).rounded(x), rounded)
+    with pytest.raises(ValueError, match=r"inputs have the granularity PerChannel\(axis=1\)"):
+        prepare_qat(layer, INT2_ROWS, inputs=IntQuantizer(8, granularity=PerChannel(1)))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_inputs_that_are_no_quantizer() -> None:
+    inputs: Any = Dynamic(IntQuantizer(8, granularity=PerChannel(0)))
+    with pytest.raises(TypeError, match="must be a quantizer"):
+        prepare_qat(nn.Linear(4, 2), INT2_ROWS, inputs=inputs)
+
+
+def input_of(student: nn.Module, x: Tensor) -> Tensor:
+    """What the product of a student that is one layer gets as its input."""
+    hook = next(iter(student._forward_pre_hooks.values()))
+    return hook(student, (x,))
 
 
 @pytest.mark.parametrize("method", [Magnitude(NM(2, 4)), Wanda(NM(2, 4)), SparseGPT(NM(2, 4))])
