@@ -20,6 +20,7 @@ from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.methods.sparsity import NM, Pruned, magnitude, sparsegpt, wanda
 from qcourse.numerics.granularity import PerGroup
 from qcourse.numerics.validation import in_layer
+from qcourse.recipes.report import KeptLayer, all_kept
 from qcourse.recipes.selection import Layers, choose
 from qcourse.recipes.walk import Walk
 from qcourse.trace.batches import Run, check_batches
@@ -72,13 +73,14 @@ PruningMethod = Magnitude | Wanda | SparseGPT
 class PrunedModel:
     """A pruned model, in eval mode and without gradients.
 
-    Per layer: `masks`, True where a weight was kept, and `errors` of the outputs (for ``Magnitude``
-    of the weight).
+    Per pruned layer: `masks`, True where a weight was kept, and `errors` of the outputs (for
+    ``Magnitude`` of the weight). `kept` has every linear layer that is not pruned, and why.
     """
 
     model: nn.Module
     masks: Mapping[str, Bool[Tensor, "..."]]
     errors: Mapping[str, float]
+    kept: tuple[KeptLayer, ...]
 
 
 def prune_model(
@@ -93,9 +95,10 @@ def prune_model(
     """Return a new model in which each chosen linear layer is pruned; model is not changed.
 
     The method is ``Magnitude``, ``Wanda`` or ``SparseGPT``, with a pattern. The other arguments are
-    those of `quantize_model`. Raises TypeError for another method, ValueError where there is no
-    layer to prune, M does not divide a layer's inputs, calibration is missing or reaches no chosen
-    layer, or a value is not finite.
+    those of `quantize_model`. A chosen layer that no batch reaches keeps all its weights: `kept`
+    names it, and `masks` does not. Raises TypeError for another method, ValueError where there is
+    no layer to prune, M does not divide a layer's inputs, calibration is missing or reaches no
+    chosen layer, or a value is not finite.
 
     >>> pruned = prune_model(nn.Sequential(nn.Linear(8, 4)), Magnitude(NM(2, 4)), progress=False)
     >>> int((pruned.model[0].weight != 0).sum())
@@ -106,14 +109,15 @@ def prune_model(
             f"method={method!r} must be such as Magnitude(NM(2, 4)), Wanda(...) or SparseGPT(...)"
         )
     # M weights in a row form a run, so M must divide the inputs of a layer.
-    chosen, _ = choose(model, layers, PerGroup(method.pattern.m), "refuse")
+    chosen, kept = choose(model, layers, PerGroup(method.pattern.m), "refuse")
     batches = check_batches(calibration, required=method.calibrated)
     work = ModelCopy(model, chosen)
     pruner = _GroupPruner(method, chosen)
     # Each group is pruned by its inputs in the model pruned so far.
     walk = Walk("pruning", batches, run, progress=progress)
-    walk.replace_layers(work, method, pruner.prune)
-    return PrunedModel(work.model.requires_grad_(False), pruner.masks, pruner.errors)
+    unreached = walk.replace_layers(work, method, pruner.prune)
+    new = work.model.requires_grad_(False)
+    return PrunedModel(new, pruner.masks, pruner.errors, all_kept(model, kept, unreached))
 
 
 @dataclass

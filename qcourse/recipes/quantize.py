@@ -16,11 +16,10 @@ from qcourse.methods.activations import WithActivations
 from qcourse.methods.method import Method, as_method
 from qcourse.numerics.validation import in_layer
 from qcourse.recipes.group_quantizer import Fold, GroupQuantizer
-from qcourse.recipes.report import KeptLayer, LayerReport, ModelReport, kept_row, nbytes
+from qcourse.recipes.report import KeptLayer, LayerReport, ModelReport, all_kept, nbytes
 from qcourse.recipes.selection import Layers, choose
 from qcourse.recipes.walk import Walk
 from qcourse.trace.batches import Run, check_batches
-from qcourse.trace.linears import linears
 from qcourse.trace.model_copy import ModelCopy
 
 
@@ -96,19 +95,16 @@ def quantize_model(
 
     # The report: errors of the outputs need one more run of the new model.
     rows = quantizer.rows_with_output_errors(batches if output_error else [], run)
-    kept += [kept_row(name, chosen[name], "no calibration batch reaches it") for name in unreached]
-    report = _report(model, new, rows, kept)
+    report = _report(model, new, rows, all_kept(model, kept, unreached))
     return QuantizedModel(with_int4_kernels(new) if kernel else new, report)
 
 
 def _report(
-    model: nn.Module, new: nn.Module, rows: Sequence[LayerReport], kept: Sequence[KeptLayer]
+    model: nn.Module, new: nn.Module, rows: Sequence[LayerReport], kept: tuple[KeptLayer, ...]
 ) -> ModelReport:
-    """The report of the whole model; kept layers in the order of the model."""
-    by_name = {layer.name: layer for layer in kept}
     return ModelReport(
         layers=tuple(rows),
-        kept=tuple(by_name[name] for name in linears(model) if name in by_name),
+        kept=kept,
         bytes_before=nbytes(model),
         bytes_after=nbytes(new),
         parameters=_parameters(model),

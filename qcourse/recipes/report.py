@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from qcourse.layers.quantized_linear import QuantizedLinear
+from qcourse.trace.linears import linears
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ def quantized_row(
 def kept_row(name: str, layer: nn.Linear, why: str) -> KeptLayer:
     """Return the report of a layer that stays in floats."""
     return KeptLayer(name, (layer.out_features, layer.in_features), nbytes(layer), why)
+
+
+def all_kept(
+    model: nn.Module, kept: Iterable[KeptLayer], unreached: Iterable[str]
+) -> tuple[KeptLayer, ...]:
+    """Return the kept layers and those that no calibration batch reaches, in the model's order."""
+    layers = linears(model)
+    by_name = {row.name: row for row in kept}
+    for name in unreached:
+        by_name[name] = kept_row(name, layers[name], "no calibration batch reaches it")
+    return tuple(by_name[name] for name in layers if name in by_name)
 
 
 @dataclass(frozen=True)

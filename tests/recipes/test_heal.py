@@ -230,6 +230,23 @@ def test_a_pruned_model(model: Llama, batches: list[Tensor], method: Any) -> Non
     assert torch.equal(pruned.model.lm_head.weight, model.lm_head.weight)
 
 
+def test_layers_that_are_not_pruned_are_named_with_the_reason() -> None:
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("idle", "used", "other")})
+    pruned = prune_model(
+        model,
+        Wanda(NM(2, 4)),
+        calibration=[torch.ones(2, 8)],
+        run=lambda model, x: model["used"](x),
+        layers=["used", "idle"],
+        progress=False,
+    )
+    assert list(pruned.masks) == ["used"]
+    assert [(kept.name, kept.why) for kept in pruned.kept] == [
+        ("idle", "no calibration batch reaches it"),
+        ("other", "not chosen"),
+    ]
+
+
 def test_zeros_are_held_while_the_rest_is_trained(model: Llama, batches: list[Tensor]) -> None:
     pruned = prune_model(model, Magnitude(NM(2, 4)), progress=False)
     student = hold_zeros(pruned.model, pruned.masks)
