@@ -31,10 +31,9 @@ LEAST = 1e-4  # the floor of mean |x|, as a share of the largest: bounds s and k
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AWQResult(LayerCodes):
-    """The codes of w * input_scale, in as many bytes as without AWQ.
+    """The codes of w * input_scale: the layer is y = (x / input_scale) Q(w input_scale)^T."""
 
-    The layer is y = (x / input_scale) Q(w input_scale)^T; no input_scale in a model if alpha is 0.
-    """
+    # In a model, input_scale is None if alpha is 0.
 
     # Relative, not squared: ||x w^T - x w_hat^T|| / ||x w^T||.
     error: float
@@ -87,12 +86,8 @@ def awq(
 ) -> AWQResult:
     """Return the codes of w s, with the alpha and clips that minimize ||x (w - w_hat)^T||.
 
-    Args:
-        x: the inputs of the layer on calibration data (tokens, in).
-        quantizer, clip, grid: as in ``Awq``.
-
-    Raises:
-        TypeError, ValueError: an argument is invalid, or w and x differ in their inputs.
+    `x` (tokens, in) are inputs of the layer on calibration data; the options are those of ``Awq``.
+    Raises TypeError or ValueError if an argument is invalid, or w and x differ in their inputs.
 
     >>> from qcourse import IntQuantizer, PerGroup
     >>> generator = torch.Generator().manual_seed(0)
@@ -120,35 +115,35 @@ def _search(weights: Mapping[str, Tensor], seen: SecondMoment, method: Awq) -> d
     weights = {name: w.detach().to(moments.stored.dtype) for name, w in weights.items()}
     unit = max(float(w.abs().max()) for w in weights.values()) or 1.0
 
+    def search_with(s: Tensor) -> ClipSearch:
+        return ClipSearch(method.quantizer, moments.divided_by(s), s, unit)
+
     # Try each alpha on all weights.
     scales = _scales(seen.sum_of_abs, method.grid, moments.stored.dtype)
-    trials = []
-    totals = []
-    for s in scales:
-        search = ClipSearch(method.quantizer, moments.divided_by(s), s, unit)
-        losses = {name: search.unclipped_losses(w) for name, w in weights.items()}
-        trials.append(losses)
-        totals.append(sum(float(lost.sum()) for lost in losses.values()))
+    trials = [_unclipped_losses(weights, search_with(s)) for s in scales]
+    totals = [sum(float(lost.sum()) for lost in losses.values()) for losses in trials]
     best = totals.index(min(totals))  # the first of equals: alpha is 0 if nothing is gained
 
     # Errors are relative to ||x w^T||^2, in units of unit^2.
     sizes = {name: float(moments.losses(w / unit).sum()) for name, w in weights.items()}
-    total_size = sum(sizes.values())
-    curve = torch.tensor([_relative(lost, total_size) for lost in totals], dtype=torch.float64)
+    curve = _curve(totals, sum(sizes.values()))
 
     # The moments of the best trial are made anew: those of all trials need too much memory.
-    s = scales[best]
+    search = search_with(scales[best])
     alpha = best / method.grid
-    search = ClipSearch(method.quantizer, moments.divided_by(s), s, unit)
     results = {}
     for name, w in weights.items():
         q, shrink, lost = _quantized(w, search, trials[best][name], clip=method.clip)
         note = _note(alpha, shrink)
         error = _relative(lost, sizes[name])
         results[name] = AWQResult(
-            q, s, note=note, error=error, alpha=alpha, curve=curve, shrink=shrink
+            q, search.s, note=note, error=error, alpha=alpha, curve=curve, shrink=shrink
         )
     return results
+
+
+def _unclipped_losses(weights: Mapping[str, Tensor], search: ClipSearch) -> dict[str, Tensor]:
+    return {name: search.unclipped_losses(w) for name, w in weights.items()}
 
 
 def _quantized(
@@ -180,6 +175,10 @@ def _scales(sum_of_abs: Tensor, grid: int, dtype: torch.dtype) -> list[Float[Ten
         middle = (s.max() * s.min()).sqrt()
         scales.append((s / middle).to(dtype))
     return scales
+
+
+def _curve(totals: list[float], size: float) -> Float64[Tensor, " alphas"]:
+    return torch.tensor([_relative(lost, size) for lost in totals], dtype=torch.float64)
 
 
 def _note(alpha: float, shrink: Tensor) -> str:

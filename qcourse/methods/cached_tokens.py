@@ -3,7 +3,6 @@
 The codes form a matrix in which each group of PerGroup lies side by side in a row. If the axis is
 "channel", the rows are (batch x heads x channels) and new tokens are new columns. If it is
 "token", the rows are (tokens x batch x heads) and new tokens are new rows.
-
 Source: Liu et al., "KIVI" (ICML 2024), section 3.
 `kv_cache.py` keeps two of these per layer.
 """

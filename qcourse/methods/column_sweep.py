@@ -120,41 +120,50 @@ def round_columns(
     >>> round_columns(columns, upper, grid).codes.tolist()
     [[0], [1], [7]]
     """
-    nearest = grid.nearest
-    diagonal = upper.diagonal().tolist()
-    codes: list[Tensor] = []
+    sweep = _Sweep(columns, upper, grid)
+    sweep.round_run(0, len(columns), _widths(grid.span, block_size))
+    return Swept(codes=torch.stack(sweep.codes), errors=columns)
 
-    def round_run(start: int, stop: int, widths: list[int]) -> None:
+
+class _Sweep:
+    """The columns, of which those already rounded hold their errors, and the codes so far."""
+
+    def __init__(self, columns: Tensor, upper: Tensor, grid: Grid) -> None:
+        self.columns = columns
+        self.upper = upper
+        self.diagonal = upper.diagonal().tolist()
+        self.grid = grid
+        self.codes: list[Tensor] = []
+
+    def round_run(self, start: int, stop: int, widths: list[int]) -> None:
         """Round columns start to stop, which are up to date with all errors before start."""
+        columns = self.columns
         width, *narrower = widths
         for first in range(start, stop, width):
             # Subtract sum_j e_j U_jk over the columns j from start on, for this run's columns k.
             last = min(first + width, stop)
-            u = upper[start:first, first:last]
+            u = self.upper[start:first, first:last]
             columns[first:last].addmm_(u.T, columns[start:first], alpha=-1)
 
             if narrower:
-                round_run(first, last, narrower)
-                continue
+                self.round_run(first, last, narrower)
+            else:
+                self._round_column(first)
 
-            # A single column: round it, and leave its error e in its place.
-            if first % grid.span == 0:
-                grid.fit(first, columns[first : first + grid.span])
-            column = columns[first]
-            column_codes, w_hat = nearest(column[:, None], grid.at(first))
-            codes.append(column_codes[:, 0])
-            column.sub_(w_hat[:, 0]).div_(diagonal[first])
-
-    round_run(0, len(columns), _widths(grid.span, block_size))
-    return Swept(codes=torch.stack(codes), errors=columns)
+    def _round_column(self, j: int) -> None:
+        """Round a column that is up to date, and leave its error e in its place."""
+        grid = self.grid
+        if j % grid.span == 0:
+            grid.fit(j, self.columns[j : j + grid.span])
+        column = self.columns[j]
+        codes, w_hat = grid.nearest(column[:, None], grid.at(j))
+        self.codes.append(codes[:, 0])
+        column.sub_(w_hat[:, 0]).div_(self.diagonal[j])
 
 
 def _widths(span: int, block_size: int) -> list[int]:
-    """The widths of blocks, parts and columns, in decreasing order.
-
-    >>> _widths(32, 100), _widths(128, 100)
-    ([96, 32, 1], [128, 100, 32, 1])
-    """
+    """The widths of blocks, parts and columns, in decreasing order."""
+    # In blocks of 100, groups of 32 give 96, 32, 1 and groups of 128 give 128, 100, 32, 1.
     widths = {1, span}
     for width in (block_size, min(block_size, PART)):
         # A group must be up to date as a whole when it is fitted: wider runs hold whole groups.

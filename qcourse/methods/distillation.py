@@ -2,7 +2,6 @@
 
 For a quantized or pruned model the teacher is the original model. A temperature T > 1 gives
 unlikely tokens more weight.
-
 Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network" (2015), section 2.
 In `divergence.py` KL picks the clip of a histogram; here it is a training loss.
 """

@@ -95,16 +95,14 @@ def sweep(
     live = _live_weights(w, factor)
     order = factor.order
 
-    # The scales of groups are fitted in the sweep, each at its turn; all others now.
-    on_the_way = not static_groups and group_size(quantizer.granularity, w.shape) < len(order)
-    grid = FittedOnTheWay(quantizer, live) if on_the_way else FittedBefore(quantizer, live, order)
+    grid = _grid(quantizer, live, order, static_groups=static_groups)
 
     # Round column after column of a copy, whose memory then holds the errors.
     columns = live.T.contiguous()[order]
     codes, e = round_columns(columns, factor.upper, grid, block_size)
 
     # Groups that follow the sweep keep its order. All other codes return to that of the inputs.
-    if not on_the_way:
+    if isinstance(grid, FittedBefore):
         codes = codes[order.argsort()]
         order = order.sort().values
     moved = bool((order.diff() < 0).any())
@@ -148,6 +146,16 @@ class Gptq(BySecondMoment):
                     static_groups=self.static_groups,
                 )
         return results
+
+
+def _grid(
+    quantizer: Quantizer, live: Tensor, order: Tensor, *, static_groups: bool
+) -> FittedBefore | FittedOnTheWay:
+    # The scales of groups are fitted in the sweep, each at its turn; all others now.
+    has_groups = group_size(quantizer.granularity, live.shape) < len(order)
+    if has_groups and not static_groups:
+        return FittedOnTheWay(quantizer, live)
+    return FittedBefore(quantizer, live, order)
 
 
 def _live_weights(w: Tensor, factor: InverseFactor) -> Tensor:

@@ -3,7 +3,6 @@
 x H / sqrt(n) spreads each channel equally over all channels and keeps the norm of x. Sizes: 1, 2,
 q + 1 for prime powers q = 3 mod 4, 2 (q + 1) for q = 1 mod 4, and products of these. Below 200 only
 92, 116, 156, 172, 184 and 188 are missing; 11,008, a common width, is 32 x (7^3 + 1).
-
 Source: Sylvester (1867), products; Paley, "On orthogonal matrices" (1933), q + 1 and 2 (q + 1).
 `rotation.py` applies these matrices and learns other rotations.
 """
@@ -129,10 +128,8 @@ def _sylvester() -> Float[Tensor, "2 2"]:
 
 
 def _paley_field(n: int) -> tuple[int, int, int] | None:
-    """Return (kind, p, k) of the field of q = p^k elements behind size n, or None.
-
-    Kind 1: n = q + 1 with q = 3 mod 4. Kind 2: n = 2 (q + 1) with q = 1 mod 4.
-    """
+    """Return (kind, p, k) of the field of q = p^k elements behind size n, or None."""
+    # Kind 1: n = q + 1 with q = 3 mod 4. Kind 2: n = 2 (q + 1) with q = 1 mod 4.
     for kind, q, remainder in ((1, n - 1, 3), (2, n // 2 - 1, 1)):
         # q is a prime power if its smallest prime factor p gives q = p^k.
         divisors = range(3, math.isqrt(q) + 1, 2)
@@ -169,10 +166,8 @@ def _paley(n: int) -> Float[Tensor, "n n"]:
 
 
 def _quadratic_character(p: int, k: int) -> tuple[Float[Tensor, " q"], Int[Tensor, "q k"]]:
-    """Return chi (0 for 0, 1 for squares, -1 otherwise) and the base-p digits of all elements.
-
-    An element is a polynomial in t of degree below k with coefficients modulo p.
-    """
+    """Return chi (0 for 0, 1 for squares, -1 otherwise) and the base-p digits of all elements."""
+    # An element is a polynomial in t of degree below k with coefficients modulo p.
     q = p**k
     for c in product(range(p), repeat=k):
         powers = _powers_of_t(c, p)

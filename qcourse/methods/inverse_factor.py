@@ -55,8 +55,7 @@ def inverse_factor(
         act_order: whether the sweep takes the inputs by decreasing H_ii.
         dtype: the dtype of the computation; float64 if hessian is float64.
 
-    Raises:
-        TypeError, ValueError: hessian cannot be a second moment; damp is not positive and finite.
+    Raises TypeError or ValueError if hessian cannot be a second moment, or damp is not positive.
     """
     check_damp(damp)
     matrix, input_factor, tokens = _opened(hessian)

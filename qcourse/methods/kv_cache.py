@@ -3,7 +3,6 @@
 Keys have a few channels that are large at every token, so a channel has one scale per group of
 tokens. The newest keys wait in floats until their group is complete. Values have few outlier
 channels, so each token has its own scales and becomes codes at once.
-
 Source: Liu et al., "KIVI" (ICML 2024), section 3. KIVI encodes R keys at once; this window slides.
 `models.llama.KVCache` holds the same tokens as floats.
 """

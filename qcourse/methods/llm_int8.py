@@ -2,7 +2,6 @@
 
 y = sum over outlier channels of x w  +  s_x s_w sum over all others of q_x q_w. A channel is an
 outlier if some |x| of the batch exceeds a threshold; 8 bits are enough for the other channels.
-
 Source: Dettmers et al., "LLM.int8()" (NeurIPS 2022), section 3.2. Here outliers keep x's and w's
 dtype (FP16 in the paper), and the integer product is simulated exactly.
 `smoothquant.py` moves the range from x into w instead, with calibration.

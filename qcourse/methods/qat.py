@@ -2,7 +2,6 @@
 
 Rounding has the slope 0: no gradient passes. The straight-through estimator (STE) uses 1 instead,
 and 0 beyond the ends of the grid. LSQ also trains the scale.
-
 Source: Bengio et al., "Estimating or propagating gradients through stochastic neurons" (2013);
 Esser et al., "Learned step size quantization" (LSQ, ICLR 2020), sections 2.1 and 2.2.
 `gptq.py` finds codes for given weights; here the weights change.

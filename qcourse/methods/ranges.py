@@ -54,12 +54,13 @@ class MinMax:
 class MovingAverage:
     """low <- momentum low + (1 - momentum) min x per batch, and the same for high with max x.
 
-    It starts at the first batch, which keeps the weight momentum^(n - 1) after n batches: 0.91 at
-    0.99 and 10 batches. Only this rule depends on the order and the size of the batches.
+    Only this rule depends on the order and the size of the batches.
     Source: Jacob et al. (CVPR 2018), section 3.1.
     """
 
-    momentum: float = 0.99  # in [0, 1); at 0 the last batch decides alone
+    # In [0, 1); at 0 the last batch decides alone. The first of n batches keeps the weight
+    # momentum^(n - 1): 0.91 at 0.99 and 10 batches.
+    momentum: float = 0.99
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
@@ -152,10 +153,11 @@ class MeanSquaredError(_OnHistogram):
 class Entropy(_OnHistogram):
     """The range with the least KL(P || Q), P the clipped histogram, Q the quantized one.
 
-    See `divergence.py`. The rule suits 8 bits and at least about 2000 values, which fill the bins.
-    It compares probabilities, not how far a clipped value moves.
-    Source: Migacz, "8-bit inference with TensorRT" (GTC 2017).
+    Source: Migacz, "8-bit inference with TensorRT" (GTC 2017); see `divergence.py`.
     """
+
+    # The rule suits 8 bits and at least about 2000 values, which fill the bins. It compares
+    # probabilities, not how far a clipped value moves.
 
     def choose(self, seen: Histogram, quantizer: IntQuantizer) -> Range:
         levels = 2**quantizer.bits

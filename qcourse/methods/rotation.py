@@ -2,7 +2,6 @@
 
 x w^T = (x Q)(w Q)^T for any Q with Q Q^T = I. Q spreads an outlier channel over all channels, so a
 shared scale fits. A random Q needs no data, unlike `smoothquant.py`; ``cayley_descent`` learns Q.
-
 Source: Ashkboos et al., "QuaRot" (NeurIPS 2024); Liu et al., "SpinQuant" (ICLR 2025); the step of
 Li et al., "Efficient Riemannian optimization on the Stiefel manifold via the Cayley transform"
 (ICLR 2020), here solved exactly and with a given length.

@@ -35,12 +35,9 @@ def smooth(
 ) -> tuple[Float[Tensor, "out in"], Float[Tensor, " in"]]:
     """Return w s and s = amax|x|^alpha / amax|w|^(1 - alpha): the layer is y = (x / s) (w s)^T.
 
-    Args:
-        x_amax: the largest |x| of each input channel on calibration data (in,).
-        alpha: how much of the difficulty moves into the weights, from 0 to 1.
-
-    Raises:
-        TypeError, ValueError: an argument is invalid; s or w s overflows its dtype.
+    `x_amax` (in,) is the largest |x| of each input channel on calibration data. `alpha`, from 0 to
+    1, is how much of the difficulty moves into the weights.
+    Raises TypeError or ValueError if an argument is invalid, or s or w s overflows its dtype.
 
     >>> x_amax = torch.tensor([64.0, 4.0])
     >>> w_smoothed, s = smooth(torch.tensor([[1.0, -4.0], [0.5, 1.0]]), x_amax)
@@ -71,14 +68,6 @@ class SmoothQuant:
     """SmoothQuant as a method for ``quantize_model``: layers that read the same input share s.
 
     It chooses the codes of the weights; wrap it in ``WithActivations`` to quantize the inputs.
-
-    >>> from qcourse import IntQuantizer, PerChannel
-    >>> method = SmoothQuant(IntQuantizer(8, granularity=PerChannel(0)))
-    >>> seen = method.observe(None, torch.tensor([[64.0, 1.0], [-8.0, 4.0]]))
-    >>> weights = {"q": torch.tensor([[1.0, 1.0]]), "k": torch.tensor([[0.5, -4.0]])}
-    >>> results = method.quantize(weights, seen)
-    >>> results["q"].input_scale.tolist(), results["k"].quantized.codes.tolist()  # k s is [4, -4]
-    ([8.0, 1.0], [[127, -127]])
     """
 
     # The grid of the smoothed weights; PerChannel(0), one scale per output, suits the method.

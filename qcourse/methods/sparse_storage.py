@@ -2,7 +2,6 @@
 
 Each value needs a position of log2 M bits. So 2:4 of 16-bit weights takes (2 x 16 + 2 x 2) / 4 = 9
 bits per weight, not 8. With 4-bit weights it takes 3 bits, like a dense 3-bit code.
-
 Source: Mishra et al., "Accelerating sparse deep neural networks" (2021), section 3.
 `sparsity.py` chooses which weights stay.
 """

@@ -2,7 +2,6 @@
 
 Hardware skips zeros only if it knows how many there are: 2:4 on NVIDIA's sparse tensor cores. Three
 scores choose the weights that stay: |w|; Wanda's |w| ||x||; SparseGPT's w^2 / [H^-1]_jj.
-
 Source: Mishra et al., "Accelerating sparse deep neural networks" (2021); Sun et al., "Wanda" (ICLR
 2024); Frantar and Alistarh, "SparseGPT" (ICML 2023).
 `sparse_storage.py` stores the weights that stay.

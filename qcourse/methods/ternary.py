@@ -3,7 +3,6 @@
 A product with three levels needs no multiplication. The scale is the mean of |w|. Rounding a
 trained model to this grid destroys it; training on it from the start, through the STE, works. Three
 values are log2 3 = 1.585 bits; five trits per byte (3^5 = 243 of 256 values) take 1.6.
-
 Source: Ma et al., "The era of 1-bit LLMs: all large language models are in 1.58 bits" (2024).
 ``IntQuantizer(2)`` has four levels, and the largest weight sets its scale.
 """
@@ -28,14 +27,13 @@ POWERS = tuple(3**i for i in range(TRITS))
 class TernaryQuantizer(ScaledQuantizer):
     """Quantize to {-1, 0, 1} times a scale; BitNet has one scale per tensor.
 
-    The rule "absmean" is the mean of |x|, "amax" the largest |x|, and "mse" the fraction of the
-    largest |x| with the least squared error.
-
     >>> TernaryQuantizer()(torch.tensor([0.9, -0.2, 0.1, -1.2])).codes.tolist()
     [1, 0, 0, -1]
     """
 
     granularity: Granularity = PerTensor()
+    # The mean of |x|; or "amax", the largest |x|; or "mse", the fraction of the largest |x| with
+    # the least squared error.
     scale_rule: str = "absmean"
     scale_dtype: torch.dtype = torch.float32
     code_dtype: ClassVar[torch.dtype] = torch.int8

@@ -33,13 +33,7 @@ def check_floating(x: Tensor, name: str = "x") -> None:
 
 
 def check_finite(x: Tensor, name: str = "x", *, ends: Sequence[Tensor] | None = None) -> None:
-    """Raise ValueError if x has NaN or infinity; pass the smallest and largest values if known.
-
-    >>> check_finite(torch.tensor([1.0, torch.nan]), "scale")
-    Traceback (most recent call last):
-    ValueError: scale has 1 NaN or infinite values of 2, the first at flat index 1; quantization \
-takes finite values
-    """
+    """Raise ValueError if x has NaN or infinity; `ends` are its extremes, if they are known."""
     # NaN passes through minimum and maximum, so the ends tell about all values.
     if ends is None:
         ends = torch.aminmax(x.detach())
