@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,27 @@ from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.numerics.chunks import CHUNK, sum_of_squares, wide
 from qcourse.trace.batches import Run, run_batch
 from qcourse.trace.hooks import check_input, on_input
+
+
+@dataclass(frozen=True)
+class FoldedScales:
+    """The input scales that moved into the module before their readers, by name of either side.
+
+    A reader gets its input divided by its scale (in,). A predecessor has its rows divided by the
+    scale (out,) of the next layers.
+
+    >>> FoldedScales().with_scale(torch.ones(2), "up", ["down"]).by_reader
+    {'down': tensor([1., 1.])}
+    """
+
+    by_reader: Mapping[str, Tensor] = field(default_factory=dict)
+    by_predecessor: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def with_scale(self, scale: Tensor, predecessor: str, readers: Sequence[str]) -> "FoldedScales":
+        """Return these scales and one more."""
+        by_reader = {**self.by_reader, **dict.fromkeys(readers, scale)}
+        by_predecessor = {**self.by_predecessor, predecessor: scale}
+        return FoldedScales(by_reader, by_predecessor)
 
 
 def weight_error(w: Tensor, w_hat: Tensor) -> float:
@@ -42,24 +64,22 @@ def weight_error(w: Tensor, w_hat: Tensor) -> float:
 def output_errors(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    divided: Mapping[str, Tensor],
-    took: Mapping[str, Tensor],
+    folded: FoldedScales,
     batches: Sequence[Any],
     run: Run,
 ) -> dict[str, float]:
     """Return ||x w^T - x_hat w_hat^T|| / ||x w^T|| of each quantized layer that the batches reach.
 
     x are the inputs of a layer of the model, x_hat the same as the layer rounds it, and w its
-    original weight (out, in). `divided` has, per layer whose input arrives divided by a folded
-    scale (in,), that scale; `took` has, per layer whose rows divide by the scale (out,) of the
-    next, that scale. Raises ValueError if the model cannot run a batch, or an input is not finite.
+    original weight (out, in). Folded scales are undone. Raises ValueError if the model cannot run a
+    batch, or an input is not finite.
     """
     lost: Counter[str] = Counter()
     size: Counter[str] = Counter()
 
     def compare(name: str, layer: QuantizedLinear, x: Tensor) -> None:
         check_input(x, name)
-        y, y_hat = _outputs(x, weights[name], layer, divided.get(name), took.get(name))
+        y, y_hat = _outputs(name, x, weights[name], layer, folded)
         # Sums of squares over all batches; the root is taken at the end.
         lost[name] += sum_of_squares(y_hat - y)  # type: ignore[assignment]
         size[name] += sum_of_squares(y)  # type: ignore[assignment]
@@ -75,18 +95,18 @@ def output_errors(
 
 
 def _outputs(
-    x: Tensor, w: Tensor, layer: QuantizedLinear, divided: Tensor | None, took: Tensor | None
+    name: str, x: Tensor, w: Tensor, layer: QuantizedLinear, folded: FoldedScales
 ) -> tuple[Tensor, Tensor]:
     """x w^T and x_hat w_hat^T, in at least float32, whatever the dtype of the model."""
     x = x.to(wide(x.dtype))
     w = w.to(x.dtype)
     w_hat = layer.weight.to(x.dtype)
     # (x / s) (w s)^T = x w^T, so the original weight is scaled like the input of the layer.
-    if divided is not None:
-        w = w * divided.to(x.dtype)
+    if name in folded.by_reader:
+        w = w * folded.by_reader[name].to(x.dtype)
     # Undo the division of the rows, which belongs to the next layer.
-    if took is not None:
-        w_hat = w_hat * took.to(x.dtype)[:, None]
+    if name in folded.by_predecessor:
+        w_hat = w_hat * folded.by_predecessor[name].to(x.dtype)[:, None]
     return x @ w.T, layer.rounded(x) @ w_hat.T
 
 

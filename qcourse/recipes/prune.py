@@ -112,7 +112,7 @@ def prune_model(
     chosen, kept = choose(model, layers, PerGroup(method.pattern.m), "refuse")
     batches = check_batches(calibration, required=method.calibrated)
     work = ModelCopy(model, chosen)
-    pruner = _GroupPruner(method, chosen)
+    pruner = _LayerPruner(method, chosen)
     # Each group is pruned by its inputs in the model pruned so far.
     walk = Walk("pruning", batches, run, progress=progress)
     unreached = walk.replace_layers(work, method, pruner.prune)
@@ -121,8 +121,8 @@ def prune_model(
 
 
 @dataclass
-class _GroupPruner:
-    """Prunes the chosen layers, group by group, and gathers masks and errors."""
+class _LayerPruner:
+    """Prunes the chosen layers of a model, and gathers masks and errors."""
 
     method: PruningMethod
     chosen: Mapping[str, nn.Linear]
@@ -130,7 +130,7 @@ class _GroupPruner:
     errors: dict[str, float] = field(default_factory=dict)
 
     def prune(self, names: Group, seen: Any) -> dict[str, nn.Linear]:
-        """Return the new layers of a group, given what the method observed of its input."""
+        """Return new layers for those that read one input, given what the method observed of it."""
         new = {}
         for name in names:
             old = self.chosen[name]

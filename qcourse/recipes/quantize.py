@@ -15,7 +15,7 @@ from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.methods.activations import WithActivations
 from qcourse.methods.method import Method, as_method
 from qcourse.numerics.validation import in_layer
-from qcourse.recipes.group_quantizer import Fold, GroupQuantizer
+from qcourse.recipes.layer_replacer import Fold, LayerReplacer
 from qcourse.recipes.report import KeptLayer, LayerReport, ModelReport, all_kept, nbytes
 from qcourse.recipes.selection import Layers, choose
 from qcourse.recipes.walk import Walk
@@ -88,13 +88,13 @@ def quantize_model(
     batches = check_batches(calibration, required=method.calibrated)
 
     # Group by group, codes replace floats in a copy.
-    quantizer = GroupQuantizer(ModelCopy(model, chosen), chosen, method, fold)
+    replacer = LayerReplacer(ModelCopy(model, chosen), chosen, method, fold)
     walk = Walk("quantizing", batches, run, sequential=sequential, progress=progress)
-    unreached = walk.replace_layers(quantizer.copy, method, quantizer.quantize)
-    new = quantizer.copy.model.requires_grad_(False)
+    unreached = walk.replace_layers(replacer.copy, method, replacer.quantize)
+    new = replacer.copy.model.requires_grad_(False)
 
     # The report: errors of the outputs need one more run of the new model.
-    rows = quantizer.rows_with_output_errors(batches if output_error else [], run)
+    rows = replacer.rows_with_output_errors(batches if output_error else [], run)
     report = _report(model, new, rows, all_kept(model, kept, unreached))
     return QuantizedModel(with_int4_kernels(new) if kernel else new, report)
 

@@ -1,8 +1,8 @@
-"""Codes for one group of layers: their new layers, their folded input scale, their report rows.
+"""New layers for those that read one input: their codes, folded input scale and report rows.
 
 Layers that read the same input share what a method observed of it, and may share an input scale. If
 the module before them can divide its output by that scale, the layers need not (AWQ, Lin et al.,
-MLSys 2024, section 3.2). `quantize.py` goes through all groups of a model.
+MLSys 2024, section 3.2). `walk.py` puts the new layers into the model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.methods.method import LayerCodes, Method, choose_codes
-from qcourse.recipes.layer_errors import output_errors, weight_error
+from qcourse.recipes.layer_errors import FoldedScales, output_errors, weight_error
 from qcourse.recipes.report import LayerReport, quantized_row
 from qcourse.trace.batches import Run
 from qcourse.trace.model_copy import ModelCopy
@@ -24,20 +24,19 @@ Fold = Callable[[nn.Module, Group, Tensor], str | None]
 
 
 @dataclass
-class GroupQuantizer:
-    """Quantizes the chosen layers for a copy of their model, and gathers the rows of the report."""
+class LayerReplacer:
+    """Makes quantized layers for a copy of a model, and gathers the rows of the report."""
 
     copy: ModelCopy
     chosen: Mapping[str, nn.Linear]
     method: Method
     fold: Fold | None
     rows: list[LayerReport] = field(default_factory=list)
-    divided: dict[str, Tensor] = field(default_factory=dict)  # per layer, its folded input scale
-    took: dict[str, Tensor] = field(default_factory=dict)  # the same scale, per predecessor
+    folded: FoldedScales = field(default_factory=FoldedScales)
 
     def quantize(self, names: Group, seen: Any) -> dict[str, QuantizedLinear]:
-        """Return the new layers of a group, given what the method observed of its input."""
-        # All layers of the group at once: the method may choose one input scale for them.
+        """Return new layers for those that read one input, given what the method observed of it."""
+        # All of them at once: the method may choose one input scale for them.
         weights = {name: self.chosen[name].weight.detach() for name in names}
         results = choose_codes(self.method, weights, seen)
         layers = {name: _layer_of(results[name], self.chosen[name].bias) for name in names}
@@ -60,11 +59,11 @@ class GroupQuantizer:
         """Return the rows, with output errors of the layers that the batches reach."""
         # The copy no longer has the original weights.
         originals = {row.name: self.chosen[row.name].weight.detach() for row in self.rows}
-        errors = output_errors(self.copy.model, originals, self.divided, self.took, batches, run)
+        errors = output_errors(self.copy.model, originals, self.folded, batches, run)
         return [replace(row, output_error=errors.get(row.name)) for row in self.rows]
 
     def _fold_scale(self, layers: Mapping[str, QuantizedLinear]) -> bool:
-        """Move the input scale of a group to the module before it; False if that is impossible."""
+        """Move a common input scale to the module before; False if that is impossible."""
         if self.fold is None:
             return False
         # One module divides the input of all, so all the layers must have one scale in common.
@@ -78,9 +77,8 @@ class GroupQuantizer:
         predecessor = self.fold(self.copy.model, tuple(layers), scale)
         if predecessor is None:
             return False
-        self.took[predecessor] = scale
-        for name, layer in layers.items():
-            self.divided[name] = scale
+        self.folded = self.folded.with_scale(scale, predecessor, tuple(layers))
+        for layer in layers.values():
             layer.input_scale = None
         return True
 
