@@ -121,8 +121,8 @@ from .texts.corpus import is_held_out as is_held_out
 from .texts.corpus import stdlib_corpus as stdlib_corpus
 from .texts.corpus_sources import read_package as read_package
 from .texts.docstring_pairs import stdlib_texts as stdlib_texts
-from .trace.batches import random_windows as random_windows
-from .trace.batches import windows as windows
+from .trace.calibration_batches import random_windows as random_windows
+from .trace.calibration_batches import windows as windows
 from .trace.linears import linears as linears
 from .trace.linears import map_weights as map_weights
 from .trace.linears import record_inputs as record_inputs

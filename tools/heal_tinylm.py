@@ -33,7 +33,7 @@ from qcourse.numerics.quantized import Quantizer
 from qcourse.recipes.heal import heal
 from qcourse.recipes.qat_model import convert_qat, prepare_qat
 from qcourse.texts.corpus import encode_documents, stdlib_corpus
-from qcourse.trace.batches import random_windows, windows
+from qcourse.trace.calibration_batches import random_windows, windows
 
 LOG = Path(__file__).resolve().parent.parent / "notebooks" / "data" / "heal_tinylm.json"
 GROUP = PerGroup(32)

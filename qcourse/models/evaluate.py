@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Shaped
 from torch import Tensor
 
-from qcourse.models.windows import Model, batches_of_windows, call_logits, device_of
+from qcourse.models.evaluation_windows import Model, batches_of_windows, call_logits, device_of
 from qcourse.numerics.metrics import kl_divergence
 
 

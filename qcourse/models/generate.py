@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from qcourse.models.evaluation_windows import Model, device_of, max_positions
 from qcourse.models.llama import Cache, KVCache, Llama
-from qcourse.models.windows import Model, device_of, max_positions
 from qcourse.numerics.validation import check_token_ids
 
 

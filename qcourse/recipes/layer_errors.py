@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.numerics.chunks import CHUNK, sum_of_squares, wide
-from qcourse.trace.batches import Run, run_batch
+from qcourse.trace.calibration_batches import Run, run_batch
 from qcourse.trace.hooks import check_input, on_input
 
 

@@ -16,7 +16,7 @@ from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.methods.method import LayerCodes, Method, choose_codes
 from qcourse.recipes.layer_errors import FoldedScales, output_errors, weight_error
 from qcourse.recipes.report import LayerReport, quantized_row
-from qcourse.trace.batches import Run
+from qcourse.trace.calibration_batches import Run
 from qcourse.trace.model_copy import ModelCopy
 from qcourse.trace.replay import Group
 

@@ -23,7 +23,7 @@ from qcourse.numerics.validation import in_layer
 from qcourse.recipes.report import KeptLayer, all_kept
 from qcourse.recipes.selection import Layers, choose
 from qcourse.recipes.walk import Walk
-from qcourse.trace.batches import Run, check_batches
+from qcourse.trace.calibration_batches import Run, check_batches
 from qcourse.trace.model_copy import ModelCopy
 from qcourse.trace.replay import Group
 

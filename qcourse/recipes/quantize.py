@@ -19,7 +19,7 @@ from qcourse.recipes.layer_replacer import Fold, LayerReplacer
 from qcourse.recipes.report import KeptLayer, LayerReport, ModelReport, all_kept, nbytes
 from qcourse.recipes.selection import Layers, choose
 from qcourse.recipes.walk import Walk
-from qcourse.trace.batches import Run, check_batches
+from qcourse.trace.calibration_batches import Run, check_batches
 from qcourse.trace.model_copy import ModelCopy
 
 

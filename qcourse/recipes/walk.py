@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from qcourse.methods.method import Observer
-from qcourse.trace.batches import Run
+from qcourse.trace.calibration_batches import Run
 from qcourse.trace.model_copy import ModelCopy
 from qcourse.trace.replay import Group, observed_groups
 

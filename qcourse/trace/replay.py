@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from qcourse.methods.method import Observer
-from qcourse.trace.batches import Run, run_batch
+from qcourse.trace.calibration_batches import Run, run_batch
 from qcourse.trace.hooks import CallTrace, LayerGroups, check_input, on_input, on_output
 from qcourse.trace.model_copy import ModelCopy
 from qcourse.trace.stand_ins import FinishedBlocks, NoChain, copied, has_placeholder

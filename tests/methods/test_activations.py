@@ -21,7 +21,7 @@ from qcourse.models.evaluate import agreement
 from qcourse.models.tinylm import load_tinylm
 from qcourse.recipes.fold import fold
 from qcourse.recipes.quantize import quantize_model
-from qcourse.trace.batches import windows
+from qcourse.trace.calibration_batches import windows
 
 BY_ROW = IntQuantizer(8, granularity=PerChannel(0))  # one scale per token of x, per output of w
 BY_TENSOR = IntQuantizer(8)

@@ -23,7 +23,7 @@ from qcourse.models.llama_config import LlamaConfig
 from qcourse.numerics.granularity import Granularity
 from qcourse.numerics.quantized import Parameters, QuantizedTensor
 from qcourse.recipes.quantize import quantize_model
-from qcourse.trace.batches import windows
+from qcourse.trace.calibration_batches import windows
 
 DOUBLE = torch.float64
 INT4 = IntQuantizer(4, granularity=PerChannel(0), scale_dtype=DOUBLE)

@@ -22,7 +22,7 @@ from qcourse.recipes.block_probe import blocks
 from qcourse.recipes.fold import fold
 from qcourse.recipes.outliers import plant_outliers
 from qcourse.recipes.quantize import quantize_model
-from qcourse.trace.batches import windows
+from qcourse.trace.calibration_batches import windows
 from qcourse.trace.linears import linears, record_inputs
 
 TOKENS = torch.randint(96, (66,), generator=torch.Generator().manual_seed(1))

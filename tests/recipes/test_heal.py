@@ -28,7 +28,7 @@ from qcourse.recipes.heal import heal
 from qcourse.recipes.prune import Magnitude, SparseGPT, Wanda, hold_zeros, prune_model
 from qcourse.recipes.qat_model import convert_qat, prepare_qat
 from qcourse.texts.corpus_sources import read_package
-from qcourse.trace.batches import random_windows
+from qcourse.trace.calibration_batches import random_windows
 
 SMALL = LlamaConfig(64, 32, 48, 2, 4, 2)
 INT2 = IntQuantizer(2, granularity=PerGroup(16))

@@ -20,7 +20,7 @@ from qcourse.models.llama_config import LlamaConfig
 from qcourse.models.minilm import load_minilm
 from qcourse.recipes.quantize import quantize_model
 from qcourse.recipes.report import nbytes
-from qcourse.trace.batches import random_windows, windows
+from qcourse.trace.calibration_batches import random_windows, windows
 from qcourse.trace.linears import linears, map_weights
 
 SIZES = LlamaConfig(96, 64, 96, 3, 4, 2)

@@ -15,7 +15,7 @@ from qcourse.recipes.outliers import plant_outliers
 from qcourse.recipes.quantize import quantize_model
 from qcourse.recipes.rotate import rotate_model
 from qcourse.texts.corpus import encode_documents, stdlib_corpus
-from qcourse.trace.batches import windows
+from qcourse.trace.calibration_batches import windows
 
 TENSOR = IntQuantizer(8)
 ROW = IntQuantizer(8, granularity=PerChannel(0))

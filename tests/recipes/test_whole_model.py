@@ -14,7 +14,7 @@ from qcourse.models.tinylm import FOLDER, load_tinylm
 from qcourse.recipes.outliers import plant_outliers
 from qcourse.recipes.quantize import quantize_model
 from qcourse.texts.corpus import encode_documents, stdlib_corpus
-from qcourse.trace.batches import windows
+from qcourse.trace.calibration_batches import windows
 
 SCHEMES = {
     "INT8 tensor": (8, PerTensor()),

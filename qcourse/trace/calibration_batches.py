@@ -2,7 +2,7 @@
 
 A calibrated method needs a few inputs like those of later use: whole windows of running text for a
 language model (GPTQ: 128 windows of 2048 tokens), for any other what its forward pass takes.
-`models/evaluate.py` has windows that predict each token once; these need not.
+`models/evaluation_windows.py` predicts each token once; these windows need not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,7 +69,7 @@ def _check_numbers(**numbers: int) -> None:
 def check_batches(calibration: Iterable[Any] | None, *, required: bool) -> list[Any]:
     """Return the batches as a list, empty for None.
 
-    Raises TypeError for a single batch, ValueError where there is none or None is not enough.
+    Raises TypeError for a single batch, ValueError for no batch at all, or for None if required.
 
     >>> check_batches([], required=False)
     Traceback (most recent call last):

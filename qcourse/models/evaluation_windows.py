@@ -1,9 +1,10 @@
-"""Windows of a token sequence, and the call of a model on them.
+"""Windows of a token sequence that predict each token once, and the call of a model on them.
 
 A model is any function from ids (batch, tokens) to logits, or to an object with ``.logits``.
 
 Source: transformers' "Perplexity of fixed-length models", for windows that overlap.
-`evaluate.py` computes measures from these windows.
+`evaluate.py` computes measures from these windows; those of `trace/calibration_batches.py` have no
+targets.
 """
 
 import math
