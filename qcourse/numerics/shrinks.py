@@ -1,7 +1,6 @@
 """The search for a clip: try a few fractions of each scale's range, and keep the best.
 
-A scale for a part of the range clips the values beyond it and rounds all others finer. Which part
-loses least depends on the data, so the searches of this course try a fixed list of fractions.
+A scale for a part of the range clips the values beyond it and rounds all others finer.
 `scaled.py` fits a scale to a range; this module only compares losses.
 """
 
