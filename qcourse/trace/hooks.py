@@ -28,14 +28,12 @@ class LayerGroups:
     blocks_before: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, first: str, blocks_before: int) -> None:
-        """Add a layer to the group of ``first``, or to one of its own, unless it was called before.
-
-        `first` may itself belong to another group, since an earlier batch. That group is replaced
-        as a whole, so a layer that joined `first` would never be observed.
-        """
+        """Add a layer, when it is first called, to the group of ``first`` or to one of its own."""
         if name in self.blocks_before:
             return
         self.blocks_before[name] = blocks_before
+        # An earlier batch may have put `first` into another group. Its layer is replaced with that
+        # group, so a layer that joined it now would never be observed.
         if first in self.members:
             self.members[first].append(name)
         else:

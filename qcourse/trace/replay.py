@@ -13,6 +13,7 @@ Source: GPTQ's published code stores the inputs of one decoder block; this works
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,24 +33,41 @@ class _Enough(Exception):  # noqa: N818  (nothing failed)
     """Ends a forward pass once it has shown what it was run for."""
 
 
+@dataclass
 class Replay:
-    """Runs a model over batches, as far and as often as needed; ValueError if it fails on one.
+    """Runs a traced model over batches, as far and as often as needed; see ``traced``.
 
-    `layers` are the linear layers of interest, `blocks` the chain (empty if there is none).
+    `layers` are the linear layers of interest, in `groups` that read one input. `blocks` are the
+    chain, empty if there is none. `calls` has, per batch, how often each layer and block is called.
     """
 
-    def __init__(
-        self, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], run: Run
-    ) -> None:
-        self.model = model
-        self.layers = dict(layers)
-        self.batches = batches
-        self.run = run
-        self.blocks = _longest_chain(model, layers)
-        self.groups = LayerGroups()
-        self._finished = FinishedBlocks()
-        self._calls: list[Counter[nn.Module]] = []  # per batch, of each layer and block
-        self._trace()
+    model: nn.Module
+    layers: Mapping[str, nn.Module]
+    batches: Sequence[Any]
+    run: Run
+    groups: LayerGroups
+    calls: Sequence[Counter[nn.Module]]
+    blocks: list[nn.Module]
+    _finished: FinishedBlocks = field(default_factory=FinishedBlocks)
+
+    @classmethod
+    def traced(
+        cls, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], run: Run
+    ) -> "Replay":
+        """Run the model once per batch and return a replay of it; ValueError if it fails on one."""
+        # The pass counts the calls, finds the groups, and shows whether the blocks are a chain.
+        blocks = _longest_chain(model, layers)
+        groups = LayerGroups()
+        calls = []
+        is_chain = True
+        for number in range(len(batches)):
+            trace = CallTrace(layers, blocks, groups)
+            with trace.attached():
+                run_batch(run, model, batches, number)
+            calls.append(trace.calls)
+            is_chain = is_chain and trace.is_chain
+        # The layers as they are now: the caller may change its mapping while it replaces them.
+        return cls(model, dict(layers), batches, run, groups, calls, blocks if is_chain else [])
 
     def in_order(self, method: Observer) -> Iterator[tuple[Group, Any]]:
         """Yield each group with what the method observed, after the groups before are replaced."""
@@ -83,18 +101,6 @@ class Replay:
             if observed is not None:
                 yield tuple(group), observed
 
-    def _trace(self) -> None:
-        # The first pass counts the calls, finds the groups, and shows whether there is a chain.
-        is_chain = True
-        for number in range(len(self.batches)):
-            trace = CallTrace(self.layers, self.blocks, self.groups)
-            with trace.attached():
-                run_batch(self.run, self.model, self.batches, number)
-            self._calls.append(trace.calls)
-            is_chain = is_chain and trace.is_chain
-        if not is_chain:
-            self.blocks = []
-
     def _finish_blocks(self, count: int) -> None:
         # A block is finished when its layers are replaced; its outputs are then final.
         while len(self._finished) < min(count, len(self.blocks)):
@@ -116,15 +122,19 @@ class Replay:
         except (NoChain, ValueError):
             if len(self._finished) == 0:
                 raise
-        # A model that fails with stand-ins is no chain after all, so it runs from its input.
+        # A model that fails with stand-ins is no chain after all.
+        self._forget_chain()
+        return self._run_until_seen(number, module, hook)
+
+    def _forget_chain(self) -> None:
+        # All later passes run from the model's input.
         self.blocks = []
         self._finished = FinishedBlocks()
-        return self._run_until_seen(number, module, hook)
 
     def _run_until_seen(self, number: int, module: nn.Module, hook: Any) -> list[Any]:
         # The pass ends with the last call of the module; what comes after it has no use.
         found: list[Any] = []
-        calls = self._calls[number][module]
+        calls = self.calls[number][module]
         if not calls:
             return found
 
@@ -151,7 +161,7 @@ def observed_groups(
     """
     if not method.calibrated:
         return (((name,), None) for name in list(copy.pending))
-    replay = Replay(copy.model, copy.pending, batches, run)
+    replay = Replay.traced(copy.model, copy.pending, batches, run)
     return replay.in_order(method) if sequential else replay.at_once(method)
 
 

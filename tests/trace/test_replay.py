@@ -48,7 +48,7 @@ def replayed(
 ) -> Replay:
     """Round each group harshly; each must observe what a whole run of a copy records then."""
     model.eval()
-    replay = Replay(model, linears(model), batches, run)
+    replay = Replay.traced(model, linears(model), batches, run)
     shown = []
     for names, seen in replay.in_order(Rows(IntQuantizer(4))):
         copied = deepcopy(model)
