@@ -10,6 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+# The sizes that have no default.
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
 # Options that change the function, with the only value that llama.py implements.
 _ASSUMED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
 
@@ -30,10 +40,10 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self)[:7]:
-            size = getattr(self, field.name)
+        for name in (*_REQUIRED, "max_position_embeddings"):
+            size = getattr(self, name)
             if size < 1:
-                raise ValueError(f"{field.name} must be at least 1, got {size}")
+                raise ValueError(f"{name} must be at least 1, got {size}")
         # RoPE needs heads of even width; groups of query heads need equal sizes.
         heads = self.num_attention_heads
         if self.hidden_size % (2 * heads):
@@ -70,8 +80,7 @@ class LlamaConfig:
         found |= {name: value for name, value in config.items() if value is not None}
         found["rope_scaling"] = _rope_scaling(config.get("rope_scaling") or rope)
 
-        # The first six sizes have no default.
-        missing = [field.name for field in fields(cls)[:6] if found.get(field.name) is None]
+        missing = [name for name in _REQUIRED if found.get(name) is None]
         if missing:
             needed = " and ".join(missing)
             raise ValueError(f"config must have {needed}, got only {sorted(config)}")

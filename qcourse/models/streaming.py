@@ -22,7 +22,7 @@ class StreamingModel(nn.Module):
     """Llama that reads its ids through a new cache per call; for ``perplexity`` and ``agreement``.
 
     cache makes an empty cache, such as ``KVCache`` or ``partial(QuantizedKVCache, int4, int4)``.
-    Raises TypeError or ValueError for a model, cache or step that cannot be.
+    Raises TypeError if model is no Llama or cache no function, ValueError if step is below 1.
 
     >>> from qcourse.models.llama import KVCache, LlamaConfig, random_llama
     >>> model = random_llama(LlamaConfig(64, 32, 48, 2, 4, 2), seed=0)

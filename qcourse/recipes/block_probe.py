@@ -78,10 +78,11 @@ class Block:
         return found
 
     def takes(self, name: str, keys: Sequence[str], layers: Sequence[str]) -> bool:
-        """Return whether the output stays if a module is divided by a scale that layers undo.
+        """Return whether the block's output is unchanged when module `name` is divided by a random
+        scale and the inputs of `layers` are multiplied by it.
 
-        `keys` are the tensors of the module `name` that have one row per number of the scale. The
-        inputs of the layers are multiplied by the scale. All names are full.
+        `keys` are the tensors of the module that have one row per number of the scale. All names
+        are full.
         """
         old = self.tensors()
         prefix = f"{self.name}."

@@ -80,11 +80,8 @@ def quantize_model(
     """
     # Everything that can be wrong with the arguments is refused first.
     method = as_method(method)
-    if kernel not in (None, "int4"):
-        raise ValueError(f'kernel={kernel!r} must be "int4" or None')
     chosen, kept = choose(model, layers, method.quantizer.granularity, on_indivisible)
-    if kernel:
-        _check_int4(model, chosen, method)
+    _check_kernel(kernel, model, chosen, method)
     batches = check_batches(calibration, required=method.calibrated)
 
     # Group by group, codes replace floats in a copy.
@@ -111,8 +108,14 @@ def _report(
     )
 
 
-def _check_int4(model: nn.Module, chosen: Mapping[str, nn.Linear], method: Method) -> None:
-    """Refuse what the INT4 kernels will refuse, before hours of calibration."""
+def _check_kernel(
+    kernel: str | None, model: nn.Module, chosen: Mapping[str, nn.Linear], method: Method
+) -> None:
+    """Refuse what the kernel will refuse, before hours of calibration."""
+    if kernel is None:
+        return
+    if kernel != "int4":
+        raise ValueError(f'kernel={kernel!r} must be "int4" or None')
     inputs = method.inputs if isinstance(method, WithActivations) else None
     for name, layer in chosen.items():
         with in_layer(name):

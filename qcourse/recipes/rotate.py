@@ -94,7 +94,7 @@ def _turn(model: nn.Module, rotation: Tensor | None, seed: int) -> Turn:
     weight = model.get_parameter("model.embed_tokens.weight")
     hidden = weight.shape[1]
     if rotation is None:
-        _check_width(hidden, "the residual stream: give a matrix by rotation=")
+        _check_width(hidden, "the residual stream", "rotation=")
         return Rotation(hidden, seed=seed).to(weight.device)
     check_orthogonal(rotation, "rotation")
     expected = (hidden, hidden)
@@ -115,15 +115,16 @@ def _check_widths(model: nn.Module, heads: bool, down: bool) -> None:
     for place in places(model):
         layer: Any = model.get_submodule(place)
         if heads:
-            _check_width(layer.self_attn.head_dim, "a head: give heads=False")
+            _check_width(layer.self_attn.head_dim, "a head", "heads=False")
         if down:
-            _check_width(layer.mlp.down_proj.in_features, "down_proj: give down=False")
+            _check_width(layer.mlp.down_proj.in_features, "the input of down_proj", "down=False")
 
 
-def _check_width(n: int, what: str) -> None:
+def _check_width(n: int, what: str, way_out: str) -> None:
     why = width_misfit(n)
     if why:
-        raise ValueError(f"{what} ({why})")
+        sizes = why.removeprefix(f"n={n} has no Hadamard matrix here: ")
+        raise ValueError(f"no Hadamard matrix for {what} of width {n} ({sizes}); pass {way_out}")
 
 
 def _copy_with(weights: dict[str, Tensor], model: nn.Module) -> nn.Module:

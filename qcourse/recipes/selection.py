@@ -45,13 +45,10 @@ def choose(
             f"model must have an nn.Linear layer, and this {type(model).__name__} has none"
         )
 
+    # Only a layer that would otherwise be chosen can be refused for its width.
     reasons = _reasons_against(model, found, layers)
-    misfits = {}
-    for name, layer in found.items():
-        # Only a layer that would otherwise be chosen can be refused for its width.
-        misfit = "" if name in reasons else _misfit(layer, granularity)
-        if misfit:
-            misfits[name] = misfit
+    wanted = {name: layer for name, layer in found.items() if name not in reasons}
+    misfits = _misfits(wanted, granularity)
     if misfits and on_indivisible == "refuse":
         raise ValueError(
             "these layers do not suit the quantizer"
@@ -120,9 +117,11 @@ def _heads(model: nn.Module, found: dict[str, nn.Linear]) -> list[str]:
     return heads
 
 
-def _misfit(layer: nn.Linear, granularity: Granularity) -> str:
-    try:
-        granularity.scale_shape(layer.weight.shape)
-    except ValueError as error:
-        return str(error)
-    return ""
+def _misfits(layers: dict[str, nn.Linear], granularity: Granularity) -> dict[str, str]:
+    misfits = {}
+    for name, layer in layers.items():
+        try:
+            granularity.scale_shape(layer.weight.shape)
+        except ValueError as error:
+            misfits[name] = str(error)
+    return misfits
