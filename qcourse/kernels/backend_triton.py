@@ -41,6 +41,4 @@ def is_accelerator(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-BACKEND = Int4Backend(
-    multiply, why_not_these, triton_available.unavailable_reason, is_accelerator
-)
+BACKEND = Int4Backend(multiply, why_not_these, triton_available.unavailable_reason, is_accelerator)
