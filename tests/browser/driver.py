@@ -22,7 +22,8 @@ from playwright.sync_api import Locator, Page, expect
 TOKEN = "browser-test"
 # JupyterLab takes cells that are out of sight out of the page, where a test would not find them.
 SHOW_ALL_CELLS = '{"windowingMode": "none"}'
-PROMPT = ".jp-CodeCell .jp-InputPrompt"
+# The placeholder of a collapsed cell has a prompt that stays empty.
+PROMPT = ".jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)"
 ERROR = '[data-mime-type="application/vnd.jupyter.error"]'
 FINISHED = """([prompt, error]) => document.querySelector(error) !== null ||
     [...document.querySelectorAll(prompt)].every(shown => /\\[\\d+\\]/.test(shown.innerText))"""
