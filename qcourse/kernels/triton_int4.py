@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from qcourse.kernels.triton_int4_decoding import four_planes, one_plane
-from qcourse.kernels.triton_int4_tiles import add_up, four_rows, row_pointers, tile, x_plane
+from qcourse.kernels.triton_int4_memory import add_up, four_rows, row_pointers, tile, x_plane
 
 
 @triton.jit(do_not_specialize=["M"])  # one kernel for every batch that has the same tile

@@ -15,7 +15,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from qcourse.kernels.triton_int4_tiles import four_rows
+from qcourse.kernels.triton_int4_memory import four_rows
 
 # Eight weights, the planes 0 to 3 of a register of two int16. lop3 computes (a & b) | c, which
 # masks a plane and ORs the magic number in. The odd planes of fp16 need no shift: their bits count
