@@ -48,7 +48,7 @@ import importlib, importlib.util, json, pkgutil, sys
 no_triton = importlib.util.find_spec("triton") is None  # there is none for macOS and Windows
 root = importlib.import_module(sys.argv[1])
 for module in pkgutil.walk_packages(getattr(root, "__path__", []), root.__name__ + "."):
-    imports_triton = module.name.endswith((".triton_int4", "_int4_decoding", "_int4_tiles"))
+    imports_triton = module.name.endswith((".triton_int4", "_int4_decoding", "_int4_memory"))
     if not (no_triton and imports_triton):
         importlib.import_module(module.name)
 print(json.dumps(sorted(sys.modules)))
