@@ -75,6 +75,8 @@ def settings(capability: str, threads: str) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
+        # a waiting thread that spins takes the core of one that works, above all with 4 on 2 cores
+        "OMP_WAIT_POLICY": "PASSIVE",
         # else MKL, and torch with it, uses no more threads than there are cores
         "MKL_DYNAMIC": "FALSE",
     }
