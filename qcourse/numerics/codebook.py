@@ -96,7 +96,7 @@ class CodebookQuantizer(ScaledQuantizer):
 
     def _to_codes(self, steps: Tensor, zero_point: Tensor) -> Tensor:
         # The code is the number of borders below x; a tie goes to the lower level.
-        return torch.bucketize(steps, self._borders.to(steps), out_int32=True)
+        return torch.bucketize(steps.contiguous(), self._borders.to(steps), out_int32=True)
 
     def _from_codes(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
         return self._levels.to(codes.device, dtype)[codes.int()]

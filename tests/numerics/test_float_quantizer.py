@@ -241,6 +241,12 @@ def test_a_code_is_that_of_the_nearest_level() -> None:
     assert (distance - least).abs().max() < 1e-6
 
 
+def test_a_transposed_tensor_gets_the_same_codes_without_a_warning() -> None:
+    quantizer = CodebookQuantizer(granularity=PerChannel(0))
+    w = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(quantizer(w.T).codes, quantizer(w.T.contiguous()).codes)
+
+
 def test_a_tie_goes_to_the_lower_level() -> None:
     x = torch.tensor([-1.0, -0.5, 0.5, 1.0])
     assert CodebookQuantizer((-1.0, 0.0, 1.0))(x).codes.tolist() == [0, 0, 1, 2]
