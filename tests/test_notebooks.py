@@ -67,15 +67,9 @@ def check_execution(path: Path) -> None:
         assert not found, f"code cell {number} shows {found[0]!r}"
 
 
-def lines_to_read(source: str) -> list[str]:
-    """The lines of a cell that are neither blank nor a marker of nbgrader's."""
-    stripped = [line.strip() for line in source.splitlines()]
-    return [line for line in stripped if line and not line.startswith("### ")]
-
-
 def check_lengths(path: Path) -> None:
     """Assert that cells are short enough to be read at one go."""
-    lengths = [len(lines_to_read(cell.source)) for cell in cells(path, "code")]
+    lengths = [len(cell.source.splitlines()) for cell in cells(path, "code")]
     assert max(lengths) <= MAX_LINES
     assert statistics.median(lengths) <= MAX_MEDIAN_LINES
 
