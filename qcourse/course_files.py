@@ -32,12 +32,11 @@ def find(pattern: str) -> Path:
     Raises:
         FileNotFoundError: no file matches.
     """
-    # in the current folder, in those above it, beside the package
     here = Path.cwd()
-    for folder in (here, *here.parents, PACKAGE.parent):
-        for path in sorted(folder.glob(pattern)):
-            return path
-    raise FileNotFoundError(f"There is no {pattern} here; run this in the course's folder.")
+    found = _first_match(pattern, [here, *here.parents, PACKAGE.parent])
+    if found is None:
+        raise FileNotFoundError(f"There is no {pattern} here; run this in the course's folder.")
+    return found
 
 
 def master(sheet_id: str) -> Path:
@@ -50,19 +49,15 @@ def master(sheet_id: str) -> Path:
     # grading must not read a master from these.
     pattern = f"solutions/{sheet_id}_*.ipynb"
     here = Path.cwd()
-    for folder in (PACKAGE.parent, here, *here.parents):
-        for path in sorted(folder.glob(pattern)):
-            return path
-    raise ValueError(f"There is no {pattern} here; run this in the course's folder.")
+    found = _first_match(pattern, [PACKAGE.parent, here, *here.parents])
+    if found is None:
+        raise ValueError(f"There is no {pattern} here; run this in the course's folder.")
+    return found
 
 
 def sandbox_sources() -> dict[str, str]:
     """Return the source of each module that a sandbox is given, by the module's full name."""
-    sources = {}
-    for name in _IN_SANDBOX:
-        path = PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
-        sources[f"qcourse.{name}"] = path.read_text(encoding="utf-8")
-    return sources
+    return {f"qcourse.{name}": _module(name).read_text(encoding="utf-8") for name in _IN_SANDBOX}
 
 
 def sheet_version(sheet_id: str) -> str:
@@ -79,8 +74,9 @@ def grader_version(*versions: str) -> str:
     # a change of any of these files may change a grade
     checks = PACKAGE.glob("checks/*.py")
     grading = PACKAGE.glob("grading/**/*.py")
+    sandbox = map(_module, _IN_SANDBOX)
     masters = master("01").parent.glob("*.ipynb")
-    return fingerprint(sorted([*checks, *grading, *masters]), *versions)
+    return fingerprint(sorted({*checks, *grading, *sandbox, *masters}), *versions)
 
 
 def fingerprint(paths: Iterable[Path], *texts: str) -> str:
@@ -89,3 +85,14 @@ def fingerprint(paths: Iterable[Path], *texts: str) -> str:
     parts += [path.read_bytes() for path in paths]
     digest = hashlib.sha256(b"\0".join(parts))
     return digest.hexdigest()[:16]
+
+
+def _module(name: str) -> Path:
+    return PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
+
+
+def _first_match(pattern: str, folders: Iterable[Path]) -> Path | None:
+    for folder in folders:
+        for path in sorted(folder.glob(pattern)):
+            return path
+    return None

@@ -26,9 +26,26 @@ def verdict(points: float, status: str = FAILED) -> Verdict:
 def test_check_records_and_the_best_stays(path: Path) -> None:
     check("01.1", lambda x, bits: x.abs().max() / (2 ** (bits - 1) - 1))
     today = date.today().isoformat()
-    assert json.loads(path.read_text()) == {"01.1": {"points": 1, "date": today}}
+    best = {"01.1": {"points": 1, "date": today, "edition": 2}}
+    assert json.loads(path.read_text()) == best
     check("01.1", lambda x, bits: 0)
-    assert read_progress() == {"01.1": {"points": 1, "date": today}}
+    assert read_progress() == best
+
+
+def test_results_of_the_first_edition_count_for_the_same_exercises(path: Path) -> None:
+    path.parent.mkdir()
+    old = {"points": 2, "date": "2026-11-22"}
+    new = {"points": 1, "date": "2026-12-01", "edition": 2}
+    path.write_text(json.dumps({"02.1": old, "03.1": old, "13.5": old, "05.2": new, "04.2": old}))
+    read = read_progress()
+    assert {name: result["points"] for name, result in read.items()} == {
+        "02.1": 2,
+        "04.1": 2,
+        "14.5": 2,
+        "05.2": 2,  # the better of 05.2 now and 04.2 of the first edition
+    }
+    record(verdict(3, PASSED))
+    assert read_progress() == {**read, "01.2": read_progress()["01.2"]}  # moved once only
 
 
 def test_the_date_is_that_of_the_best(path: Path) -> None:
