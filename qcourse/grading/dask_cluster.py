@@ -37,6 +37,8 @@ def on_scheduler(jobs: Iterable[Job], work: Work, address: str) -> Generator[Don
         )
     with _client(address) as client:
         running = {client.submit(work, job, pure=False): job for job in jobs}
+        # Until a worker is there, silence says nothing about the jobs.
+        _require_worker(client, address)
         last_heard = time.monotonic()
         while running:
             _require_worker(client, address)

@@ -124,6 +124,9 @@ def test_workers_that_answer_no_more_do_not_hold_the_run(
 ) -> None:
     address = start_scheduler(stack, tls)
     start(stack, tls, "worker", address, "--nthreads", "1", "--no-dashboard")
+    # The first job waits until the worker has imported everything: minutes on a busy machine.
+    warm = by_student(on_scheduler(jobs("ok", wall_s=300.0), standins.work, address))
+    assert warm["s0"].grade
     found = by_student(
         on_scheduler(jobs("ok", "sleep 600", "sleep 600", wall_s=6.0), standins.work, address)
     )
