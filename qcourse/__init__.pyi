@@ -15,6 +15,7 @@ from .cost.roofline import Device as Device
 from .cost.roofline import linear_work as linear_work
 from .cost.roofline import roofline as roofline
 from .cost.roofline import speedup as speedup
+from .formats.gguf import read_gguf as read_gguf
 from .kernels.crossover import crossover as crossover
 from .kernels.int4_matmul import int4_matmul as int4_matmul
 from .kernels.int4_matmul import int4_unavailable_reason as int4_unavailable_reason
@@ -62,15 +63,20 @@ from .methods.ternary import TernaryQuantizer as TernaryQuantizer
 from .methods.ternary import pack_trits as pack_trits
 from .methods.ternary import unpack_trits as unpack_trits
 from .models.evaluate import agreement as agreement
+from .models.evaluate import evaluate as evaluate
 from .models.evaluate import perplexity as perplexity
-from .models.evaluate import record_logits as record_logits
 from .models.generate import generate as generate
 from .models.hub import load_hub as load_hub
 from .models.llama import KVCache as KVCache
 from .models.llama import apply_rope as apply_rope
 from .models.llama import rope as rope
 from .models.minilm import load_minilm as load_minilm
+from .models.multiple_choice import accuracy as accuracy
+from .models.recorded_logits import record_logits as record_logits
 from .models.streaming import StreamingModel as StreamingModel
+from .models.smollm2 import load_smollm2 as load_smollm2
+from .models.standard_error import paired_difference as paired_difference
+from .models.standard_error import perplexity_change as perplexity_change
 from .models.tinylm import load_tinylm as load_tinylm
 from .numerics.affine import IntQuantizer as IntQuantizer
 from .numerics.affine import fake_quantize as fake_quantize
@@ -100,6 +106,7 @@ from .numerics.minifloat import FloatFormat as FloatFormat
 from .numerics.minifloat import code_values as code_values
 from .numerics.minifloat import decode as decode
 from .numerics.minifloat_encoding import encode as encode
+from .numerics.minimum import MinimumQuantizer as MinimumQuantizer
 from .numerics.packing import pack as pack
 from .numerics.packing import unpack as unpack
 from .numerics.quantized import QuantizedTensor as QuantizedTensor
@@ -116,6 +123,7 @@ from .recipes.qat_model import prepare_qat as prepare_qat
 from .recipes.quantize import quantize_model as quantize_model
 from .recipes.rotate import rotate_model as rotate_model
 from .recipes.run_time_rotation import rotate_at_run_time as rotate_at_run_time
+from .texts.cloze import stdlib_questions as stdlib_questions
 from .texts.corpus import encode_documents as encode_documents
 from .texts.corpus import is_held_out as is_held_out
 from .texts.corpus import stdlib_corpus as stdlib_corpus

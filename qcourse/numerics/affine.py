@@ -45,6 +45,9 @@ class IntQuantizer(ScaledQuantizer):
     Args:
         scale_rule: "amax": amax / qmax, or (max - min) / (2^bits - 1) if not symmetric. "full",
             symmetric only: 2 amax / (2^bits - 1), which clips the largest value by half a step.
+            "signed", symmetric only: the value of largest magnitude / qmin, so that it gets the
+            code qmin, of which there is one more than qmax; the scale is negative if that value is
+            positive, as in llama.cpp's Q4_0.
             "mse": "amax" of the fraction of the range that leaves the least squared error.
         scale_dtype: the floating-point dtype that scales are stored in; codes use that scale.
 
@@ -57,14 +60,15 @@ class IntQuantizer(ScaledQuantizer):
     granularity: Granularity = PerTensor()
     scale_rule: str = "amax"
     scale_dtype: torch.dtype = torch.float32
-    scale_rules: ClassVar[tuple[str, ...]] = ("amax", "full", "mse")
+    scale_rules: ClassVar[tuple[str, ...]] = ("amax", "full", "signed", "mse")
 
     def __post_init__(self) -> None:
         check_whole("bits", self.bits, 2, 8)
         self._check_fields()
-        if self.scale_rule == "full" and not self.symmetric:
+        if self.scale_rule in ("full", "signed") and not self.symmetric:
             raise ValueError(
-                "scale_rule='full' needs symmetric=True; an asymmetric range uses every code anyway"
+                f"scale_rule={self.scale_rule!r} needs symmetric=True; an asymmetric range uses"
+                " every code anyway"
             )
 
     @property
@@ -97,9 +101,16 @@ class IntQuantizer(ScaledQuantizer):
         if not self.symmetric:
             return (high - low) / (self.qmax - self.qmin)
         amax = torch.maximum(-low, high)
+        if self.scale_rule == "signed":
+            return torch.where(high > -low, high, low) / self.qmin
         # "full" lets amax lie half a step beyond qmax, so that [-amax, amax] is 2^bits - 1 steps.
         steps = self.qmax + 0.5 if self.scale_rule == "full" else self.qmax
         return amax / steps
+
+    def _check_parameters(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
+        if self.scale_rule == "signed":
+            parameters = Parameters(parameters.scale.abs(), parameters.zero_point)
+        super()._check_parameters(parameters, shape)
 
     def _zero_point(self, low: Tensor, scale: Tensor) -> Tensor:
         if self.symmetric:

@@ -102,7 +102,7 @@ def check_stored_scale(stored: Tensor, exact: Tensor) -> None:
     # 1/256 is half a step at the code 127. Rounding moves a normal float16 by 1/2049 at most and a
     # bfloat16 by 1/257, so more means overflow or underflow.
     error = (stored.double() - exact).abs()
-    wrong = ~(error <= exact / 256)
+    wrong = ~(error <= exact.abs() / 256)
     if wrong.any():
         first_exact = float(exact[wrong][0])
         first_stored = float(stored[wrong][0])
