@@ -82,9 +82,12 @@ def _symmetric(
 ) -> QuantizedTensor:
     """Return the tensor (*shape) of codes (blocks, 32) and scales (blocks,)."""
     # ggml writes the scale 0 for a block of zeros. Our quantizers write the scale 1 and codes 0.
+    # The sign stays where the format has one, so that -0 x 0 is -0 as in ggml.
     zero = scale == 0
     if zero.any():
-        scale = torch.where(zero, 1.0, scale)
+        one = torch.ones_like(scale)
+        signed = quantizer.scale_rule == "signed"
+        scale = torch.where(zero, one.copysign(scale) if signed else one, scale)
         codes = torch.where(zero[:, None], 0, codes)
     scale = scale.reshape(quantizer.granularity.scale_shape(torch.Size(shape)))
     zero_point = torch.zeros(scale.shape, dtype=codes.dtype)

@@ -13,7 +13,8 @@ Source: docs/gguf.md in the public repository of ggml.
 
 import math
 import struct
-from collections.abc import Callable
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from qcourse.formats.ggml_types import TYPES, GGMLType
@@ -212,9 +213,8 @@ def _placed(described: list[TensorPlace], data: int, size: int) -> dict[str, Ten
             raise ValueError(f"the tensor {tensor.name!r} comes twice")
         tensors[tensor.name] = tensor._replace(start=start)
 
-    begin: Callable[[TensorPlace], int] = lambda tensor: tensor.start  # noqa: E731
-    in_order = sorted(tensors.values(), key=begin)
-    for before, after in zip(in_order, in_order[1:], strict=False):
+    in_order = sorted(tensors.values(), key=attrgetter("start"))
+    for before, after in pairwise(in_order):
         if before.start + before.nbytes > after.start:
             raise ValueError(f"the tensors {before.name!r} and {after.name!r} overlap")
     return tensors

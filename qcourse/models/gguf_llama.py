@@ -1,7 +1,7 @@
 """A Llama and its tokenizer from a GGUF file.
 
-The file has llama.cpp's names and its order of rows: llama.cpp turns neighboring values (2 i, 2 i + 1)
-of a head by RoPE, where `llama.py` turns (i, i + dim/2). So rows of q and k are put back in order.
+The file has llama.cpp's names and its order of rows. RoPE turns neighbors (2 i, 2 i + 1) of a head
+in llama.cpp, and (i, i + dim/2) in `llama.py`, so rows of q and k are put back in order.
 
 Source: convert_hf_to_gguf.py and llama-vocab.cpp in the public repository of llama.cpp.
 `hub.py` reads checkpoints of transformers.

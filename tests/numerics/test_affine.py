@@ -604,3 +604,24 @@ def test_quantized_tensors_are_compared_by_identity() -> None:
     same = q
     assert q == same
     assert q != quantize(torch.ones(3))
+
+
+def test_the_signed_rule_gives_the_largest_value_the_code_qmin() -> None:
+    x = torch.tensor([[-1.0, 0.5, 4.0, 0.0], [-4.0, 0.5, 1.0, 0.0]])
+    q = IntQuantizer(4, granularity=PerChannel(), scale_rule="signed")(x)
+    assert q.scale.flatten().tolist() == [-0.5, 0.5]
+    assert q.codes.tolist() == [[2, -1, -8, 0], [-8, 1, 2, 0]]
+    assert torch.equal(q.dequantize(), x)
+
+
+def test_the_signed_rule_has_the_finer_grid_by_8_to_7() -> None:
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    amax = IntQuantizer(4, granularity=PerGroup(32))(x)
+    signed = IntQuantizer(4, granularity=PerGroup(32), scale_rule="signed")(x)
+    ratio = signed.scale.abs() / amax.scale
+    assert torch.allclose(ratio, torch.full_like(ratio, 7 / 8))
+
+
+def test_the_signed_rule_needs_a_symmetric_grid() -> None:
+    with pytest.raises(ValueError, match="scale_rule='signed' needs symmetric=True"):
+        IntQuantizer(4, symmetric=False, scale_rule="signed")

@@ -95,7 +95,11 @@ NOT_A_VALUE = "must be a value such as PerTensor() or PerGroup(128)"
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"scale_rule": "max"}, ValueError, "scale_rule='max' must be one of amax, full, mse"),
+        (
+            {"scale_rule": "max"},
+            ValueError,
+            "scale_rule='max' must be one of amax, full, signed, mse",
+        ),
         (FULL, ValueError, "scale_rule='full' needs symmetric=True"),
         ({"scale_dtype": torch.int8}, ValueError, NOT_A_FLOAT),
         ({"granularity": PerTensor}, TypeError, NOT_A_VALUE),
