@@ -3,8 +3,8 @@
 A model is any function from ids (batch, tokens) to logits, or to an object with ``.logits``.
 
 Source: transformers' "Perplexity of fixed-length models", for windows that overlap.
-`evaluate.py` computes measures from these windows; those of `trace/calibration_batches.py` have no
-targets.
+`window_measures.py` computes measures from these windows; those of `trace/calibration_batches.py`
+have no targets.
 """
 
 import math
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from qcourse.numerics.validation import check_token_ids
 
 Model = Callable[..., Any]  # ids (batch, tokens) -> logits, or an object with .logits
+
+WINDOWS_AT_ONCE = 8
+LOGITS_BYTES = 2**27  # 134 MB: more logits are slower and take memory that the model needs
 
 
 def batches_of_windows(
@@ -52,6 +55,19 @@ def batches_of_windows(
             if start:
                 targets[row, : context - stride] = -1
         yield windows[:, :-1], targets
+
+
+def windows_at_once(context: int, *models: Model) -> int:
+    """Return how many windows a batch holds: 8, or fewer if their logits exceed LOGITS_BYTES.
+
+    The vocabulary is ``config.vocab_size``; a model without a config does not lower the number.
+
+    >>> windows_at_once(512, print)
+    8
+    """
+    vocabularies = [getattr(getattr(model, "config", None), "vocab_size", 1) for model in models]
+    window_bytes = 4 * max(context, 1) * max(vocabularies)
+    return max(1, min(WINDOWS_AT_ONCE, LOGITS_BYTES // window_bytes))
 
 
 def call_logits(model: Model, ids: Tensor) -> Float[Tensor, "batch tokens vocabulary"]:

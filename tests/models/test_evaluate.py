@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
-from qcourse.models.evaluate import Agreement, Perplexity, agreement, perplexity
+from qcourse.models.evaluate import agreement, perplexity
+from qcourse.models.evaluation_results import Agreement, Perplexity
 from qcourse.models.generate import generate
 from qcourse.models.llama import KVCache, Llama, load_weights, random_llama
 from qcourse.models.llama_config import LlamaConfig
