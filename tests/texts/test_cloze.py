@@ -75,7 +75,7 @@ def test_wrong_choices_are_of_other_documents(questions: list[Question]) -> None
 
 
 def test_every_place_is_as_often_right() -> None:
-    places = Counter()
+    places: Counter[int] = Counter()
     for seed in range(5):
         places.update(question.answer for question in _draw_questions(_held_out_sentences(), seed))
     expected = places.total() / 4
