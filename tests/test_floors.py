@@ -28,7 +28,10 @@ FLOORS = {
     "recipes": 5,
     "lab": 6,
     "checks": 6,
+    "chat": 6,
+    "chat_command": 7,
     "check_command": 7,
+    "fetch_smollm2": 7,
     "grading": 7,
     "cli": 8,
 }

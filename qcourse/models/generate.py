@@ -7,7 +7,7 @@ Source: Holtzman et al. 2020, "The curious case of neural text degeneration", on
 `evaluate.py` predicts all tokens of a given sequence at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from qcourse.models.llama import Cache, KVCache, Llama
 from qcourse.numerics.validation import check_token_ids
 
 
-@torch.no_grad()
 def generate(
     model: Model,
     ids: Shaped[Tensor, "..."],
@@ -46,23 +45,69 @@ def generate(
     >>> generate(model, torch.tensor([1, 2, 3]), 5).shape
     torch.Size([8])
     """
+    new = generate_tokens(
+        model,
+        ids,
+        max_new_tokens,
+        temperature=temperature,
+        generator=generator,
+        stop=stop,
+        cache=cache,
+    )
+    prompt = ids.long().to(device_of(model) or ids.device)
+    return torch.cat([prompt, prompt.new_tensor(list(new))])
+
+
+def generate_tokens(
+    model: Model,
+    ids: Shaped[Tensor, "..."],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    stop: int | None = None,
+    cache: Cache | None = None,
+) -> Iterator[int]:
+    """Yield each new id of ``generate`` as soon as it is chosen; the arguments are the same.
+
+    Afterwards a given cache holds all tokens but the last new one: no step has read that one yet.
+
+    >>> from qcourse.models.llama import LlamaConfig, random_llama
+    >>> model = random_llama(LlamaConfig(64, 32, 48, 2, 4, 2), seed=0)
+    >>> prompt = torch.tensor([1, 2, 3])
+    >>> list(generate_tokens(model, prompt, 5)) == generate(model, prompt, 5)[3:].tolist()
+    True
+    """
+    # Checked here, because a generator would raise only when its first token is taken.
     check_token_ids(ids, "ids", least=1)
     _check_options(model, len(ids), max_new_tokens, temperature, cache)
+    prompt = ids.long().to(device_of(model) or ids.device)
     step = _stepper(model, cache)
-    new = ids.long().to(device_of(model) or ids.device)
-    sequence = [new]
+    return _steps(step, prompt, max_new_tokens, temperature, generator, stop)
+
+
+def _steps(
+    step: Callable[[Tensor], Tensor],
+    new: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+    stop: int | None,
+) -> Iterator[int]:
     for _ in range(max_new_tokens):
-        # The first step reads the prompt, each later one only the newest token.
-        logits = step(new[None])[0, -1]  # (vocabulary,)
+        # The first step reads the prompt, each later one only the newest token. The caller's own
+        # code runs between two steps, so gradients are off in a step only.
+        with torch.no_grad():
+            logits = step(new[None])[0, -1]  # (vocabulary,)
         if temperature:
             probabilities = (logits / temperature).softmax(-1)
             new = torch.multinomial(probabilities, 1, generator=generator)
         else:
             new = logits.argmax(keepdim=True)
-        sequence.append(new)
-        if stop is not None and int(new) == stop:
+        token = int(new)
+        yield token
+        if token == stop:
             break
-    return torch.cat(sequence)
 
 
 def _check_options(
