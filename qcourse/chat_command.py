@@ -50,9 +50,12 @@ def chat(options: argparse.Namespace) -> int:
 def load_model(weights: str) -> SmolLM2:
     """Return SmolLM2 with weights in fp32, int8 or int4, rounded to nearest.
 
-    int8 has one scale per output channel. int4 has one scale per 32 weights, and the INT4 kernels.
+    int8 has one scale per output channel, and decodes before each product, which is slower than
+    fp32. int4 has one scale per 32 weights, and the INT4 kernels.
     """
-    model, tokenizer = load_smollm2()
+    # On a CPU the INT4 kernel is several times faster with inputs in bfloat16.
+    dtype = torch.bfloat16 if weights == "int4" else torch.float32
+    model, tokenizer = load_smollm2(dtype=dtype)
     if weights == "int8":
         int8 = IntQuantizer(8, granularity=PerChannel(), scale_dtype=torch.float16)
         model = cast(Llama, quantize_model(model, int8, progress=False).model)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from qcourse import chat_command, cli
 from qcourse.chat import Conversation
@@ -119,7 +120,11 @@ def test_a_second_ctrl_c_ends(typed: list[object]) -> None:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny LM in the place of SmolLM2; it has no marks of ChatML, so nothing ends an answer."""
-    monkeypatch.setattr(chat_command, "load_smollm2", lambda: SmolLM2(*load_tinylm()))
+
+    def load(*, dtype: torch.dtype) -> SmolLM2:
+        return SmolLM2(*load_tinylm(dtype=dtype))
+
+    monkeypatch.setattr(chat_command, "load_smollm2", load)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
@@ -145,7 +150,7 @@ def test_without_the_file_the_command_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     nowhere = Path("nowhere.gguf")
-    monkeypatch.setattr(chat_command, "load_smollm2", lambda: find_smollm2(nowhere))
+    monkeypatch.setattr(chat_command, "load_smollm2", lambda dtype: find_smollm2(nowhere))
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is a list?\n"))
     assert cli.main(["chat"]) == 2
     assert capsys.readouterr().err.endswith("To get it: qcourse fetch smollm2\n")
