@@ -5,6 +5,8 @@ method follows the order of use: observe a layer's inputs, quantize it, go on. T
 model for each layer would take time quadratic in its depth. Most models are a chain of blocks, each
 of which reads only the block before, so stand-ins replace finished blocks (`stand_ins.py`) and
 memory is that of one block's outputs. A model that is no chain runs from its input each time.
+And where each batch calls each layer once, in one order, a single pass is enough
+(`paused_passes.py`).
 
 Source: GPTQ's published code stores the inputs of one decoder block; this works for any model.
 `linears.record_inputs` keeps all inputs; here each is used and dropped.
@@ -22,11 +24,14 @@ from torch.utils._pytree import tree_map
 
 from qcourse.methods.method import Observer
 from qcourse.trace.calibration_batches import Run, run_batch
-from qcourse.trace.hooks import CallTrace, LayerGroups, check_input, on_input, on_output
+from qcourse.trace.call_trace import LayerGroups, longest_chain, traced_calls
+from qcourse.trace.hooks import check_input, on_input, on_output
 from qcourse.trace.model_copy import ModelCopy
+from qcourse.trace.paused_passes import PausedPasses
 from qcourse.trace.stand_ins import FinishedBlocks, NoChain, copied, has_placeholder
 
 Group = tuple[str, ...]  # names of the layers that read the same input
+MOST_PASSES = 64  # paused at the same time: each takes a thread
 
 
 class _Enough(Exception):  # noqa: N818  (nothing failed)
@@ -55,25 +60,26 @@ class Replay:
         cls, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any], run: Run
     ) -> "Replay":
         """Run the model once per batch and return a replay of it; ValueError if it fails on one."""
-        # The pass counts the calls, finds the groups, and shows whether the blocks are a chain.
-        blocks = _longest_chain(model, layers)
-        groups = LayerGroups()
-        calls = []
-        is_chain = True
-        for number in range(len(batches)):
-            trace = CallTrace(layers, blocks, groups)
-            with trace.attached():
-                run_batch(run, model, batches, number)
-            calls.append(trace.calls)
-            is_chain = is_chain and trace.is_chain
         # The layers as they are now: the caller may change its mapping while it replaces them.
-        return cls(model, dict(layers), batches, run, groups, calls, blocks if is_chain else [])
+        layers = dict(layers)
+        blocks = longest_chain(model, layers)
+
+        # Shapes often tell all that a trace asks for, and take almost no time.
+        try:
+            trace = traced_calls(model, layers, blocks, batches, run, with_values=False)
+        except (NoChain, ValueError):
+            trace = traced_calls(model, layers, blocks, batches, run, with_values=True)
+        groups, calls, is_chain = trace
+        return cls(model, layers, batches, run, groups, calls, blocks if is_chain else [])
 
     def in_order(self, method: Observer) -> Iterator[tuple[Group, Any]]:
         """Yield each group with what the method observed, after the groups before are replaced."""
         order = list(self.groups.members)
         if self.blocks:
             order.sort(key=self.groups.blocks_before.__getitem__)
+        if self._calls_once_in(order):
+            yield from self._in_one_pass(method, order)
+            return
         for first in order:
             self._finish_blocks(self.groups.blocks_before[first])
             seen = None
@@ -83,6 +89,32 @@ class Replay:
             # No batch may reach an expert of a mixture any more.
             if seen is not None:
                 yield tuple(self.groups.members[first]), seen
+
+    def _calls_once_in(self, order: Sequence[str]) -> bool:
+        """Whether each batch calls each layer at most once, and groups in this order."""
+        rank = {}
+        for number, first in enumerate(order):
+            for name in self.groups.members[first]:
+                rank[self.layers[name]] = number
+        for calls in self.calls:
+            called = [module for module in calls if module in rank]
+            ranks = [rank[module] for module in called]
+            if ranks != sorted(ranks) or any(calls[module] > 1 for module in called):
+                return False
+        return len(self.batches) <= MOST_PASSES
+
+    def _in_one_pass(self, method: Observer, order: Sequence[str]) -> Iterator[tuple[Group, Any]]:
+        groups = [tuple(self.groups.members[first]) for first in order]
+        works = []
+        for number in range(len(self.batches)):
+            works.append(partial(run_batch, self.run, self.model, self.batches, number))
+        with PausedPasses(self.model, self.layers, groups, works) as passes:
+            for rank, names in enumerate(groups):
+                seen = None
+                for x in passes.inputs(rank):
+                    seen = observe(method, seen, x, names[0])
+                if seen is not None:
+                    yield names, seen
 
     def at_once(self, method: Observer) -> Iterator[tuple[Group, Any]]:
         """Yield the same for the model as it is: all layers are observed in one pass per batch."""
@@ -171,16 +203,3 @@ def observe(method: Observer, seen: Any, x: Tensor, name: str) -> Any:
     if not x.numel():
         return seen
     return method.observe(seen, x.detach().reshape(-1, x.shape[-1]))  # (tokens, in)
-
-
-def _longest_chain(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[nn.Module]:
-    """The longest ModuleList in which each member contains a layer of interest."""
-    wanted = set(layers.values())
-    longest: list[nn.Module] = []
-    for module in model.modules():
-        if not isinstance(module, nn.ModuleList) or len(module) <= len(longest):
-            continue
-        # A block that is itself a layer of interest does not count, because it will be replaced.
-        if all(wanted & (set(block.modules()) - {block}) for block in module):
-            longest = list(module)
-    return longest

@@ -80,6 +80,11 @@ def without_values(value: Any) -> Any:
     return Placeholder(value.detach().to("meta"), value.device)
 
 
+def drop_values(module: nn.Module, args: Any, named: Any) -> Any:
+    """Give a module placeholders for its arguments; a pre-hook (with_kwargs) of the module."""
+    return tree_map(without_values, (args, named))
+
+
 def copied(value: Any) -> Any:
     """Return a clone of a tensor, because the model may write to it; any other value as it is."""
     return value.clone() if isinstance(value, Tensor) else value
