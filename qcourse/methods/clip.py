@@ -8,13 +8,14 @@ Source: Lin et al., "AWQ" (MLSys 2024); the shares 1, 0.95, ..., 0.55 are those 
 How it differs from ``scale_rule="mse"``: that rule minimizes the error of the weights.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from qcourse.methods.group_moments import GroupMoments
+from qcourse.methods.row_slices import rows_are_alone
 from qcourse.numerics.quantized import Quantizer
 from qcourse.numerics.shrinks import best_shrink
 
@@ -48,7 +49,7 @@ class ClipSearch:
     rows_are_alone: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        alone = _rows_are_alone(self.quantizer, len(self.s))
+        alone = rows_are_alone(self.quantizer, len(self.s))
         object.__setattr__(self, "rows_are_alone", alone)
 
     def unclipped_losses(self, w: Float[Tensor, "out in"]) -> Float64[Tensor, "out 1"]:
@@ -110,16 +111,6 @@ class ClipSearch:
             return (rows,)
         count = max(1, STRIP // len(self.s))
         return rows.split(count)
-
-
-def _rows_are_alone(quantizer: Quantizer, inputs: int) -> bool:
-    # Fit two rows and look whether all parameters have two rows too.
-    parameters = quantizer.fit(torch.zeros(2, inputs))
-    for each in fields(parameters):
-        value = getattr(parameters, each.name)
-        if value.ndim == 0 or len(value) != 2:
-            return False
-    return True
 
 
 def shrunk(

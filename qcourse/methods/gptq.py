@@ -8,7 +8,7 @@ The parts: `second_moment.py` gathers H, `inverse_factor.py` inverts it, `column
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from qcourse.methods.column_sweep import FittedBefore, FittedOnTheWay, group_siz
 from qcourse.methods.hessian_checks import check_damp
 from qcourse.methods.inverse_factor import InverseFactor, inverse_factor
 from qcourse.methods.method import LayerCodes
+from qcourse.methods.row_slices import rows_are_alone, split_rows
 from qcourse.methods.second_moment import BySecondMoment, SecondMoment
 from qcourse.numerics.chunks import sum_of_squares, wide
 from qcourse.numerics.quantized import QuantizedTensor, Quantizer
@@ -91,14 +92,26 @@ def sweep(
 ) -> GPTQResult:
     """Run ``gptq`` from the factor on: layers that read the same input share a factor."""
     _check_options(quantizer, block_size)
-    check_matrix(w, "w")
-    live = _live_weights(w, factor)
-    order = factor.order
+    return _swept([w], factor, quantizer, block_size=block_size, static_groups=static_groups)[0]
 
+
+def _swept(
+    weights: Sequence[Tensor],
+    factor: InverseFactor,
+    quantizer: Quantizer,
+    *,
+    block_size: int,
+    static_groups: bool,
+) -> list[GPTQResult]:
+    """The results for several weights by one sweep; more than one needs rows that are alone."""
+    for w in weights:
+        check_matrix(w, "w")
+    live = torch.cat([_live_weights(w, factor) for w in weights])
+    order = factor.order
     grid = _grid(quantizer, live, order, static_groups=static_groups)
 
     # Round column after column of a copy, whose memory then holds the errors.
-    columns = live.T.contiguous()[order]
+    columns = live.T.contiguous()[order]  # (in, out)
     codes, e = round_columns(columns, factor.upper, grid, block_size)
 
     # Groups that follow the sweep keep its order. All other codes return to that of the inputs.
@@ -109,8 +122,18 @@ def sweep(
     input_order = order if moved else None
     q = QuantizedTensor(codes.T.contiguous(), grid.parameters, quantizer)
     d = q.dequantize().sub_(live[:, order] if moved else live)
-    error = _error(e, d, factor.dead[order], factor)
-    return GPTQResult(q, input_order=input_order, note=factor.note, error=error, damp=factor.damp)
+
+    counts = [len(w) for w in weights]
+    parts = split_rows(q, counts) if len(weights) > 1 else [q]
+    results = []
+    for part, own_e, own_d in zip(parts, e.split(counts, 1), d.split(counts), strict=True):
+        error = _error(own_e, own_d, factor.dead[order], factor)
+        results.append(
+            GPTQResult(
+                part, input_order=input_order, note=factor.note, error=error, damp=factor.damp
+            )
+        )
+    return results
 
 
 @dataclass(frozen=True)
@@ -135,16 +158,19 @@ class Gptq(BySecondMoment):
         with in_layer(", ".join(weights)):
             factor = inverse_factor(seen, damp=self.damp, act_order=self.act_order, dtype=dtype)
 
+        # If each row has parameters of its own, one sweep takes the rows of all layers.
+        options = {"block_size": self.block_size, "static_groups": self.static_groups}
+        try:
+            if rows_are_alone(self.quantizer, len(factor.order)):
+                every = _swept(list(weights.values()), factor, self.quantizer, **options)
+                return dict(zip(weights, every, strict=True))
+        except ValueError:
+            pass  # one by one, so that the error names its layer
+
         results = {}
         for name, w in weights.items():
             with in_layer(name):
-                results[name] = sweep(
-                    w,
-                    factor,
-                    self.quantizer,
-                    block_size=self.block_size,
-                    static_groups=self.static_groups,
-                )
+                results[name] = sweep(w, factor, self.quantizer, **options)
         return results
 
 

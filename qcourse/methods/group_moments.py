@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+BLOCK = 256  # columns of a product that is symmetric: large enough for its full speed
+
 
 @dataclass(frozen=True, eq=False)
 class GroupMoments:
@@ -56,8 +58,34 @@ class GroupMoments:
         """Return d H d^T for each row of d and each group, a sum over tokens."""
         groups = len(self.stored)
         parts = d.unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, out, size)
-        product = parts @ self.stored.mT
+        if not self.is_gram:
+            return (parts @ self.stored.mT).square_().sum(-1).double().T
 
-        # Either (d H) * d, or the squared outputs (x d^T)^2; both sum to d H d^T.
-        terms = product.mul_(parts) if self.is_gram else product.square_()
-        return terms.sum(-1).double().T
+        # H is symmetric, so the blocks beside its diagonal come in equal pairs: take one of each
+        # pair, and half of each block on the diagonal, and double the sum.
+        half = torch.zeros(parts.shape[:2], dtype=torch.float64, device=d.device)
+        for run in runs(self.stored.shape[1]):
+            below = self.stored[:, run.start :, run].clone()
+            below[:, : run.stop - run.start].mul_(0.5)
+            product = parts[:, :, run.start :] @ below
+            half += product.mul_(parts[:, :, run]).sum(-1)
+        return 2 * half.T
+
+
+def runs(size: int) -> list[slice]:
+    """Return the runs of up to BLOCK columns that `size` columns consist of.
+
+    >>> runs(600)
+    [slice(0, 256, None), slice(256, 512, None), slice(512, 600, None)]
+    """
+    return [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+
+
+def add_gram(total: Float[Tensor, "in in"], x: Float[Tensor, "tokens in"]) -> None:
+    """Add x^T x to `total`, in place, block by block: those below the diagonal are mirrored."""
+    for run in runs(x.shape[1]):
+        part = x[:, run]
+        total[run, run].addmm_(part.T, part)
+        later = slice(run.stop, None)
+        above = total[run, later].addmm_(part.T, x[:, later])
+        total[later, run] = above.T

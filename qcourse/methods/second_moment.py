@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from qcourse.methods.group_moments import GroupMoments
+from qcourse.methods.group_moments import GroupMoments, add_gram
 from qcourse.numerics.chunks import wide
 from qcourse.numerics.validation import check_finite, check_floating
 
@@ -62,7 +62,7 @@ class SecondMoment:
 
         # Store x itself until x^T x, (in, in), is no larger than all inputs together.
         if self.gram is not None:
-            self.gram.addmm_(x.T, x)
+            add_gram(self.gram, x)
             return self
         self.batches.append(x)
         if self.count >= x.shape[1]:
@@ -125,7 +125,7 @@ class SecondMoment:
         size = len(self.sum_of_abs)
         total = torch.zeros(size, size, dtype=self._dtype, device=self.sum_of_abs.device)
         for x in self.batches:
-            total.addmm_(x.T, x)
+            add_gram(total, x)
         return total
 
     def _check_not_empty(self) -> None:
