@@ -2,7 +2,8 @@
 
 Round-to-nearest minimizes the error of the weight, but the error of the outputs on real inputs, ||X
 W^T - X W_hat^T||, matters (GPTQ, Frantar et al., ICLR 2023, equation 1). Both are those of
-`numerics.metrics.relative_error`, summed piece by piece to save memory.
+`numerics.metrics.relative_error`, summed piece by piece to save memory, or computed from the second
+moment of the inputs where a method has gathered it.
 """
 
 import math
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qcourse.layers.quantized_linear import QuantizedLinear
+from qcourse.methods.second_moment import SecondMoment
 from qcourse.numerics.chunks import CHUNK, sum_of_squares, wide
 from qcourse.trace.calibration_batches import Run, run_batch
 from qcourse.trace.hooks import check_input, on_input
@@ -58,6 +60,25 @@ def weight_error(w: Tensor, w_hat: Tensor) -> float:
         lost += sum_of_squares(part.to(part_hat.dtype) - part_hat)
         size += sum_of_squares(part)
     return _relative(lost, size)
+
+
+def error_by_moment(w: Tensor, w_hat: Tensor, seen: SecondMoment) -> float:
+    """Return ||x w^T - x w_hat^T|| / ||x w^T|| over the inputs x that were seen.
+
+    >>> from torch import tensor
+    >>> seen = SecondMoment().add(tensor([[1.0, 1.0]]))
+    >>> error_by_moment(tensor([[3.0, 4.0]]), tensor([[3.0, 3.0]]), seen)  # 6 instead of 7
+    0.14285714285714285
+    """
+    moments = seen.as_one_group()
+    dtype = moments.stored.dtype
+    # In units of w's largest value, so that squares stay within the range of floats.
+    unit = float(w.abs().max()) or 1.0
+    w = w.to(dtype) / unit
+    lost = moments.losses(w - w_hat.to(dtype) / unit).sum()
+    size = moments.losses(w).sum()
+    # Rounding may make a loss of 0 slightly negative.
+    return _relative(max(0.0, float(lost)), max(0.0, float(size)))
 
 
 @torch.no_grad()

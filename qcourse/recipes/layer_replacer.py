@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from qcourse.layers.quantized_linear import QuantizedLinear
 from qcourse.methods.method import LayerCodes, Method, choose_codes
-from qcourse.recipes.layer_errors import FoldedScales, output_errors, weight_error
+from qcourse.methods.second_moment import SecondMoment
+from qcourse.recipes.layer_errors import (
+    FoldedScales,
+    error_by_moment,
+    output_errors,
+    weight_error,
+)
 from qcourse.recipes.report import LayerReport, quantized_row
 from qcourse.trace.calibration_batches import Run
 from qcourse.trace.model_copy import ModelCopy
@@ -31,6 +37,9 @@ class LayerReplacer:
     chosen: Mapping[str, nn.Linear]
     method: Method
     fold: Fold | None
+    # Whether a second moment that the method observes is that of the new model's inputs, and
+    # tells the errors of the outputs.
+    errors_by_moment: bool = True
     rows: list[LayerReport] = field(default_factory=list)
     folded: FoldedScales = field(default_factory=FoldedScales)
 
@@ -43,6 +52,7 @@ class LayerReplacer:
 
         # The errors are of w_hat / input_scale, so they are computed before a scale is folded.
         errors = {name: weight_error(weights[name], layers[name].weight) for name in names}
+        lost = {name: self._output_error(layers[name], weights[name], seen) for name in names}
         scaled = [name for name in names if layers[name].input_scale is not None]
         is_folded = bool(scaled) and self._fold_scale(layers)
         scale_note = "input scale folded" if is_folded else "input scale at run time"
@@ -52,15 +62,30 @@ class LayerReplacer:
             notes += [f"untied from {other}" for other in self.copy.untied[name]]
             notes.append(results[name].note)
             row = quantized_row(name, self.chosen[name], layer, errors[name], notes)
-            self.rows.append(row)
+            self.rows.append(replace(row, output_error=lost[name]))
         return layers
 
     def rows_with_output_errors(self, batches: Sequence[Any], run: Run) -> list[LayerReport]:
         """Return the rows, with output errors of the layers that the batches reach."""
-        # The copy no longer has the original weights.
-        originals = {row.name: self.chosen[row.name].weight.detach() for row in self.rows}
+        # One more run of the model for the layers whose error no second moment has told. The copy
+        # no longer has the original weights.
+        unknown = [row.name for row in self.rows if row.output_error is None]
+        originals = {name: self.chosen[name].weight.detach() for name in unknown}
+        if not originals:
+            return self.rows
         errors = output_errors(self.copy.model, originals, self.folded, batches, run)
-        return [replace(row, output_error=errors.get(row.name)) for row in self.rows]
+        rows = []
+        for row in self.rows:
+            rows.append(replace(row, output_error=errors.get(row.name, row.output_error)))
+        return rows
+
+    def _output_error(self, layer: QuantizedLinear, w: Tensor, seen: Any) -> float | None:
+        """The error on the inputs that the layer was calibrated on; None if that takes a run."""
+        if not self.errors_by_moment or layer.inputs is not None:
+            return None
+        if not isinstance(seen, SecondMoment):
+            return None
+        return error_by_moment(w, layer.weight, seen)
 
     def _fold_scale(self, layers: Mapping[str, QuantizedLinear]) -> bool:
         """Move a common input scale to the module before; False if that is impossible."""

@@ -63,8 +63,8 @@ def quantize_model(
             never write to them. Without it the layers divide their input themselves.
         kernel: "int4" for the INT4 kernels (``with_int4_kernels``), in a model that cannot be
             saved; None for ``QuantizedLinear`` layers, which decode before they multiply.
-        output_error: whether the new model runs on the calibration once more, for the report; with
-            a calibrated method this takes about a third of the time.
+        output_error: whether the report tells the errors of the outputs. Methods that gather a
+            second moment know them; with any other the new model runs on the calibration once more.
 
     A tied weight (the head's, tied to the embedding) is untied. Chosen layers that no batch reaches
     stay in floats; the report lists them. Raises TypeError if method, calibration or layers is none
@@ -85,12 +85,13 @@ def quantize_model(
     batches = check_batches(calibration, required=method.calibrated)
 
     # Group by group, codes replace floats in a copy.
-    replacer = LayerReplacer(ModelCopy(model, chosen), chosen, method, fold)
+    by_moment = sequential and output_error
+    replacer = LayerReplacer(ModelCopy(model, chosen), chosen, method, fold, by_moment)
     walk = Walk("quantizing", batches, run, sequential=sequential, progress=progress)
     unreached = walk.replace_layers(replacer.copy, method, replacer.quantize)
     new = replacer.copy.model.requires_grad_(False)
 
-    # The report: errors of the outputs need one more run of the new model.
+    # The report: some errors of the outputs need one more run of the new model.
     rows = replacer.rows_with_output_errors(batches if output_error else [], run)
     report = _report(model, new, rows, all_kept(model, kept, unreached))
     return QuantizedModel(with_int4_kernels(new) if kernel else new, report)
