@@ -15,6 +15,7 @@ section 4; Dettmers et al., "LLM.int8()" (NeurIPS 2022); Micikevicius et al., "F
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from qcourse import (
     NVFP4Quantizer,
     OutlierColumns,
     PerChannel,
+    PerGroup,
     PerTensor,
     SmoothQuant,
     WithActivations,
@@ -36,6 +38,7 @@ from qcourse import (
     rotate_model,
 )
 from qcourse.models.llama import Llama
+from qcourse.recipes.quantize import QuantizedModel
 
 Batches = Sequence[Tensor]
 
@@ -47,14 +50,21 @@ PER_TOKEN = IntQuantizer(8, granularity=PerChannel(0))
 NORM_FED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 
 
-def with_method(
+def quantized(
     model: nn.Module, calibration: Batches, method: WithActivations, **options: Any
-) -> tuple[nn.Module, float]:
-    """Return the model quantized by a method, and its bits per weight."""
+) -> QuantizedModel:
+    """Return the model quantized by a method, and the report without output errors."""
     batches = calibration if method.calibrated else None
-    new, report = quantize_model(
+    return quantize_model(
         model, method, calibration=batches, output_error=False, progress=False, **options
     )
+
+
+def with_method(
+    model: nn.Module, calibration: Batches, method: WithActivations
+) -> tuple[nn.Module, float]:
+    """Return the model quantized by a method, and its bits per weight."""
+    new, report = quantized(model, calibration, method)
     return new, report.bits_per_weight
 
 
@@ -70,8 +80,11 @@ def smoothed(
     smooth = WithActivations(SmoothQuant(ROWS, alpha=alpha), inputs, static=static)
     plain = WithActivations(ROWS, inputs, static=static)
     # The layers that a norm feeds first, then all that are still in floats.
-    new, _ = with_method(model, calibration, smooth, layers=reads_norm, fold=fold)
-    return with_method(new, calibration, plain)
+    new, on_norms = quantized(model, calibration, smooth, layers=reads_norm, fold=fold)
+    new, others = quantized(new, calibration, plain)
+    # The second report knows only the layers that it quantized.
+    both = replace(others, layers=on_norms.layers + others.layers)
+    return new, both.bits_per_weight
 
 
 def rotated(
@@ -89,6 +102,8 @@ def reads_norm(name: str, layer: nn.Linear) -> bool:
 
 # One scale per output of the weights, one per token of the activations.
 FP8 = FloatQuantizer(E4M3, PerChannel(0))
+# As many bits per number as NVFP4 with an integer grid, but for a scale of 16 bits instead of 8.
+INT4 = IntQuantizer(4, granularity=PerGroup(16), scale_dtype=torch.float16)
 
 METHODS: dict[str, WithActivations] = {
     "W8A8 per tensor": WithActivations(ROWS, ONE_SCALE),
@@ -96,7 +111,9 @@ METHODS: dict[str, WithActivations] = {
     "W8A8 per token and channel": WithActivations(ROWS, PER_TOKEN),
     "W8A8 LLM.int8()": WithActivations(ROWS, OutlierColumns(PER_TOKEN)),
     "FP8 W8A8": WithActivations(FP8, FP8),
+    "FP8 W8A8 per tensor": WithActivations(FP8, FloatQuantizer(E4M3)),
     "NVFP4 W4A4": WithActivations(NVFP4Quantizer(), NVFP4Quantizer()),
+    "INT4 g16 W4A4": WithActivations(INT4, INT4),
 }
 
 ACTIVATIONS: dict[str, Callable[[Llama, Batches], tuple[nn.Module, float]]] = {
@@ -104,3 +121,5 @@ ACTIVATIONS: dict[str, Callable[[Llama, Batches], tuple[nn.Module, float]]] = {
 }
 ACTIVATIONS["W8A8 SmoothQuant"] = smoothed
 ACTIVATIONS["W8A8 rotated"] = rotated
+ACTIVATIONS["W8A8 SmoothQuant, per token"] = partial(smoothed, inputs=PER_TOKEN)
+ACTIVATIONS["W8A8 rotated, per token"] = partial(rotated, inputs=PER_TOKEN)
