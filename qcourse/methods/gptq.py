@@ -10,6 +10,7 @@ The parts: `second_moment.py` gathers H, `inverse_factor.py` inverts it, `column
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
@@ -159,7 +160,10 @@ class Gptq(BySecondMoment):
             factor = inverse_factor(seen, damp=self.damp, act_order=self.act_order, dtype=dtype)
 
         # If each row has parameters of its own, one sweep takes the rows of all layers.
-        options = {"block_size": self.block_size, "static_groups": self.static_groups}
+        options: dict[str, Any] = {
+            "block_size": self.block_size,
+            "static_groups": self.static_groups,
+        }
         try:
             if rows_are_alone(self.quantizer, len(factor.order)):
                 every = _swept(list(weights.values()), factor, self.quantizer, **options)

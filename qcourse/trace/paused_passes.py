@@ -106,7 +106,7 @@ class PausedPasses:
         self.model = model
         self.layers = layers
         self.groups = groups
-        self._rank = {}
+        self._rank: dict[str, int] = {}
         for rank, names in enumerate(groups):
             self._rank |= dict.fromkeys(names, rank)
         self._passes = [PausedPass(work) for work in works]
