@@ -8,6 +8,8 @@ import pytest
 from driver import TOKEN, Notebook, Server
 from playwright.sync_api import Page, expect
 
+from qcourse.models.smollm2_files import find_smollm2
+
 SOLUTION = "def symmetric_scale(x, bits):\n    return x.abs().max() / (2 ** (bits - 1) - 1)"
 KNOWN_MISTAKES = {
     "qmax off by one": "def symmetric_scale(x, bits):\n    return x.abs().max() / 2 ** (bits - 1)",
@@ -33,6 +35,28 @@ def test_readers_are_not_asked_about_news(lab: Server) -> None:
         properties = json.load(answer)["schema"]["properties"]
     assert properties["fetchNews"]["default"] == "false"
     assert properties["checkForUpdates"]["default"] is False
+
+
+def test_the_model_of_lesson_00_answers(open_notebook: Callable[[str], Notebook]) -> None:
+    try:
+        find_smollm2()
+    except FileNotFoundError:
+        pytest.skip("SmolLM2's file is not on this machine")
+    lesson = open_notebook("notebooks/00_start_here.ipynb")
+    lesson.menu("Edit", "Clear Outputs of All Cells")
+    answer = lesson.cell("chat(lm.model, question)")
+    expect(answer).not_to_contain_text("Paris")
+    for words in ("load_lesson_model()", "def chat("):
+        lesson.run(lesson.cell(words))
+    lesson.run(answer)
+    expect(answer).to_contain_text("Paris")
+
+
+def test_the_drawing_of_lesson_00_is_there_before_anything_runs(
+    open_notebook: Callable[[str], Notebook],
+) -> None:
+    cell = open_notebook("notebooks/00_start_here.ipynb").cell("llama_block_figure(")
+    expect(cell.locator("img")).to_be_visible()
 
 
 def test_the_picture_of_lesson_01_is_there_before_anything_runs(
