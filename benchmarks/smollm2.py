@@ -44,9 +44,9 @@ from qcourse import (
 )
 
 PATH = RESULTS / "smollm2.json"
-TOKENS = 8192  # evaluated, in windows of CONTEXT
+TOKENS = 6144  # evaluated, in windows of CONTEXT
 CONTEXT = 512
-QUESTIONS = 300
+QUESTIONS = 200
 CALIBRATION_TOKENS = {"GPTQ": 8192, "AWQ": 2048}
 
 
