@@ -315,8 +315,8 @@ def test_cases_are_drawn_anew_and_can_cross_to_another_process(exercise: Exercis
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
-def test_each_exercise_has_two_to_five_mistakes_with_advice(exercise: Exercise) -> None:
+def test_each_exercise_has_two_mistakes_or_more_with_advice(exercise: Exercise) -> None:
     names = {mistake.name: mistake.advice for mistake in exercise.mistakes}
-    assert 2 <= len(names) <= 5
+    assert len(names) >= 2
     assert all(advice.endswith((".", "?")) for advice in names.values())
     assert len({(mistake.name, mistake.advice) for mistake in exercise.mistakes}) == len(names)
