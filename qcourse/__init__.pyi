@@ -78,6 +78,7 @@ from .models.recorded_logits import record_logits as record_logits
 from .models.smollm2 import load_smollm2 as load_smollm2
 from .models.standard_error import paired_difference as paired_difference
 from .models.standard_error import perplexity_change as perplexity_change
+from .models.standard_error import ratio_estimate as ratio_estimate
 from .models.streaming import StreamingModel as StreamingModel
 from .models.tinylm import load_tinylm as load_tinylm
 from .numerics.affine import IntQuantizer as IntQuantizer

@@ -29,7 +29,7 @@ def bits_of_package(logits: Tensor, targets: Tensor, text: str) -> float:
 
 
 def error_of_package(totals: Tensor, tokens: Tensor) -> tuple[float, float]:
-    found = ratio_estimate(totals, tokens)
+    found = ratio_estimate(totals, tokens.float())
     return found.mean, found.error
 
 
@@ -47,7 +47,7 @@ def verdicts_of_package(nll: Tensor) -> list[list[int]]:
 def once_of_package(nll: Tensor, starts: Tensor) -> tuple[int, float]:
     new = torch.cat([torch.tensor([nll.shape[1]]), starts.diff()])
     totals = torch.stack([row[-count:].sum() for row, count in zip(nll, new, strict=True)])
-    return int(new.sum()), ratio_estimate(totals, new).exponential().mean
+    return int(new.sum()), ratio_estimate(totals, new.float()).exponential().mean
 
 
 def bits_loop(logits: Tensor, targets: Tensor, text: str) -> float:
