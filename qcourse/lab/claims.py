@@ -55,7 +55,7 @@ _TABLE = """
 22  E        float16 and bfloat16 both range over +-65,504.
 23  C        70B parameters: 140 GB in float16, 35 GB in INT4.
 24  E        LLM.int8() keeps features beyond 6 sigma in float16.
-25  E        about 0.1% of the dimensions of activations are outliers.
+25  E        about 0.1% of the dimensions (channels) of activations are outliers.
 26  C        quantizing activations hurts more than quantizing weights.
 27  C        a dot product of codes needs one int32 accumulator, rescaled once by s_w s_x.
 28  B, C     SmoothQuant moves the outliers of activations into the weights, whose scales can handle

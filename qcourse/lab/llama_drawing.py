@@ -51,7 +51,7 @@ class Box(NamedTuple):
 
 
 def llama_block_figure(config: LlamaConfig) -> Figure:
-    """Return a drawing of one layer of a Llama, its embedding and its head, with their shapes.
+    """Return a drawing of one block of a Llama, its embedding and its head, with their shapes.
 
     >>> figure = llama_block_figure(LlamaConfig(64, 32, 48, 2, 4, 2))
     >>> "q_proj\\n32 × 32" in [text.get_text() for text in figure.axes[0].texts]
@@ -64,7 +64,7 @@ def llama_block_figure(config: LlamaConfig) -> Figure:
         patch.set_alpha(0)
 
     size = config.hidden_size
-    _label(ax, f"Each layer adds twice to a residual stream of {size} numbers per token", 8, 14.0)
+    _label(ax, f"Each block adds twice to a residual stream of {size} numbers per token", 8, 14.0)
     _draw_frame(ax, config)
     _draw_key(ax)
     _draw_stream(ax, config)
@@ -75,19 +75,20 @@ def llama_block_figure(config: LlamaConfig) -> Figure:
 
 
 def _draw_frame(ax: Axes, config: LlamaConfig) -> None:
-    """Draw the dashed frame around what each layer repeats."""
+    """Draw the dashed frame around what each block repeats."""
     frame = FancyBboxPatch((0.4, 1.9), 15.2, 9.9, boxstyle="round,pad=0,rounding_size=0.3")
     frame.set(facecolor="none", edgecolor=GREY, linestyle="--", linewidth=1.2)
     ax.add_patch(frame)
     last = config.num_hidden_layers - 1
-    words = f"one of {config.num_hidden_layers} layers: layers.0 to layers.{last}"
+    words = f"one of {config.num_hidden_layers} blocks: layers.0 to layers.{last}"
     _label(ax, words, 11.6, 11.8)
 
 
 def _draw_key(ax: Axes) -> None:
-    """Say what blue and orange mean."""
-    for words, color, x in (("quantized", BLUE, 10.4), ("stays in floats", ORANGE, 13.7)):
-        _draw_box(ax, Box(words, "", x, 12.9, color, width=2.9, height=0.6))
+    """Say what blue, orange and grey mean."""
+    _draw_box(ax, Box("quantized", "", 7.7, 12.9, BLUE, width=2.2, height=0.6))
+    _draw_box(ax, Box("large, stays in floats", "", 10.7, 12.9, ORANGE, width=3.3, height=0.6))
+    _draw_box(ax, Box("small, stays in floats", "", 14.1, 12.9, GREY, width=3.3, height=0.6))
 
 
 def _draw_stream(ax: Axes, config: LlamaConfig) -> None:
@@ -96,8 +97,8 @@ def _draw_stream(ax: Axes, config: LlamaConfig) -> None:
     shape = f"{config.vocab_size:,} × {config.hidden_size}"
     embed = Box("embed_tokens", shape, 1.75, 12.9, ORANGE, width=3.1)
     _draw_box(ax, embed)
-    _arrow(ax, (6.6, 12.9), (embed.right, 12.9), "tokens")
-    _label(ax, "token ids", 7.2, 12.9)
+    _arrow(ax, (5.1, 12.9), (embed.right, 12.9))
+    _label(ax, "token ids", 5.5, 12.9)
     _label(ax, f"residual stream\ntokens × {config.hidden_size}", 2.55, 11.2)
 
 
@@ -108,12 +109,12 @@ def _draw_attention(ax: Axes, config: LlamaConfig) -> None:
     norm = Box("input_layernorm", f"{size}", NORM_X, 9.6, GREY, width=3.0)
     query_heads = f"{config.num_attention_heads} query heads"
     kv_heads = f"{config.num_key_value_heads} KV heads"
-    heads = f"{query_heads}\n{kv_heads}\nof {config.head_dim}"
-    attention = Box("attention", heads, MIX_X, 9.6, GREEN, height=3.1)
+    heads = f"{query_heads}\n{kv_heads}\n{config.head_dim} values per head"
+    attention = Box("attention", heads, MIX_X, 9.6, GREEN, width=3.0, height=3.1)
     _draw_branch(ax, norm, size)
     for name, width, y in (("q", size, 10.7), ("k", kv_size, 9.6), ("v", kv_size, 8.5)):
         projection = Box(f"{name}_proj", f"{width} × {size}", PROJECTION_X, y, BLUE)
-        _draw_projection(ax, norm, projection, attention, width)
+        _draw_projection(ax, norm, projection, attention, (size, width))
     _draw_box(ax, attention)
     output = Box("o_proj", f"{size} × {size}", MIX_X, 6.75, BLUE)
     _draw_return(ax, attention, output, (size, size))
@@ -124,11 +125,11 @@ def _draw_mlp(ax: Axes, config: LlamaConfig) -> None:
     size = config.hidden_size
     wide = config.intermediate_size
     norm = Box("post_attention_\nlayernorm", f"{size}", NORM_X, 4.9, GREY, width=3.0, height=1.3)
-    product = Box("MLP", "silu(gate) × up", MIX_X, 4.9, GREEN, height=2.0)
+    product = Box("silu(gate) × up", "", MIX_X, 4.9, GREEN, width=3.0, height=2.0)
     _draw_branch(ax, norm, size)
     for name, y in (("gate_proj", 5.45), ("up_proj", 4.35)):
         projection = Box(name, f"{wide:,} × {size}", PROJECTION_X, y, BLUE)
-        _draw_projection(ax, norm, projection, product, wide)
+        _draw_projection(ax, norm, projection, product, (size, wide))
     _draw_box(ax, product)
     output = Box("down_proj", f"{size} × {wide:,}", MIX_X, 2.6, BLUE)
     _draw_return(ax, product, output, (wide, size))
@@ -139,22 +140,25 @@ def _draw_head(ax: Axes, config: LlamaConfig) -> None:
     norm = Box("norm", f"{config.hidden_size}", NORM_X, 0.9, GREY, width=3.0)
     shape = f"{config.vocab_size:,} × {config.hidden_size}"
     head = Box("lm_head", shape, PROJECTION_X, 0.9, ORANGE)
-    _draw_branch(ax, norm, None)
+    _draw_branch(ax, norm, config.hidden_size)
     _arrow(ax, (norm.right, 0.9), (head.left, 0.9), f"{config.hidden_size}")
     _draw_box(ax, head)
     _arrow(ax, (head.right, 0.9), (12.4, 0.9), f"{config.vocab_size:,}")
     _label(ax, "logits of the\nnext token", 13.7, 0.9)
 
 
-def _draw_branch(ax: Axes, norm: Box, size: int | None) -> None:
+def _draw_branch(ax: Axes, norm: Box, size: int) -> None:
     """Draw the arrow from the residual stream to a norm, and the norm."""
-    _arrow(ax, (STREAM_X, norm.y), (norm.left, norm.y), "" if size is None else f"{size}")
+    _arrow(ax, (STREAM_X, norm.y), (norm.left, norm.y), f"{size}")
     _draw_box(ax, norm)
 
 
-def _draw_projection(ax: Axes, norm: Box, projection: Box, mix: Box, width: int) -> None:
+def _draw_projection(
+    ax: Axes, norm: Box, projection: Box, mix: Box, widths: tuple[int, int]
+) -> None:
     """Draw a linear layer between a norm and what mixes the results."""
-    _arrow(ax, (norm.right, norm.y), (projection.left, projection.y))
+    size, width = widths
+    _arrow(ax, (norm.right, norm.y), (projection.left, projection.y), f"{size}")
     _arrow(ax, (projection.right, projection.y), (mix.left, projection.y), f"{width:,}")
     _draw_box(ax, projection)
 
@@ -165,7 +169,7 @@ def _draw_return(ax: Axes, mix: Box, output: Box, widths: tuple[int, int]) -> No
     top = output.y + output.height / 2
     _arrow(ax, (mix.x, mix.y - mix.height / 2), (output.x, top), f"{read:,}")
     _draw_box(ax, output)
-    _arrow(ax, (output.left, output.y), (STREAM_X + 0.25, output.y), f"tokens × {written}")
+    _arrow(ax, (output.left, output.y), (STREAM_X + 0.25, output.y), f"{written}")
     _label(ax, "+", STREAM_X, output.y, boxstyle="circle,pad=0.25")
 
 

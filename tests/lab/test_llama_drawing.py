@@ -10,7 +10,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Annotation, Text
 from torch import nn
 
-from qcourse.lab import llama_block_figure
+from qcourse.lab import BLUE, GREY, ORANGE, llama_block_figure
 from qcourse.models.llama import random_llama
 from qcourse.models.llama_config import LlamaConfig
 
@@ -52,11 +52,25 @@ def test_every_layer_of_the_code_is_drawn_with_the_shape_of_its_weight() -> None
 
 
 def test_the_arrows_of_smollm2_say_how_many_numbers_a_token_has() -> None:
-    texts = [text.get_text() for text in words(llama_block_figure(SMOLLM2))]
-    assert {"576", "192", "1,536", "49,152", "tokens × 576"} <= set(texts)
-    assert "attention\n9 query heads\n3 KV heads\nof 64" in texts
+    figure = llama_block_figure(SMOLLM2)
+    texts = [text.get_text() for text in words(figure)]
+    arrows = [text for text in figure.axes[0].texts if isinstance(text, Annotation)]
+    numbers = [text for text in texts if re.fullmatch(r"[\d,]+", text)]
+    # the arrow of the token ids carries no number: an id is no vector
+    assert len(numbers) == len(arrows) - 1
+    assert set(numbers) == {"576", "192", "1,536", "49,152"}
     assert texts.count("192") == 2  # keys and values
+    assert texts.count("1,536") == 3  # gate, up and their product
     assert texts.count("+") == 2
+    assert "attention\n9 query heads\n3 KV heads\n64 values per head" in texts
+
+
+def test_the_key_names_the_three_colors_of_weights() -> None:
+    key = {"quantized": BLUE, "large, stays in floats": ORANGE, "small, stays in floats": GREY}
+    figure = llama_block_figure(SMOLLM2)
+    found = {text.get_text(): background(text, figure) for text in words(figure)}
+    for name, color in key.items():
+        assert found[name] == pytest.approx((*to_rgb(color), 1))
 
 
 def test_no_two_texts_touch_and_none_leaves_the_drawing() -> None:
