@@ -16,7 +16,6 @@ import itertools
 import json
 import lzma
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,11 @@ def evaluate_kind(tinylm: TinyLM, kind: str, *, stride: int) -> dict[str, float]
     tokens = encode_documents(documents, tinylm.tokenizer)
     context = tinylm.model.config.max_position_embeddings
     found = perplexity(tinylm.model, tokens, context, stride=stride)
-    return asdict(found) | {
+    return {
+        "nll": found.nll,
+        "tokens": found.tokens,
+        "context": found.context,
+        "stride": found.stride,
         "bytes": len(text),
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte(len(text)),
