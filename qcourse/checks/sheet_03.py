@@ -165,7 +165,7 @@ def _windows(generator: Generator, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _error_cases(generator: Generator) -> list[Any]:
-    by_hand = [
+    written = [
         # Equal lengths: the usual error of a mean.
         ([2.0, 4.0, 6.0], [2, 2, 2]),
         # The long window weighs three times as much.
@@ -173,7 +173,7 @@ def _error_cases(generator: Generator) -> list[Any]:
         # Windows that agree leave no error.
         ([3.0, 6.0, 12.0], [1, 2, 4]),
     ]
-    by_hand = [(torch.tensor(totals), torch.tensor(tokens)) for totals, tokens in by_hand]
+    by_hand = [(torch.tensor(totals), torch.tensor(tokens)) for totals, tokens in written]
 
     def draw() -> list[tuple[Any, ...]]:
         return [_windows(generator, count) for count in (3, 5, 8)]
@@ -462,7 +462,7 @@ def _overlapping(generator: Generator, windows: int, context: int) -> tuple[Tens
 
 
 def _once_cases(generator: Generator) -> list[Any]:
-    by_hand = [
+    written = [
         # No overlap: each prediction counts.
         ([[3.0, 1.0], [2.0, 2.0]], [0, 2]),
         # Each window repeats two tokens of the one before.
@@ -470,7 +470,7 @@ def _once_cases(generator: Generator) -> list[Any]:
         # The last window is shifted by less than the others.
         ([[4.0, 2.0, 1.0], [3.0, 2.0, 1.0], [5.0, 4.0, 2.0]], [0, 2, 3]),
     ]
-    by_hand = [(torch.tensor(nll), torch.tensor(starts)) for nll, starts in by_hand]
+    by_hand = [(torch.tensor(nll), torch.tensor(starts)) for nll, starts in written]
 
     def draw() -> list[tuple[Any, ...]]:
         return [_overlapping(generator, *sizes) for sizes in ((3, 4), (4, 5), (5, 6))]

@@ -45,9 +45,7 @@ def test_it_has_the_published_size(ours: SmolLM2) -> None:
 
 
 def test_it_answers_a_question(ours: SmolLM2) -> None:
-    prompt = (
-        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     ids = torch.tensor(ours.tokenizer.encode(prompt).ids)
     answer = generate(ours.model, ids, 12, stop=2)[len(ids) :]
     assert "Paris" in ours.tokenizer.decode(answer.tolist())
@@ -57,7 +55,8 @@ def texts() -> list[str]:
     """1,000 texts of the standard library, and some that are hard for a tokenizer."""
     found = [document.text[:2000] for document in stdlib_corpus("held_out")]
     found += [document.text[:2000] for document in stdlib_corpus("train")]
-    hard = ["", " ", "\n\n\n", "naïve café — 数字 🙂", "a\tb  c", "<|im_start|>user\nHi<|im_end|>\n"]
+    hard = ["", " ", "\n\n\n", "naïve café — 数字 🙂", "a\tb  c"]
+    hard.append("<|im_start|>user\nHi<|im_end|>\n")
     return [*hard, *found[:1000]]
 
 
