@@ -2,9 +2,9 @@
 
 Nothing is generated. Each choice follows the prompt, and the sum of its tokens' log p divided by
 its bytes is its score. Division by bytes does not depend on the tokenizer and lets long choices
-win; it is what lm-evaluation-harness calls acc_norm.
+win. lm-evaluation-harness calls it acc_bytes; its acc_norm divides by characters.
 
-Source: Gao et al., lm-evaluation-harness (acc_norm); Brown et al. 2020, "GPT-3", section 2.4.
+Source: Gao et al., lm-evaluation-harness (acc_bytes); Brown et al. 2020, "GPT-3", section 2.4.
 `evaluate.py` measures all tokens of running text.
 """
 
