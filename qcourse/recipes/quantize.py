@@ -87,7 +87,8 @@ def quantize_model(
     # Group by group, codes replace floats in a copy.
     by_moment = sequential and output_error
     replacer = LayerReplacer(ModelCopy(model, chosen), chosen, method, fold, by_moment)
-    walk = Walk("quantizing", batches, run, sequential=sequential, progress=progress)
+    options = {"sequential": sequential, "one_pass": fold is None, "progress": progress}
+    walk = Walk("quantizing", batches, run, **options)
     unreached = walk.replace_layers(replacer.copy, method, replacer.quantize)
     new = replacer.copy.model.requires_grad_(False)
 

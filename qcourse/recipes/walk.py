@@ -30,6 +30,7 @@ class Walk:
     batches: Sequence[Any]
     run: Run
     sequential: bool = True
+    one_pass: bool = True  # not if replacing a group changes a module before it: a folded scale
     progress: bool = True
 
     @torch.no_grad()
@@ -43,7 +44,8 @@ class Walk:
         # Dropout would make what is observed random.
         copy.model.eval()
         count = len(copy.pending)
-        groups = observed_groups(method, copy, self.batches, self.run, sequential=self.sequential)
+        options = {"sequential": self.sequential, "one_pass": self.one_pass}
+        groups = observed_groups(method, copy, self.batches, self.run, **options)
         with tqdm(total=count, desc=self.title, unit="layer", disable=not self.progress) as bar:
             for names, seen in groups:
                 # All layers of a group read one input, so they are replaced together.

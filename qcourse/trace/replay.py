@@ -72,12 +72,16 @@ class Replay:
         groups, calls, is_chain = trace
         return cls(model, layers, batches, run, groups, calls, blocks if is_chain else [])
 
-    def in_order(self, method: Observer) -> Iterator[tuple[Group, Any]]:
-        """Yield each group with what the method observed, after the groups before are replaced."""
+    def in_order(self, method: Observer, *, one_pass: bool = True) -> Iterator[tuple[Group, Any]]:
+        """Yield each group with what the method observed, after the groups before are replaced.
+
+        one_pass allows a single pass per batch: what it has computed before a group must stay
+        valid when the group is replaced.
+        """
         order = list(self.groups.members)
         if self.blocks:
             order.sort(key=self.groups.blocks_before.__getitem__)
-        if self._calls_once_in(order):
+        if one_pass and self._calls_once_in(order):
             yield from self._in_one_pass(method, order)
             return
         for first in order:
@@ -184,17 +188,24 @@ class Replay:
 
 
 def observed_groups(
-    method: Observer, copy: ModelCopy, batches: Sequence[Any], run: Run, *, sequential: bool = True
+    method: Observer,
+    copy: ModelCopy,
+    batches: Sequence[Any],
+    run: Run,
+    *,
+    sequential: bool = True,
+    one_pass: bool = True,
 ) -> Iterator[tuple[Group, Any]]:
     """Return the groups of layers to be replaced, each with what the method observed of its input.
 
     The caller replaces the copy's pending layers while it iterates. With sequential=True a group is
-    observed after the groups before it were replaced. A method that is not calibrated gets None.
+    observed after the groups before it were replaced; one_pass as for ``in_order``. A method that
+    is not calibrated gets None.
     """
     if not method.calibrated:
         return (((name,), None) for name in list(copy.pending))
     replay = Replay.traced(copy.model, copy.pending, batches, run)
-    return replay.in_order(method) if sequential else replay.at_once(method)
+    return replay.in_order(method, one_pass=one_pass) if sequential else replay.at_once(method)
 
 
 def observe(method: Observer, seen: Any, x: Tensor, name: str) -> Any:

@@ -433,7 +433,7 @@ def test_each_group_is_shown_what_the_quantized_layers_before_it_give(theirs: bo
     assert all(torch.equal(a, b) for a, b in zip(new.buffers(), rounded.buffers(), strict=True))
 
 
-@pytest.mark.parametrize(("passes", "expected"), [(1, 5), (2, 2 + 1 + 1 + 2 + 2 + 2 + 2)])
+@pytest.mark.parametrize(("passes", "expected"), [(1, 3), (2, 2 + 1 + 1 + 2 + 2 + 2 + 2)])
 def test_finished_blocks_are_not_computed_again(passes: int, expected: int) -> None:
     model = llama()
     calls: list[int] = []
@@ -442,8 +442,9 @@ def test_finished_blocks_are_not_computed_again(passes: int, expected: int) -> N
     new = quantize_model(
         model, Spy(INT4, []), calibration=BATCHES[:1], run=run, progress=False
     ).model
-    # One pass finds the groups, one observes each of the four (the last pass for the first two ends
-    # before the MLP), one stores the outputs, and one computes the errors.
+    # A single pass per batch: one finds the groups, one observes all of them on its way, and one
+    # computes the errors. Two: one run finds the groups, one observes each of the four (the last
+    # pass for the first two ends before the MLP), one stores the outputs, one computes the errors.
     assert len(calls) == expected
     assert "forward" not in vars(new.model.layers[0])
 
