@@ -46,7 +46,7 @@ def test_the_model_of_lesson_00_answers(open_notebook: Callable[[str], Notebook]
     lesson.menu("Edit", "Clear Outputs of All Cells")
     answer = lesson.cell("chat(lm.model, question)")
     expect(answer).not_to_contain_text("Paris")
-    for words in ("load_lesson_model()", "def chat("):
+    for words in ("load_lesson_model()", "import chat_prompt", "def chat("):
         lesson.run(lesson.cell(words))
     lesson.run(answer)
     expect(answer).to_contain_text("Paris")
